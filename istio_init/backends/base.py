@@ -1,0 +1,265 @@
+"""The contract of every backend: `probe`, `read`, `apply`, `remove`.
+
+A backend says how one family is tried, read and changed in one transaction a table. What makes a change safe is written
+here once for all of them: one writer at a time, compare first, captures gained before captures lost, and the state before
+put back when a part fails.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.errors import IstioInitError, LockHeld, Unsupported
+from istio_init.inspect import TableChange, compare, desired
+from istio_init.model import Family, Snapshot, Table, TproxyRoute, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from istio_init.model import Plan
+
+LOCK_WAIT = 10.0  # seconds
+LOCK_POLL = 0.02  # seconds
+NETWORK_NAMESPACE = "/proc/self/ns/net"
+BOTH_FAMILIES = tuple(Family)
+
+Snapshots = dict[Family, Snapshot]
+Changes = dict[Family, list[TableChange]]
+
+
+class Report(NamedTuple):
+    """What an `apply` or `remove` did.
+
+    Attributes:
+        backend: the name of the backend.
+        variants: the iptables variant that each family was read and written through.
+        chains: how many chains were written or removed; 0 when all was as it should be.
+        rules: how many rules were written.
+        changed: whether anything was written, the policy route included.
+        warnings: what was left out, and why.
+    """
+
+    backend: str
+    variants: dict[Family, Variant]
+    chains: int
+    rules: int
+    changed: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def means(self) -> str:
+        """Backend and variants in a few words, such as `restore; ipv4 nft, ipv6 nft`."""
+        return "; ".join(filter(None, (self.backend, ", ".join(f"{f} {v}" for f, v in self.variants.items()))))
+
+
+class Backend(ABC):
+    """One way to reach the rules of this process's network namespace.
+
+    Args:
+        lock_wait: seconds to wait for another program that holds a lock.
+    """
+
+    name: str
+
+    def __init__(self, lock_wait: float = LOCK_WAIT) -> None:
+        self.lock_wait = lock_wait
+
+    @abstractmethod
+    def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        """Try whether one table of each family can really be written, and leave no rule behind.
+
+        Returns:
+            for each family that cannot be written, the reason.
+
+        Raises:
+            NotPermitted: a capability is missing.
+            LockHeld: another program holds the lock.
+        """
+
+    @abstractmethod
+    def read(self, families: tuple[Family, ...]) -> Snapshots:
+        """Read what is in the kernel; a family that does not exist here reads as empty.
+
+        Raises:
+            IstioInitError: the kernel cannot be read, or not said which of two rule sets is meant.
+        """
+
+    @abstractmethod
+    def commit(self, changes: Changes) -> None:
+        """Make the changes, each table in one transaction, tables in the order given.
+
+        Raises:
+            IstioInitError: a transaction failed; that one did nothing, others may have been made.
+        """
+
+    @abstractmethod
+    def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
+        """Tell which variant each family is read and written through."""
+
+    def routes(self) -> tuple[TproxyRoute, ...]:
+        """List the policy routes of ours that are in place."""
+        from istio_init import routing  # noqa: PLC0415 - pyroute2 takes a quarter of a second to import
+
+        return routing.find()
+
+    def add_route(self, route: TproxyRoute) -> bool:
+        """Make sure of a policy route, and tell whether anything was missing."""
+        from istio_init import routing  # noqa: PLC0415 - as above
+
+        return routing.add(route)
+
+    def delete_route(self, route: TproxyRoute) -> None:
+        """Remove a policy route that `routes` listed."""
+        from istio_init import routing  # noqa: PLC0415 - as above
+
+        routing.delete(route)
+
+    def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Bring the kernel to `plan`: afterwards all of it is in place, or all is as it was.
+
+        Nothing is written when the plan is in place already. Foreign rules and chains are not touched.
+
+        Raises:
+            InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.errors`.
+        """
+        plan = plan.only(families)
+        with self._locked():
+            before = self.read(families)
+            changes = {family: compare(desired(plan, family), before[family]) for family in families}
+            warnings = self._leave_out_broken(plan, changes)
+            route_added = plan.route is not None and self.add_route(plan.route)
+            try:
+                self._commit_or_put_back(before, changes)
+            except BaseException:
+                if route_added and plan.route is not None:
+                    self.delete_route(plan.route)
+                raise
+            # The rules of an earlier plan tell whether it had a route, so that pods without one need not look.
+            stale = self._delete_routes(keep=plan.route) if _marks_packets(before) else False
+            return self._report(families, changes, warnings, routed=route_added or stale)
+
+    def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Remove all that is ours and nothing else; it is no error when there is nothing.
+
+        Raises:
+            NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.errors`.
+        """
+        with self._locked():
+            before = self.read(families)
+            changes = {family: compare({}, before[family]) for family in families}
+            self._commit_or_put_back(before, changes)
+            routed = Family.IPV4 in families and self._delete_routes()
+            return self._report(families, changes, (), routed=routed)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with namespace_lock(self.lock_wait), signals_held():
+            yield
+
+    def _delete_routes(self, keep: TproxyRoute | None = None) -> bool:
+        stale = [route for route in self.routes() if route != keep]
+        for route in stale:
+            self.delete_route(route)
+        return bool(stale)
+
+    def _leave_out_broken(self, plan: Plan, changes: Changes) -> tuple[str, ...]:
+        """Probe the families that are about to be written, and drop those that do not work and need not."""
+        tables = {family: wanted[0].table for family, wanted in changes.items() if wanted}
+        warnings = []
+        for family, reason in (self.probe(tables) if tables else {}).items():
+            if family not in plan.optional:
+                message = f"{family} rules cannot be written here: {reason}"
+                raise Unsupported(message)
+            changes[family] = []
+            warnings.append(f"{family} rules are left out, for {family} does not work here: {reason}")
+        return tuple(warnings)
+
+    def _commit_or_put_back(self, before: Snapshots, changes: Changes) -> None:
+        writing = {family: wanted for family, wanted in changes.items() if wanted}
+        if not writing:
+            return
+        try:
+            self.commit(writing)
+        except IstioInitError as error:
+            self._put_back({family: before[family] for family in writing}, error)
+            raise
+
+    def _put_back(self, before: Snapshots, cause: IstioInitError) -> None:
+        try:
+            now = self.read(tuple(before))
+            undo = {family: compare(before[family], now[family]) for family in before}
+            undo = {family: changes for family, changes in undo.items() if changes}
+            if undo:
+                self.commit(undo)
+        except IstioInitError as error:
+            message = f"{cause}; putting back what was there before failed too: {error}"
+            raise IstioInitError(message) from cause
+        cause.add_note("what was there before is in place again")
+
+    def _report(self, families: tuple[Family, ...], changes: Changes, warnings: tuple[str, ...], *, routed: bool) -> Report:
+        made = [change for wanted in changes.values() for change in wanted]
+        return Report(
+            backend=self.name,
+            variants=self.variants(families),
+            chains=sum(len(change.chains) + len(change.dropped) for change in made),
+            rules=sum(sum(map(len, change.chains.values())) + len(change.added_jumps) for change in made),
+            changed=bool(made) or routed,
+            warnings=warnings,
+        )
+
+
+def _marks_packets(snapshots: Snapshots) -> bool:
+    mangle = snapshots.get(Family.IPV4, {}).get(Table.MANGLE)
+    return mangle is not None and "ISTIO_DIVERT" in mangle.chains
+
+
+@contextmanager
+def namespace_lock(wait: float) -> Iterator[None]:
+    """Be the only writer of this kind in this network namespace.
+
+    The lock is a flock(2) on the namespace itself. So it needs no path that could be missing or read-only, holds between
+    containers of one pod, does not hold between pods, and ends with the process.
+
+    Raises:
+        LockHeld: it was not free within `wait` seconds.
+    """
+    namespace = os.open(NETWORK_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flock(namespace, wait, "the lock of this network namespace")
+        yield
+    finally:
+        os.close(namespace)
+
+
+def flock(file: int, wait: float, what: str) -> None:
+    """Take an exclusive flock(2) on an open file, waiting at most `wait` seconds; raise `LockHeld` after that."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                message = (
+                    f"another program holds {what} and did not release it within {wait:g} s; "
+                    "wait for it to end and run this again, or wait longer with --lock-wait SECONDS"
+                )
+                raise LockHeld(message) from None
+            time.sleep(LOCK_POLL)
+        else:
+            return
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let a signal that would end the process wait until the change is complete."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,91 @@
+"""A kernel in memory, for tests of what is built on this package. The contract suite holds it to the real ones."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from istio_init.backends.base import Backend, Changes, Snapshots
+from istio_init.errors import Unsupported
+from istio_init.inspect import NOTHING
+from istio_init.model import Family, Snapshot, Table, TableState, TproxyRoute, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from istio_init.inspect import TableChange
+
+
+class FakeBackend(Backend):
+    """Holds rules in memory; each transaction is atomic.
+
+    Args:
+        broken: tables whose next transaction fails, for tests of what a user's program does then.
+        missing: families that this kernel does not have.
+
+    Attributes:
+        kernel: what was written, by family and table.
+        transactions: how many were made.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        broken: frozenset[tuple[Family, Table]] = frozenset(),
+        missing: frozenset[Family] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.kernel: Snapshots = {family: {} for family in Family}
+        self.transactions = 0
+        self._broken = set(broken)
+        self._missing = missing
+        self._routes: set[TproxyRoute] = set()
+
+    def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
+        """There is only one variant of a fake."""
+        return dict.fromkeys(families, Variant.PLAIN)
+
+    def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        """Tell the families that were declared missing."""
+        return {family: f"this fake has no {family}" for family in tables if family in self._missing}
+
+    def read(self, families: tuple[Family, ...]) -> Snapshots:
+        """Give a copy of what was written."""
+        return {family: dict(self.kernel[family]) for family in families}
+
+    def commit(self, changes: Changes) -> None:
+        """Change table after table; stop at a broken one."""
+        for family, wanted in changes.items():
+            for change in wanted:
+                if (family, change.table) in self._broken:
+                    self._broken.discard((family, change.table))
+                    message = f"this fake was told to fail in table {change.table} of {family}"
+                    raise Unsupported(message)
+                _make(self.kernel[family], change)
+                self.transactions += 1
+
+    def routes(self) -> tuple[TproxyRoute, ...]:
+        """List the policy routes in place."""
+        return tuple(self._routes)
+
+    def add_route(self, route: TproxyRoute) -> bool:
+        """Remember a policy route."""
+        missing = route not in self._routes
+        self._routes.add(route)
+        return missing
+
+    def delete_route(self, route: TproxyRoute) -> None:
+        """Forget a policy route."""
+        self._routes.discard(route)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        yield
+
+
+def _make(tables: Snapshot, change: TableChange) -> None:
+    before = tables.get(change.table, NOTHING)
+    chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
+    kept = [jump for jump in before.jumps if jump not in change.removed_jumps]
+    tables[change.table] = TableState(chains, (*kept, *change.added_jumps), before.foreign, before.users)

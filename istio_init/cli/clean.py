@@ -1,0 +1,31 @@
+"""`istio-init clean`: remove what is ours."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from istio_init.cli.log import Level
+from istio_init.cli.options import Run, run_options
+
+EPILOG = """\b
+Examples:
+  istio-init clean
+  istio-init clean --family ipv6
+"""
+
+
+@click.command(epilog=EPILOG)
+@run_options
+def clean(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+    """Remove the chains, jumps and routes that an apply made, whatever its flags were.
+
+    It is no error when there are none. Rules of others are not touched.
+    """
+    started = time.perf_counter()
+    run = Run.take(options)
+    report = run.open_backend().remove(run.families)
+    what = f"{report.chains} chains removed" if report.changed else "nothing to remove"
+    run.log.write(Level.INFO, f"clean ({report.means}): {what}, {(time.perf_counter() - started) * 1000:.0f} ms")

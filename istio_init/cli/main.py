@@ -1,0 +1,95 @@
+"""The command line: the group of commands, and how each error ends the program."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from click_default_group import DefaultGroup
+
+from istio_init import __version__
+from istio_init.cli.apply import apply
+from istio_init.cli.clean import clean
+from istio_init.cli.log import Level, Log
+from istio_init.errors import InvalidInput, IstioInitError
+from istio_init.settings import OPTIONS
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+EPILOG = """\b
+`apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`.
+`istio-init apply --help` lists its flags.
+
+\b
+Exit codes:
+  0  done, or already in place
+  1  anything that is not below
+  2  bad input: a flag, a variable or an environment file; nothing was touched
+  3  not permitted: the capability NET_ADMIN (or, for legacy tables, NET_RAW) is missing
+  4  the kernel or a tool cannot do what the plan needs
+  5  another program holds the lock
+
+\b
+Examples:
+  istio-init -p 15001 -u 1337 -m REDIRECT -i '*' -x "" -b 9080 -d ""
+  istio-init --dry-run --format table -u 1337 -i '*' -b 9080
+  istio-init clean
+"""
+
+
+@click.group(
+    cls=DefaultGroup,
+    default="apply",
+    default_if_no_args=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(__version__, prog_name="istio-init")
+def cli() -> None:
+    """Divert a pod's connections into its Envoy sidecar, with iptables rules that this program owns."""
+
+
+cli.add_command(apply)
+cli.add_command(clean)
+
+
+def main() -> None:
+    """Run the command line of this process, and exit with the code that its outcome has."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line, log what goes wrong, and give the exit code."""
+    context = None
+    try:
+        with cli.make_context("istio-init", list(arguments)) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        return _failed(context, _usage_message(error), error.exit_code)
+    except IstioInitError as error:
+        return _failed(context, "; ".join((str(error), *getattr(error, "__notes__", ()))), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed(context, "interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Who read the output has seen enough (`istio-init -n | head`). The interpreter must not try to flush again.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    return 0
+
+
+def _failed(context: click.Context | None, message: str, exit_code: int) -> int:
+    log = context.obj if context is not None and context.obj is not None else Log()
+    log.write(Level.ERROR, " ".join(message.split()))
+    return exit_code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """Put click's message in one line; a forgotten value is told as any other bad value."""
+    if isinstance(error, click.BadOptionUsage):
+        for option in OPTIONS:
+            if error.option_name in option.flags:
+                allowed = f"{option.metavar}: {option.help}"
+                return str(InvalidInput(error.option_name, "no value was given; an empty one is written ''", allowed))
+    return f"{error.format_message()} (istio-init --help shows what is allowed)"

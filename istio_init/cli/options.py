@@ -1,0 +1,130 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from istio_init.cli.log import Level, Log
+from istio_init.model import Family
+from istio_init.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from istio_init.backends.base import Backend
+
+    Function = Callable[..., None]
+    Decorator = Callable[[Function], Function]
+
+FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
+
+
+class TextValue(click.ParamType):
+    """Text that may be empty, but is not the next flag: `-b -d ""` is a forgotten value, not the port `-d`."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what begins like a flag: no setting has such a value."""
+        if value.startswith("-"):
+            self.fail(f"{value!r} stands where its value should be; an empty value is written ''", param, ctx)
+        return value
+
+
+class Run(NamedTuple):
+    """How rules are reached and what is logged: the options of `run_options`, as the commands use them."""
+
+    families: tuple[Family, ...]
+    backend: str
+    variant: str
+    lock_wait: float
+    log: Log
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Run:
+        """Take the shared options out of a command's options, and start to log as they say."""
+        verbose, quiet = options.pop("verbose"), options.pop("quiet")
+        level = Level.DEBUG if verbose else Level.ERROR if quiet else Level.INFO
+        log = Log(options.pop("log_format") == "json", level)
+        click.get_current_context().find_root().obj = log
+        return cls(
+            FAMILIES[options.pop("family")],
+            options.pop("backend"),
+            options.pop("iptables_variant"),
+            options.pop("lock_wait"),
+            log,
+        )
+
+    def open_backend(self) -> Backend:
+        """Make the backend that was asked for; only now are its modules imported."""
+        from istio_init.backends import open_backend  # noqa: PLC0415 - a dry run does without
+
+        return open_backend(self.backend, self.variant, self.lock_wait, self.log.debug)
+
+
+def setting_options(command: Function) -> Function:
+    """Add a flag for each setting; what is not given arrives as None."""
+    return _decorate(
+        command,
+        [
+            click.option(
+                *option.flags,
+                option.name,
+                type=TextValue(),
+                metavar=option.metavar,
+                help=f"{option.help} [{', '.join(option.variables)}]",
+            )
+            for option in OPTIONS
+        ],
+    )
+
+
+def run_options(command: Function) -> Function:
+    """Add the options that `Run.take` takes."""
+    return _decorate(
+        command,
+        [
+            click.option(
+                "--family",
+                type=click.Choice(list(FAMILIES)),
+                default="all",
+                help="Address families to work on. Default: all.",
+            ),
+            click.option(
+                "--backend",
+                type=click.Choice(["auto", "restore", "libiptc"]),
+                default="auto",
+                help="restore: iptables-restore; libiptc: legacy tables by library calls. Default: auto, which is restore.",
+            ),
+            click.option(
+                "--iptables-variant",
+                type=click.Choice(["auto", "legacy", "nft"]),
+                default="auto",
+                help="Default: auto, the one that has rules here already, else the one that works.",
+            ),
+            click.option(
+                "--lock-wait",
+                type=click.FloatRange(min=0),
+                default=10.0,
+                metavar="SECONDS",
+                help="How long to wait for a program that holds a lock. Default: 10.",
+            ),
+            click.option(
+                "--log-format",
+                type=click.Choice(["text", "json"]),
+                default="text",
+                help="Form of the log, which goes to standard error. Default: text.",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Log each command that is run, and its input."),
+            click.option("-q", "--quiet", is_flag=True, help="Log errors only."),
+        ],
+    )
+
+
+def _decorate(command: Function, decorators: Sequence[Decorator]) -> Function:
+    # click lists options in the order in which they stand above a function: the last one is applied first.
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command

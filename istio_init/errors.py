@@ -1,0 +1,74 @@
+"""The exceptions of this package, one exit code a class.
+
+::
+
+    IstioInitError                1  anything else
+    ├── InvalidInput              2  a flag, variable, file or argument is wrong; nothing was touched
+    ├── NotPermitted              3  CAP_NET_ADMIN (or CAP_NET_RAW) is missing
+    ├── Unsupported               4  the kernel or a tool cannot do what the plan needs
+    │   └── CommandError          4  a tool failed: carries argv, exit status and standard error
+    └── LockHeld                  5  another program holds the lock, and the wait for it is over
+"""
+
+from __future__ import annotations
+
+
+class IstioInitError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidInput(IstioInitError):
+    """A value that a user gave is not allowed.
+
+    Args:
+        where: the flag, variable or file and line that gave the value, as the user wrote it.
+        problem: what is wrong with the value, the value included.
+        allowed: what would be accepted, or what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, problem: str, allowed: str) -> None:
+        super().__init__(f"{where}: {problem} (allowed: {allowed})")
+        self.where = where
+        self.problem = problem
+        self.allowed = allowed
+
+
+class NotPermitted(IstioInitError):
+    """The process lacks a capability that the change needs."""
+
+    exit_code = 3
+
+
+class Unsupported(IstioInitError):
+    """The kernel, or a tool on this machine, cannot do what the plan needs."""
+
+    exit_code = 4
+
+
+class CommandError(Unsupported):
+    """A program that was started failed.
+
+    Args:
+        argv: the program and its arguments.
+        status: its exit status; negative for a signal, None when it could not be started or did not end in time.
+        stderr: what it wrote to standard error, stripped.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, argv: tuple[str, ...], status: int | None, stderr: str, remedy: str) -> None:
+        ended = "did not run to its end" if status is None else f"exited with status {status}"
+        super().__init__(f"`{' '.join(argv)}` {ended}: {stderr or 'no message'}; {remedy}")
+        self.argv = argv
+        self.status = status
+        self.stderr = stderr
+        self.remedy = remedy
+
+
+class LockHeld(IstioInitError):
+    """Another program holds the lock that a change needs, and did not give it up in time."""
+
+    exit_code = 5

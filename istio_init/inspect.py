@@ -1,0 +1,100 @@
+"""Compare what should be in the kernel with what is there, and say which change leads from one to the other. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.errors import Unsupported
+from istio_init.model import BUILTIN_CHAINS, KernelRule, Snapshot, Table, TableState
+
+if TYPE_CHECKING:
+    from istio_init.model import Family, Plan
+
+NOTHING = TableState({})
+
+
+class TableChange(NamedTuple):
+    """One transaction on one table: afterwards our chains and jumps are as wanted, and nothing else has changed.
+
+    Attributes:
+        table: which table.
+        chains: chains to make, or to give this new content.
+        dropped: chains to remove.
+        removed_jumps: `(built-in chain, rule)` to delete.
+        added_jumps: `(built-in chain, rule)` to append.
+    """
+
+    table: Table
+    chains: dict[str, tuple[KernelRule, ...]]
+    dropped: tuple[str, ...] = ()
+    removed_jumps: tuple[tuple[str, KernelRule], ...] = ()
+    added_jumps: tuple[tuple[str, KernelRule], ...] = ()
+
+
+def desired(plan: Plan, family: Family) -> Snapshot:
+    """Give the state that the plan wants one family's tables to be in."""
+    tables: Snapshot = {}
+    for chain in plan.chains:
+        if chain.family is not family:
+            continue
+        state = tables.get(chain.table, NOTHING)
+        if chain.name in BUILTIN_CHAINS:
+            state = state._replace(jumps=(*state.jumps, *((chain.name, rule) for rule in chain.rules)))
+        else:
+            state = state._replace(chains={**state.chains, chain.name: chain.rules})
+        tables[chain.table] = state
+    return tables
+
+
+def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
+    """Find the changes that lead from `current` to `wanted`; none when all is in place.
+
+    Tables that gain come before those that only lose, so that a connection in between is captured twice rather than
+    not at all.
+
+    Raises:
+        Unsupported: a foreign rule uses a chain that would have to go.
+    """
+    gaining = [table for table in Table if table in wanted]
+    losing = [table for table in Table if table in current and table not in wanted]
+    changes = (_compare_table(t, wanted.get(t, NOTHING), current.get(t, NOTHING)) for t in (*gaining, *losing))
+    return [change for change in changes if change is not None]
+
+
+def _compare_table(table: Table, wanted: TableState, current: TableState) -> TableChange | None:
+    chains = {
+        name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))
+    }
+    dropped = tuple(name for name in current.chains if name not in wanted.chains)
+    for name, user in current.users:
+        if name in dropped:
+            message = (
+                f"chain {name} of table {table} cannot be removed: foreign chain {user} jumps to it; "
+                f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
+            )
+            raise Unsupported(message)
+    jumps_differ = not _same_jumps(wanted.jumps, current.jumps)
+    if not (chains or dropped or jumps_differ):
+        return None
+    return TableChange(
+        table,
+        chains,
+        dropped,
+        removed_jumps=current.jumps if jumps_differ else (),
+        added_jumps=wanted.jumps if jumps_differ else (),
+    )
+
+
+def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] | None) -> bool:
+    if current is None or len(wanted) != len(current):
+        return False
+    return all(ours.does_the_same_as(theirs) for ours, theirs in zip(wanted, current, strict=True))
+
+
+def _same_jumps(wanted: tuple[tuple[str, KernelRule], ...], current: tuple[tuple[str, KernelRule], ...]) -> bool:
+    """Compare the jumps of each built-in chain in order; the order *between* built-in chains means nothing."""
+    return all(_same_rules(_jumps_of(wanted, chain), _jumps_of(current, chain)) for chain in BUILTIN_CHAINS)
+
+
+def _jumps_of(jumps: tuple[tuple[str, KernelRule], ...], chain: str) -> tuple[KernelRule, ...]:
+    return tuple(rule for name, rule in jumps if name == chain)

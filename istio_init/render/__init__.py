@@ -1,0 +1,50 @@
+"""Plan → text, for programs (`restore`, `commands`, `json`) and for people (`table`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.errors import InvalidInput
+from istio_init.model import Family, Variant
+from istio_init.render.iptables import render_commands, render_restore
+
+if TYPE_CHECKING:
+    from istio_init.model import Plan
+
+
+def render(
+    plan: Plan,
+    output_format: str = "restore",
+    families: tuple[Family, ...] = tuple(Family),
+    variant: str = "auto",
+) -> str:
+    """Write a plan as text that ends with a newline.
+
+    Args:
+        output_format: `restore` (for `iptables-restore --noflush`, and for IPv6 `ip6tables-restore --noflush`),
+            `commands` (for a shell), `json` or `table`.
+        families: which families to write.
+        variant: `legacy` or `nft` names those binaries in `commands`; with `auto` they have their plain names.
+
+    Raises:
+        InvalidInput: there is no such format.
+    """
+    plan = plan.only(families)
+    if output_format == "json":
+        from istio_init.render.json import render_json  # noqa: PLC0415 - only this format needs it
+
+        return render_json(plan)
+    if output_format == "table":
+        from istio_init.render.table import render_table  # noqa: PLC0415 - only this format needs it
+
+        return render_table(plan)
+    if output_format == "restore":
+        return _sections(plan, {family: render_restore(plan, family) for family in plan.families()})
+    if output_format == "commands":
+        binaries = Variant.PLAIN if variant == "auto" else Variant(variant)
+        return _sections(plan, {family: render_commands(plan, family, binaries) for family in plan.families()})
+    raise InvalidInput("format", f"{output_format!r} is not a format", "restore, commands, json or table")
+
+
+def _sections(plan: Plan, texts: dict[Family, str]) -> str:
+    return "".join(f"# {plan.layout}, {family}\n{text}" for family, text in texts.items())

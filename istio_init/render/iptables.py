@@ -1,0 +1,273 @@
+"""Rules in the language of iptables(8), both ways: restore scripts, single commands, and back from iptables-save.
+
+A rule is written as iptables-save (1.8) prints it, so what is in a kernel and what was planned can be laid side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.inspect import TableChange, compare, desired
+from istio_init.model import (
+    BUILTIN_CHAINS,
+    OWN_CHAINS,
+    UINT32_MAX,
+    Family,
+    KernelRule,
+    Match,
+    MatchKind,
+    OpaqueRule,
+    Rule,
+    Snapshot,
+    Table,
+    TableState,
+    Target,
+    TargetKind,
+    Variant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from istio_init.model import Plan
+
+
+class Words(NamedTuple):
+    """How a match is written: the extension that it needs, and its option."""
+
+    extension: str
+    option: str
+
+
+MATCH_WORDS = {
+    MatchKind.SOURCE: Words("", "-s"),
+    MatchKind.DESTINATION: Words("", "-d"),
+    MatchKind.IN_INTERFACE: Words("", "-i"),
+    MatchKind.OUT_INTERFACE: Words("", "-o"),
+    MatchKind.PROTOCOL: Words("", "-p"),
+    MatchKind.DESTINATION_PORT: Words("tcp", "--dport"),
+    MatchKind.UID_OWNER: Words("owner", "--uid-owner"),
+    MatchKind.GID_OWNER: Words("owner", "--gid-owner"),
+    MatchKind.SOCKET: Words("socket", ""),
+    MatchKind.CTSTATE: Words("conntrack", "--ctstate"),
+}
+KIND_OF_OPTION = {words.option: kind for kind, words in MATCH_WORDS.items() if words.option}
+TABLES = {table.value: table for table in Table}
+EXTENSIONS = frozenset(words.extension for words in MATCH_WORDS.values() if words.extension)
+OWNERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
+
+# What iptables-save adds to a target of ours although nobody asked for it.
+DEFAULT_TARGET_OPTIONS = (
+    ("--on-ip", "0.0.0.0"),  # noqa: S104 - TPROXY's "the address of the incoming interface"
+    ("--reject-with", "icmp-port-unreachable"),
+    ("--reject-with", "icmp6-port-unreachable"),
+)
+
+
+def render_restore(plan: Plan, family: Family) -> str:
+    """Write what `iptables-restore --noflush` (ip6tables-restore for IPv6) loads into a namespace without our rules.
+
+    The policy route of TPROXY is not iptables' business and stands there as comments.
+    """
+    route = [f"# also needed: {command}\n" for command in _route_commands(plan, family)]
+    return "".join(route) + render_changes(compare(desired(plan, family), {}))
+
+
+def render_commands(plan: Plan, family: Family, variant: Variant = Variant.PLAIN) -> str:
+    """Write commands that a person can paste into a root shell of a namespace without our rules."""
+    lines = list(_route_commands(plan, family))
+    for change in compare(desired(plan, family), {}):
+        command = f"{command_name(family, variant)} -w -t {change.table}"
+        lines.extend(f"{command} -N {name}" for name in change.chains)
+        lines.extend(f"{command} {words}" for words in _appended_rules(change))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def render_changes(changes: Iterable[TableChange]) -> str:
+    """Write the restore script that makes `changes`, each table in a transaction of its own (`--noflush` is assumed)."""
+    return "".join(f"{line}\n" for change in changes for line in _change_lines(change))
+
+
+def render_rule(rule: KernelRule) -> str:
+    """Write one rule, without `-A CHAIN`."""
+    if isinstance(rule, OpaqueRule):
+        return rule.text
+    return " ".join((*map(render_match, rule.matches), render_target(rule.target)))
+
+
+def render_match(match: Match) -> str:
+    """Write one condition, the `-m` that it needs included."""
+    extension, option = MATCH_WORDS[match.kind]
+    words = f"{option} {match.value}" if option else ""
+    if match.negated:
+        words = f"! {words}"
+    return f"-m {extension} {words}".rstrip() if extension else words
+
+
+def render_target(target: Target) -> str:
+    """Write what a rule does, from `-j` on."""
+    match target.kind:
+        case TargetKind.JUMP:
+            return f"-j {target.chain}"
+        case TargetKind.REDIRECT:
+            return f"-j REDIRECT --to-ports {target.port}"
+        case TargetKind.TPROXY:
+            return f"-j TPROXY --on-port {target.port} --tproxy-mark {_mark(target)}"
+        case TargetKind.MARK:
+            return f"-j MARK --set-xmark {_mark(target)}"
+        case _:
+            return f"-j {target.kind}"
+
+
+def command_name(family: Family, variant: Variant, verb: str = "") -> str:
+    """Name a binary of iptables' family: `iptables`, `ip6tables-legacy`, `iptables-nft-restore`, …"""
+    parts = ("iptables" if family is Family.IPV4 else "ip6tables", "" if variant is Variant.PLAIN else variant, verb)
+    return "-".join(part for part in parts if part)
+
+
+def parse_save(text: str) -> Snapshot:
+    """Read what iptables-save printed of one family (without counters)."""
+    builder: dict[Table, _TableBuilder] = {}
+    table = _TableBuilder()
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            _, chain, rule = line.split(" ", 2)
+            table.add_rule(chain, rule)
+        elif line.startswith(":"):
+            chain, policy, _ = line[1:].split(" ", 2)
+            table.add_chain(chain, policy)
+        elif line.startswith("*"):
+            table = _TableBuilder()
+            if line[1:] in TABLES:  # the others (security) are no layout's business: read past them
+                builder[TABLES[line[1:]]] = table
+    return {name: table.state() for name, table in builder.items()}
+
+
+def parse_rule(text: str) -> KernelRule:
+    """Read one rule as iptables-save prints it, without `-A CHAIN`; what the model has no words for stays opaque."""
+    if '"' in text:
+        return OpaqueRule(text)
+    matches: list[Match] = []
+    negated = False
+    words = iter(text.split())
+    for word in words:
+        if word == "!":
+            negated = True
+        elif word in KIND_OF_OPTION:
+            kind = KIND_OF_OPTION[word]
+            value = next(words, "")
+            matches.append(Match(kind, int(value) if kind in OWNERS and value.isdecimal() else value, negated))
+            negated = False
+        elif word == "-m" and (extension := next(words, "")) in EXTENSIONS:
+            if extension == "socket":
+                matches.append(Match(MatchKind.SOCKET, "", negated))
+                negated = False
+        elif word == "-j":
+            target = _parse_target(next(words, ""), list(words))
+            return OpaqueRule(text) if target is None else Rule(tuple(matches), target)
+        else:
+            break
+    return OpaqueRule(text)
+
+
+class _TableBuilder:
+    """Collects the lines of one table of iptables-save."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, list[KernelRule]] = {}
+        self.jumps: list[tuple[str, KernelRule]] = []
+        self.users: list[tuple[str, str]] = []
+        self.foreign = False
+
+    def add_chain(self, name: str, policy: str) -> None:
+        if name in OWN_CHAINS:
+            self.chains[name] = []
+        elif policy != "ACCEPT":  # a changed policy, or "-": a user-defined chain
+            self.foreign = True
+
+    def add_rule(self, chain: str, text: str) -> None:
+        if chain in OWN_CHAINS:
+            self.chains[chain].append(parse_rule(text))
+            return
+        goal = _goal(text)
+        if goal in OWN_CHAINS and chain in BUILTIN_CHAINS:
+            self.jumps.append((chain, parse_rule(text)))
+            return
+        self.foreign = True
+        if goal in OWN_CHAINS:
+            self.users.append((goal, chain))
+
+    def state(self) -> TableState:
+        chains = {name: tuple(rules) for name, rules in self.chains.items()}
+        return TableState(chains, tuple(self.jumps), self.foreign, tuple(self.users))
+
+
+def _goal(text: str) -> str:
+    """Name the chain or target that a rule leads to."""
+    words = text.split()
+    for index in range(len(words) - 2, -1, -1):
+        if words[index] in ("-j", "-g"):
+            return words[index + 1]
+    return ""
+
+
+def _parse_target(name: str, options: list[str]) -> Target | None:
+    pairs = [pair for pair in zip(options[::2], options[1::2], strict=False) if pair not in DEFAULT_TARGET_OPTIONS]
+    match name, pairs:
+        case "REDIRECT", [("--to-ports", port)] if port.isdecimal():
+            return Target(TargetKind.REDIRECT, port=int(port))
+        case "TPROXY", [("--on-port", port), ("--tproxy-mark", mark)] if port.isdecimal():
+            value = _parse_mark(mark)
+            return None if value is None else Target(TargetKind.TPROXY, port=int(port), mark=value)
+        case "MARK", [("--set-xmark", mark)]:
+            value = _parse_mark(mark)
+            return None if value is None else Target(TargetKind.MARK, mark=value)
+        case ("RETURN" | "ACCEPT" | "REJECT"), []:
+            return Target(TargetKind(name))
+        case _, [] if name in OWN_CHAINS:
+            return Target(TargetKind.JUMP, chain=name)
+        case _:
+            return None
+
+
+def _parse_mark(text: str) -> int | None:
+    value, _, mask = text.partition("/")
+    try:
+        return int(value, 16) if int(mask or "0xffffffff", 16) == UINT32_MAX else None
+    except ValueError:
+        return None
+
+
+def _mark(target: Target) -> str:
+    return f"{target.mark:#x}/0xffffffff"
+
+
+def _change_lines(change: TableChange) -> Iterator[str]:
+    yield f"*{change.table}"
+    # Naming a chain makes it, or empties the one that is there.
+    for name in (*change.chains, *change.dropped):
+        yield f":{name} - [0:0]"
+    for chain, rule in change.removed_jumps:
+        yield f"-D {chain} {render_rule(rule)}"
+    yield from _appended_rules(change)
+    for name in change.dropped:
+        yield f"-X {name}"
+    yield "COMMIT"
+
+
+def _appended_rules(change: TableChange) -> Iterator[str]:
+    for name, rules in change.chains.items():
+        for rule in rules:
+            yield f"-A {name} {render_rule(rule)}"
+    # Jumps come last: who pastes command after command has no half-filled chain in use.
+    for chain, rule in change.added_jumps:
+        yield f"-A {chain} {render_rule(rule)}"
+
+
+def _route_commands(plan: Plan, family: Family) -> tuple[str, ...]:
+    if plan.route is None or family is not Family.IPV4:
+        return ()
+    return (
+        f"ip rule add fwmark {plan.route.mark:#x} lookup {plan.route.table}",
+        f"ip route replace local default dev lo table {plan.route.table}",
+    )
