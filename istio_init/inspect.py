@@ -1,14 +1,9 @@
 """Compare what should be in the kernel with what is there, and say which change leads from one to the other. Pure."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from istio_init.errors import Unsupported
-from istio_init.model import BUILTIN_CHAINS, KernelRule, Snapshot, Table, TableState
-
-if TYPE_CHECKING:
-    from istio_init.model import Family, Plan
+from istio_init.model import BUILTIN_CHAINS, Family, KernelRule, Plan, Snapshot, Table, TableState
 
 NOTHING = TableState({})
 

@@ -1,15 +1,11 @@
 """The only place that starts a process. No shell is ever involved."""
 
-from __future__ import annotations
-
 import os
 import subprocess
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Observer = Callable[[str], None]
+Observer = Callable[[str], None]
 
 
 class Command(NamedTuple):
@@ -58,7 +54,7 @@ def run_all(commands: Sequence[Command], timeout: float, observe: Observer) -> l
     return results
 
 
-def _start(command: Command, observe: Observer) -> subprocess.Popen[str] | OSError:
+def _start(command: Command, observe: Observer) -> "subprocess.Popen[str] | OSError":
     observe(f"running {' '.join(command.argv)}\n{command.stdin}".rstrip())
     try:
         return subprocess.Popen(
@@ -76,7 +72,7 @@ def _start(command: Command, observe: Observer) -> subprocess.Popen[str] | OSErr
         return error
 
 
-def _finish(command: Command, process: subprocess.Popen[str] | OSError, timeout: float) -> Result:
+def _finish(command: Command, process: "subprocess.Popen[str] | OSError", timeout: float) -> Result:
     if isinstance(process, FileNotFoundError):
         return Result(command.argv, None, "", NOT_FOUND)
     if isinstance(process, OSError):

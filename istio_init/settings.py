@@ -5,16 +5,11 @@ table all come from it. Names, variables and defaults are those of Istio 1.0.5's
 today's `pilot-agent istio-iptables` (long flags).
 """
 
-from __future__ import annotations
-
-from ipaddress import AddressValueError, IPv4Address
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from istio_init.errors import InvalidInput
 from istio_init.model import ENVOY_PORT, PROXY_UID, TPROXY_MARK, TPROXY_ROUTE_TABLE, UINT32_MAX, Mode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -125,7 +120,7 @@ class Settings(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, **values: str) -> Settings:
+    def of(cls, **values: str) -> "Settings":
         """Make settings from text, as flags would: `Settings.of(inbound_ports="9080", service_cidrs="*")`.
 
         Args:
@@ -188,6 +183,8 @@ def parse_ipv4_cidr(text: str, where: str) -> tuple[str, bool]:
     Raises:
         InvalidInput: `text` is neither.
     """
+    from ipaddress import AddressValueError, IPv4Address  # noqa: PLC0415 - a pod's usual arguments have no CIDR
+
     address_text, slash, prefix_text = text.partition("/")
     allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8"
     if ":" in address_text:

@@ -5,24 +5,18 @@ here once for all of them: one writer at a time, compare first, captures gained 
 put back when a part fails.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from istio_init.errors import IstioInitError, LockHeld, Unsupported
+from istio_init.errors import IstioInitError, LockHeld
 from istio_init.inspect import TableChange, compare, desired
-from istio_init.model import Family, Snapshot, Table, TproxyRoute, Variant
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from istio_init.model import Plan
+from istio_init.model import Family, Plan, Snapshot, Table, TproxyRoute, Variant
 
 LOCK_WAIT = 10.0  # seconds
 LOCK_POLL = 0.02  # seconds
@@ -91,11 +85,15 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def commit(self, changes: Changes) -> None:
+    def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
         """Make the changes, each table in one transaction, tables in the order given.
 
+        Returns:
+            for each family of which a transaction failed, the failure. That transaction did nothing and the ones after
+            it were not tried; the ones before it, and those of other families, are made.
+
         Raises:
-            IstioInitError: a transaction failed; that one did nothing, others may have been made.
+            NotPermitted, LockHeld: as for `probe`; other transactions may have been made.
         """
 
     @abstractmethod
@@ -132,10 +130,9 @@ class Backend(ABC):
         with self._locked():
             before = self.read(families)
             changes = {family: compare(desired(plan, family), before[family]) for family in families}
-            warnings = self._leave_out_broken(plan, changes)
             route_added = plan.route is not None and self.add_route(plan.route)
             try:
-                self._commit_or_put_back(before, changes)
+                warnings = self._commit_or_put_back(before, changes, plan.optional)
             except BaseException:
                 if route_added and plan.route is not None:
                     self.delete_route(plan.route)
@@ -153,7 +150,7 @@ class Backend(ABC):
         with self._locked():
             before = self.read(families)
             changes = {family: compare({}, before[family]) for family in families}
-            self._commit_or_put_back(before, changes)
+            self._commit_or_put_back(before, changes, frozenset())
             routed = Family.IPV4 in families and self._delete_routes()
             return self._report(families, changes, (), routed=routed)
 
@@ -168,35 +165,36 @@ class Backend(ABC):
             self.delete_route(route)
         return bool(stale)
 
-    def _leave_out_broken(self, plan: Plan, changes: Changes) -> tuple[str, ...]:
-        """Probe the families that are about to be written, and drop those that do not work and need not."""
-        tables = {family: wanted[0].table for family, wanted in changes.items() if wanted}
-        warnings = []
-        for family, reason in (self.probe(tables) if tables else {}).items():
-            if family not in plan.optional:
-                message = f"{family} rules cannot be written here: {reason}"
-                raise Unsupported(message)
-            changes[family] = []
-            warnings.append(f"{family} rules are left out, for {family} does not work here: {reason}")
-        return tuple(warnings)
-
-    def _commit_or_put_back(self, before: Snapshots, changes: Changes) -> None:
+    def _commit_or_put_back(self, before: Snapshots, changes: Changes, optional: frozenset[Family]) -> tuple[str, ...]:
+        """Commit, and give warnings for optional families that turn out not to work here at all."""
         writing = {family: wanted for family, wanted in changes.items() if wanted}
         if not writing:
-            return
+            return ()
         try:
-            self.commit(writing)
+            failed = self.commit(writing)
+            skipped = self._broken({family: writing[family][0].table for family in failed if family in optional})
+            for family in failed:
+                if family not in skipped:
+                    raise failed[family]
         except IstioInitError as error:
             self._put_back({family: before[family] for family in writing}, error)
             raise
+        for family in skipped:
+            changes[family] = []
+        return tuple(
+            f"{family} rules are left out, for {family} does not work here: {reason}" for family, reason in skipped.items()
+        )
+
+    def _broken(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        return self.probe(tables) if tables else {}
 
     def _put_back(self, before: Snapshots, cause: IstioInitError) -> None:
         try:
             now = self.read(tuple(before))
             undo = {family: compare(before[family], now[family]) for family in before}
             undo = {family: changes for family, changes in undo.items() if changes}
-            if undo:
-                self.commit(undo)
+            for failure in self.commit(undo).values():
+                raise failure
         except IstioInitError as error:
             message = f"{cause}; putting back what was there before failed too: {error}"
             raise IstioInitError(message) from cause

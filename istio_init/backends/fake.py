@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from istio_init.backends.base import Backend, Changes, Snapshots
-from istio_init.errors import Unsupported
+from istio_init.errors import IstioInitError, Unsupported
 from istio_init.inspect import NOTHING
 from istio_init.model import Family, Snapshot, Table, TableState, TproxyRoute, Variant
 
@@ -54,16 +54,21 @@ class FakeBackend(Backend):
         """Give a copy of what was written."""
         return {family: dict(self.kernel[family]) for family in families}
 
-    def commit(self, changes: Changes) -> None:
-        """Change table after table; stop at a broken one."""
-        for family, wanted in changes.items():
-            for change in wanted:
-                if (family, change.table) in self._broken:
-                    self._broken.discard((family, change.table))
-                    message = f"this fake was told to fail in table {change.table} of {family}"
-                    raise Unsupported(message)
-                _make(self.kernel[family], change)
-                self.transactions += 1
+    def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
+        """Change table after table; a family ends at its first broken one."""
+        failed = {family: self._commit_family(family, wanted) for family, wanted in changes.items()}
+        return {family: error for family, error in failed.items() if error is not None}
+
+    def _commit_family(self, family: Family, wanted: list[TableChange]) -> IstioInitError | None:
+        for change in wanted:
+            if family in self._missing:
+                return Unsupported(f"this fake has no {family}")
+            if (family, change.table) in self._broken:
+                self._broken.discard((family, change.table))
+                return Unsupported(f"this fake was told to fail in table {change.table} of {family}")
+            _make(self.kernel[family], change)
+            self.transactions += 1
+        return None
 
     def routes(self) -> tuple[TproxyRoute, ...]:
         """List the policy routes in place."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
+from istio_init.inspect import compare
 from istio_init.model import Family, Snapshot, Table, Variant
 from istio_init.render.iptables import command_name, parse_save, render_changes
 from istio_init.runner import Command, Result, run_all
@@ -56,7 +57,6 @@ class RestoreBackend(Backend):
         super().__init__(lock_wait)
         self._candidates = CANDIDATES if variant is None else (variant,)
         self._chosen: dict[Family, Variant] = {}
-        self._unusable: dict[tuple[Family, Variant], str] = {}
         self._observe = observe
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
@@ -69,37 +69,53 @@ class RestoreBackend(Backend):
         return {family: self._settle(family, found[family]) for family in families}
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Write and take back a rule with each variant that is left, until one works for each family."""
-        unsettled = dict(tables)
+        """Write and take back a rule; a family works when one of the variants left for it takes the rule."""
+        scripts = {family: _trial(table) for family, table in tables.items()}
+        return {family: str(error) for family, error in self._load(scripts).items()}
+
+    def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
+        """Load one restore script a family, the families side by side.
+
+        The script itself is what a variant is tried with: a kernel that has one rule's parts may lack another's.
+        """
+        return self._load({family: render_changes(wanted) for family, wanted in changes.items()})
+
+    def _load(self, scripts: dict[Family, str]) -> dict[Family, IstioInitError]:
+        """Give each family's script to its variant, or to one variant after the other until one takes it."""
+        failed: dict[Family, IstioInitError] = {}
+        waiting = dict(scripts)
         for variant in self._candidates:
-            trying = [f for f in unsettled if self._chosen.get(f, variant) is variant and not self._reason(f, variant)]
-            commands = [self._restore_command(f, variant, _trial(unsettled[f])) for f in trying]
-            for family, result in zip(trying, self._run(commands), strict=True):
+            trying = [f for f in waiting if self._chosen.get(f, variant) is variant]
+            if not trying:
+                continue
+            results = self._run([self._restore_command(f, variant, waiting[f]) for f in trying])
+            for family, result in zip(trying, results, strict=True):
                 if result.status == 0:
                     self._chosen[family] = variant
-                    del unsettled[family]
-                else:
-                    self._unusable[family, variant] = str(_failure(result))
-        return {family: self._reasons(family) for family in unsettled}
+                    del waiting[family]
+                    continue
+                if family not in self._chosen:
+                    self._remove_part(family, variant)
+                _gather(failed, family, _failure(result))
+        return {family: failed[family] for family in waiting}
 
-    def commit(self, changes: Changes) -> None:
-        """Load one restore script a family, the families side by side."""
-        commands = [self._restore_command(f, self._chosen[f], render_changes(wanted)) for f, wanted in changes.items()]
-        failed = [_failure(result) for result in self._run(commands) if result.status != 0]
-        if failed:
-            raise failed[0]
+    def _remove_part(self, family: Family, variant: Variant) -> None:
+        """Remove what a variant that is given up had taken; nothing of ours was there before."""
+        (saved,) = self._run([Command((command_name(family, variant, "save"),))])
+        undo = compare({}, parse_save(saved.stdout))
+        if undo:
+            self._run([self._restore_command(family, variant, render_changes(undo))])
 
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
         """Read each family through each variant that may hold rules of it."""
-        asked = [(f, v) for f in families for v in self._candidates if v is not Variant.PLAIN or len(self._candidates) == 1]
-        needed = [(f, v) for f, v in asked if v is not Variant.LEGACY or _legacy_may_have_tables(f)]
-        results = self._run([Command((command_name(f, v, "save"),)) for f, v in needed])
+        # The plain name is one of the two under another name; it counts where it is the only one.
+        variants = [v for v in self._candidates if v is not Variant.PLAIN] or [Variant.PLAIN]
+        asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or _legacy_may_have_tables(f)]
+        results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked])
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
-        for (family, variant), result in zip(needed, results, strict=True):
+        for (family, variant), result in zip(asked, results, strict=True):
             if result.status == 0:
                 found[family][variant] = parse_save(result.stdout)
-            else:
-                self._unusable[family, variant] = str(_failure(result))
         return found
 
     def _settle(self, family: Family, found: dict[Variant, Snapshot]) -> Snapshot:
@@ -115,13 +131,6 @@ class RestoreBackend(Backend):
         if occupied:
             self._chosen[family] = occupied[0]
         return found[occupied[0]] if occupied else {}
-
-    def _reason(self, family: Family, variant: Variant) -> str:
-        return self._unusable.get((family, variant), "")
-
-    def _reasons(self, family: Family) -> str:
-        reasons = (self._reason(family, variant) for variant in self._candidates)
-        return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     def _restore_command(self, family: Family, variant: Variant, script: str) -> Command:
         wait = f"{max(1, round(self.lock_wait))}"
@@ -153,6 +162,14 @@ def _failure(result: Result) -> IstioInitError:
     else:
         remedy = "the kernel may lack a module for it (see `dmesg`); with -v this shows what the program was given"
     return CommandError(result.argv, result.status, result.stderr, remedy)
+
+
+def _gather(failed: dict[Family, IstioInitError], family: Family, error: IstioInitError) -> None:
+    """Keep the first failure of a family, with the later ones as notes."""
+    if family in failed:
+        failed[family].add_note(f"also: {error}")
+    else:
+        failed[family] = error
 
 
 def _missing_capability() -> str:

@@ -4,8 +4,6 @@ Not the standard library's `logging`: importing that costs more than all of this
 process that writes one line.
 """
 
-from __future__ import annotations
-
 import sys
 from enum import IntEnum
 from typing import NamedTuple

@@ -53,17 +53,13 @@ cli.add_command(apply)
 cli.add_command(clean)
 
 
-def main() -> None:
-    """Run the command line of this process, and exit with the code that its outcome has."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """Run one command line, log what goes wrong, and give the exit code."""
     context = None
     try:
         with cli.make_context("istio-init", list(arguments)) as context:
             cli.invoke(context)
+        sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
@@ -73,9 +69,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _failed(context, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Who read the output has seen enough (`istio-init -n | head`). The interpreter must not try to flush again.
-        sys.stdout = None  # type: ignore[assignment]
-        return 0
+        return 0  # who read the output has seen enough (`istio-init -n | head`)
     return 0
 
 

@@ -1,7 +1,6 @@
 """Options that several commands share."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -11,12 +10,10 @@ from istio_init.model import Family
 from istio_init.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from istio_init.backends.base import Backend
 
-    Function = Callable[..., None]
-    Decorator = Callable[[Function], Function]
+Function = Callable[..., None]
+Decorator = Callable[[Function], Function]
 
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 
@@ -43,7 +40,7 @@ class Run(NamedTuple):
     log: Log
 
     @classmethod
-    def take(cls, options: dict[str, Any]) -> Run:
+    def take(cls, options: dict[str, Any]) -> "Run":
         """Take the shared options out of a command's options, and start to log as they say."""
         verbose, quiet = options.pop("verbose"), options.pop("quiet")
         level = Level.DEBUG if verbose else Level.ERROR if quiet else Level.INFO
@@ -57,7 +54,7 @@ class Run(NamedTuple):
             log,
         )
 
-    def open_backend(self) -> Backend:
+    def open_backend(self) -> "Backend":
         """Make the backend that was asked for; only now are its modules imported."""
         from istio_init.backends import open_backend  # noqa: PLC0415 - a dry run does without
 

@@ -3,9 +3,8 @@
 A rule is written as iptables-save (1.8) prints it, so what is in a kernel and what was planned can be laid side by side.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from istio_init.inspect import TableChange, compare, desired
 from istio_init.model import (
@@ -17,6 +16,7 @@ from istio_init.model import (
     Match,
     MatchKind,
     OpaqueRule,
+    Plan,
     Rule,
     Snapshot,
     Table,
@@ -25,12 +25,6 @@ from istio_init.model import (
     TargetKind,
     Variant,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from istio_init.model import Plan
-
 
 class Words(NamedTuple):
     """How a match is written: the extension that it needs, and its option."""
