@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
+from istio_init.backends.legacy import legacy_tables
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
@@ -25,9 +26,6 @@ PATIENCE = 30.0  # seconds for one program, on top of the wait for the lock
 
 # nft before legacy: merely asking legacy for a table makes the kernel load it. The unadorned name comes last.
 CANDIDATES = (Variant.NFT, Variant.LEGACY, Variant.PLAIN)
-
-# The tables that legacy xtables has made in this network namespace, one a line (net/netfilter/x_tables.c).
-LEGACY_TABLES = {Family.IPV4: "/proc/net/ip_tables_names", Family.IPV6: "/proc/net/ip6_tables_names"}
 
 # Written and taken back in one transaction, so that it shows what the kernel can do and leaves no rule.
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
@@ -110,7 +108,7 @@ class RestoreBackend(Backend):
         """Read each family through each variant that may hold rules of it."""
         # The plain name is one of the two under another name; it counts where it is the only one.
         variants = [v for v in self._candidates if v is not Variant.PLAIN] or [Variant.PLAIN]
-        asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or _legacy_may_have_tables(f)]
+        asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
         results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked])
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
         for (family, variant), result in zip(asked, results, strict=True):
@@ -177,16 +175,6 @@ def _missing_capability() -> str:
         if not has_capability(number):
             return f"give the container the capability {name} (securityContext.capabilities.add)"
     return "a security module or a user namespace may forbid it"
-
-
-def _legacy_may_have_tables(family: Family) -> bool:
-    try:
-        with open(LEGACY_TABLES[family], encoding="ascii") as names:  # noqa: PTH123 - pathlib is dear to import
-            return bool(names.read(1))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # only root may read the list; iptables-legacy-save will tell
 
 
 def _trial(table: Table) -> str:

@@ -121,8 +121,8 @@ def command_name(family: Family, variant: Variant, verb: str = "") -> str:
 
 def parse_save(text: str) -> Snapshot:
     """Read what iptables-save printed of one family (without counters)."""
-    builder: dict[Table, _TableBuilder] = {}
-    table = _TableBuilder()
+    tables: dict[Table, TableReader] = {}
+    table = TableReader()
     for line in text.splitlines():
         if line.startswith("-A "):
             _, chain, rule = line.split(" ", 2)
@@ -131,10 +131,10 @@ def parse_save(text: str) -> Snapshot:
             chain, policy, _ = line[1:].split(" ", 2)
             table.add_chain(chain, policy)
         elif line.startswith("*"):
-            table = _TableBuilder()
+            table = TableReader()
             if line[1:] in TABLES:  # the others (security) are no layout's business: read past them
-                builder[TABLES[line[1:]]] = table
-    return {name: table.state() for name, table in builder.items()}
+                tables[TABLES[line[1:]]] = table
+    return {name: table.state() for name, table in tables.items()}
 
 
 def parse_rule(text: str) -> KernelRule:
@@ -164,36 +164,44 @@ def parse_rule(text: str) -> KernelRule:
     return OpaqueRule(text)
 
 
-class _TableBuilder:
-    """Collects the lines of one table of iptables-save."""
+class TableReader:
+    """Collects chains and rules of one table, and keeps ours apart from foreign ones."""
 
     def __init__(self) -> None:
-        self.chains: dict[str, list[KernelRule]] = {}
-        self.jumps: list[tuple[str, KernelRule]] = []
-        self.users: list[tuple[str, str]] = []
-        self.foreign = False
+        """Begin with an empty table."""
+        self._chains: dict[str, list[KernelRule]] = {}
+        self._jumps: list[tuple[str, KernelRule]] = []
+        self._users: list[tuple[str, str]] = []
+        self._foreign = False
 
     def add_chain(self, name: str, policy: str) -> None:
+        """Take note of a chain; the policy of a user-defined one is `-`."""
         if name in OWN_CHAINS:
-            self.chains[name] = []
-        elif policy != "ACCEPT":  # a changed policy, or "-": a user-defined chain
-            self.foreign = True
+            self._chains[name] = []
+        elif policy != "ACCEPT":  # a changed policy, or a user-defined chain
+            self._foreign = True
 
-    def add_rule(self, chain: str, text: str) -> None:
+    def add_rule(self, chain: str, text: str, native: object = None) -> None:
+        """Take note of a rule, as iptables-save prints it; `native` is kept where the model has no words for it."""
         if chain in OWN_CHAINS:
-            self.chains[chain].append(parse_rule(text))
+            self._chains[chain].append(_keep(parse_rule(text), native))
             return
         goal = _goal(text)
         if goal in OWN_CHAINS and chain in BUILTIN_CHAINS:
-            self.jumps.append((chain, parse_rule(text)))
+            self._jumps.append((chain, _keep(parse_rule(text), native)))
             return
-        self.foreign = True
+        self._foreign = True
         if goal in OWN_CHAINS:
-            self.users.append((goal, chain))
+            self._users.append((goal, chain))
 
     def state(self) -> TableState:
-        chains = {name: tuple(rules) for name, rules in self.chains.items()}
-        return TableState(chains, tuple(self.jumps), self.foreign, tuple(self.users))
+        """Give what was collected."""
+        chains = {name: tuple(rules) for name, rules in self._chains.items()}
+        return TableState(chains, tuple(self._jumps), self._foreign, tuple(self._users))
+
+
+def _keep(rule: KernelRule, native: object) -> KernelRule:
+    return rule._replace(native=native) if isinstance(rule, OpaqueRule) else rule
 
 
 def _goal(text: str) -> str:

@@ -1,0 +1,245 @@
+"""The backend that calls libiptc, through python-iptables: legacy tables without starting a program.
+
+One commit a table, never auto-commit. python-iptables takes no lock, so this takes the one that iptables-legacy takes.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+from contextlib import contextmanager
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Any
+
+from istio_init.backends.base import Backend, Changes, Snapshots, flock
+from istio_init.backends.legacy import legacy_tables
+from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
+from istio_init.errors import IstioInitError, NotPermitted, Unsupported
+from istio_init.model import (
+    Family,
+    KernelRule,
+    MatchKind,
+    OpaqueRule,
+    Snapshot,
+    Table,
+    TableState,
+    Variant,
+)
+from istio_init.render.iptables import MATCH_WORDS, TableReader, render_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from istio_init.inspect import TableChange
+
+# The lock of iptables-legacy, and the variable that moves it (iptables(8)).
+XTABLES_LOCK = "/run/xtables.lock"
+XTABLES_LOCK_VARIABLE = "XTABLES_LOCKFILE"
+
+TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
+
+# python-iptables asks `ctypes.util.find_library` for these, which starts ldconfig and gcc for each: a third of a second.
+# The dynamic linker finds them by the names that they have had since iptables 1.4.
+SONAMES = {"c": "libc.so.6", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2", "xtables": "libxtables.so.12"}
+
+# What a rule has itself, not through a match extension: python-iptables' name for it.
+ATTRIBUTES = {
+    MatchKind.SOURCE: "src",
+    MatchKind.DESTINATION: "dst",
+    MatchKind.IN_INTERFACE: "in_interface",
+    MatchKind.OUT_INTERFACE: "out_interface",
+    MatchKind.PROTOCOL: "protocol",
+}
+ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
+
+
+class LibiptcBackend(Backend):
+    """Reads and writes the legacy tables by library calls.
+
+    Args:
+        lock_wait: seconds to wait for another program that holds a lock.
+    """
+
+    name = "libiptc"
+
+    def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
+        """Tell the only variant that libiptc knows."""
+        return dict.fromkeys(families, Variant.LEGACY)
+
+    def read(self, families: tuple[Family, ...]) -> Snapshots:
+        """Read the tables that exist, and make none."""
+        return {family: self._read_family(family) for family in families}
+
+    def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        """Open each table, add an empty chain, commit, and take it back."""
+        broken = {}
+        for family, name in tables.items():
+            try:
+                for make in ("create_chain", "delete_chain"):
+                    table = _open(family, name)
+                    getattr(table, make)(TRIAL_CHAIN)
+                    table.commit()
+            except _iptc().IPTCError as error:
+                broken[family] = str(_failure(error, family, name))
+        return broken
+
+    def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
+        """Change table after table, each with one commit; a family ends at its first failure."""
+        failed: dict[Family, IstioInitError] = {}
+        for family, wanted in changes.items():
+            for change in wanted:
+                try:
+                    _make(family, change)
+                except _iptc().IPTCError as error:
+                    failed[family] = _failure(error, family, change.table)
+                    break
+        return failed
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
+        with super()._locked(), _lock_file(path) as lock:
+            flock(lock, self.lock_wait, f"the xtables lock {path}")
+            yield
+
+    def _read_family(self, family: Family) -> Snapshot:
+        try:
+            return {name: _read_table(family, name) for name in legacy_tables(family)}
+        except _iptc().IPTCError as error:
+            raise _failure(error, family, "") from error
+
+
+@contextmanager
+def _lock_file(path: str) -> Iterator[int]:
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = (
+            f"cannot open the xtables lock {path!r}: {error.strerror}; mount a writable /run, "
+            f"set {XTABLES_LOCK_VARIABLE} to a writable path, or use --iptables-variant nft, which needs no lock file"
+        )
+        raise Unsupported(message) from None
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
+    """Import python-iptables, and keep it from starting programs that look for libraries."""
+    find_library = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: SONAMES.get(name) or find_library(name)
+    try:
+        import iptc  # noqa: PLC0415 - only now does it find what it asks for
+    except Exception as error:  # it raises whatever a missing library leads to
+        message = f"python-iptables cannot be used here: {error}; use --backend restore"
+        raise Unsupported(message) from error
+    finally:
+        ctypes.util.find_library = find_library
+    return iptc
+
+
+def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above
+    iptc = _iptc()
+    kind = iptc.Table if family is Family.IPV4 else iptc.Table6
+    # To tell a chain from an extension, python-iptables looks for its name in each table that it believes to exist, and
+    # so makes them all. Only this one can have our chains' names.
+    kind.existing_table_names.update({other: other == name for other in kind.ALL})
+    table = kind(name.value, autocommit=False)
+    table.refresh()
+    return table
+
+
+def _read_table(family: Family, name: Table) -> TableState:
+    table = _open(family, name)
+    reader = TableReader()
+    for chain in table.chains:
+        reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
+        for rule in chain.rules:
+            reader.add_rule(chain.name, _text(rule), rule)
+    return reader.state()
+
+
+def _text(rule: Any) -> str:  # noqa: ANN401 - as above
+    """Write a rule of python-iptables as iptables-save would."""
+    words = []
+    for kind, attribute in ATTRIBUTES.items():
+        value = getattr(rule, attribute)
+        if value not in ANYTHING:
+            if kind in (MatchKind.SOURCE, MatchKind.DESTINATION):
+                value = _cidr(value)
+            words += _option(MATCH_WORDS[kind].option, value)
+    for match in rule.matches:
+        words += ["-m", match.name, *_options(match)]
+    goto = "-g" if rule.target.goto else "-j"
+    return " ".join((*words, goto, rule.target.name, *_options(rule.target)))
+
+
+def _cidr(text: str) -> str:
+    """Turn `!10.0.0.0/255.0.0.0` into `!10.0.0.0/8`."""
+    return "!" * text.startswith("!") + str(ip_interface(text.removeprefix("!")))
+
+
+def _options(extension: Any) -> list[str]:  # noqa: ANN401 - as above
+    parameters = extension.get_all_parameters()
+    return [word for name, values in parameters.items() for value in values for word in _option(f"--{name}", value)]
+
+
+def _option(option: str, value: str) -> list[str]:
+    quoted = f'"{value}"' if " " in value else value
+    return ["!", option, quoted[1:]] if value.startswith("!") else [option, quoted]
+
+
+def _make(family: Family, change: TableChange) -> None:
+    """Make one change; nothing happens before the commit, and nothing at all if it fails."""
+    iptc = _iptc()
+    table = _open(family, change.table)
+
+    def chain(name: str) -> Any:  # noqa: ANN401 - as above
+        return iptc.Chain(table, name)
+
+    for name in (*change.chains, *change.dropped):
+        if table.is_chain(name):
+            table.flush_entries(name)
+        else:
+            table.create_chain(name)
+    for name, rule in change.removed_jumps:
+        chain(name).delete_rule(_native(family, rule))
+    for name, rules in change.chains.items():
+        for rule in rules:
+            chain(name).append_rule(_native(family, rule))
+    for name, rule in change.added_jumps:
+        chain(name).append_rule(_native(family, rule))
+    for name in change.dropped:
+        table.delete_chain(name)
+    table.commit()
+
+
+def _native(family: Family, rule: KernelRule) -> Any:  # noqa: ANN401 - as above
+    """Turn a rule into one of python-iptables."""
+    if isinstance(rule, OpaqueRule):
+        return rule.native
+    iptc = _iptc()
+    native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
+    for match in rule.matches:
+        value = f"{'!' * match.negated}{match.value}"
+        if match.kind in ATTRIBUTES:
+            setattr(native, ATTRIBUTES[match.kind], value)
+            continue
+        extension, option = MATCH_WORDS[match.kind]
+        made = native.create_match(extension)
+        if option:
+            made.set_parameter(option.removeprefix("--"), value)
+    _, name, *options = render_target(rule.target).split()
+    target = native.create_target(name)
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        target.set_parameter(option.removeprefix("--"), value)
+    return native
+
+
+def _failure(error: Exception, family: Family, table: str) -> IstioInitError:
+    where = f"libiptc, table {table} of {family}: {error}" if table else f"libiptc, {family}: {error}"
+    for name, number in (("NET_ADMIN", CAP_NET_ADMIN), ("NET_RAW", CAP_NET_RAW)):
+        if not has_capability(number):
+            return NotPermitted(f"{where}; give the container the capability {name} (securityContext.capabilities.add)")
+    return Unsupported(f"{where}; the kernel may lack legacy tables or a module (see `dmesg`), try --backend restore")
