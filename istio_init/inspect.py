@@ -57,9 +57,7 @@ def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
 
 
 def _compare_table(table: Table, wanted: TableState, current: TableState) -> TableChange | None:
-    chains = {
-        name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))
-    }
+    chains = {name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))}
     dropped = tuple(name for name in current.chains if name not in wanted.chains)
     for name, user in current.users:
         if name in dropped:

@@ -236,7 +236,7 @@ def namespace_lock(wait: float) -> Iterator[None]:
 
 
 def flock(file: int, wait: float, what: str) -> None:
-    """Take an exclusive flock(2) on an open file, waiting at most `wait` seconds; raise `LockHeld` after that."""
+    """Lock an open file with flock(2), waiting at most `wait` seconds; raise `LockHeld` after that."""
     deadline = time.monotonic() + wait
     while True:
         try:

@@ -34,10 +34,10 @@ class Log(NamedTuple):
         if level < self.level:
             return
         if self.json:
-            print(_json_line(level, message), file=sys.stderr)
+            print(_json_line(level, message), file=sys.stderr)  # noqa: T201 - the log
         else:
             word = "" if level is Level.INFO else f"{level.name.lower()}: "
-            print(f"istio-init: {word}{message}", file=sys.stderr)
+            print(f"istio-init: {word}{message}", file=sys.stderr)  # noqa: T201 - the log
 
     def debug(self, message: str) -> None:
         """Write what `-v` is for."""

@@ -103,10 +103,7 @@ def _inbound_rules(settings: Settings) -> tuple[Rule, ...]:
         )
     return (
         Rule((TCP, _to_port(str(SSH_PORT))), RETURN, "SSH is never captured: an operator must get in"),
-        *(
-            Rule((TCP, _to_port(port)), RETURN, f"port {port} is excluded (-d)")
-            for port in settings.inbound_exclude_ports
-        ),
+        *(Rule((TCP, _to_port(port)), RETURN, f"port {port} is excluded (-d)") for port in settings.inbound_exclude_ports),
         *_capture(settings, (), "every other port is captured (-b '*')"),
     )
 

@@ -21,6 +21,7 @@ def render(
     """Write a plan as text that ends with a newline.
 
     Args:
+        plan: what to write.
         output_format: `restore` (for `iptables-restore --noflush`, and for IPv6 `ip6tables-restore --noflush`),
             `commands` (for a shell), `json` or `table`.
         families: which families to write.

@@ -26,6 +26,7 @@ from istio_init.model import (
     Variant,
 )
 
+
 class Words(NamedTuple):
     """How a match is written: the extension that it needs, and its option."""
 
@@ -114,7 +115,7 @@ def render_target(target: Target) -> str:
 
 
 def command_name(family: Family, variant: Variant, verb: str = "") -> str:
-    """Name a binary of iptables' family: `iptables`, `ip6tables-legacy`, `iptables-nft-restore`, …"""
+    """Name a binary of iptables' family: `iptables`, `ip6tables-legacy`, `iptables-nft-restore`."""
     parts = ("iptables" if family is Family.IPV4 else "ip6tables", "" if variant is Variant.PLAIN else variant, verb)
     return "-".join(part for part in parts if part)
 
@@ -224,7 +225,7 @@ def _parse_target(name: str, options: list[str]) -> Target | None:
         case "MARK", [("--set-xmark", mark)]:
             value = _parse_mark(mark)
             return None if value is None else Target(TargetKind.MARK, mark=value)
-        case ("RETURN" | "ACCEPT" | "REJECT"), []:
+        case (("RETURN" | "ACCEPT" | "REJECT"), []):
             return Target(TargetKind(name))
         case _, [] if name in OWN_CHAINS:
             return Target(TargetKind.JUMP, chain=name)
