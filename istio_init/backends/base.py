@@ -172,7 +172,7 @@ class Backend(ABC):
             return ()
         try:
             failed = self.commit(writing)
-            skipped = self._broken({family: writing[family][0].table for family in failed if family in optional})
+            skipped = self._not_working({family: writing[family][0].table for family in failed if family in optional})
             for family in failed:
                 if family not in skipped:
                     raise failed[family]
@@ -185,7 +185,7 @@ class Backend(ABC):
             f"{family} rules are left out, for {family} does not work here: {reason}" for family, reason in skipped.items()
         )
 
-    def _broken(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+    def _not_working(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         return self.probe(tables) if tables else {}
 
     def _put_back(self, before: Snapshots, cause: IstioInitError) -> None:
@@ -236,7 +236,7 @@ def namespace_lock(wait: float) -> Iterator[None]:
 
 
 def flock(file: int, wait: float, what: str) -> None:
-    """Lock an open file with flock(2), waiting at most `wait` seconds; raise `LockHeld` after that."""
+    """Lock an open file, alone (flock(2)), waiting at most `wait` seconds; raise `LockHeld` after that."""
     deadline = time.monotonic() + wait
     while True:
         try:

@@ -107,7 +107,7 @@ class RestoreBackend(Backend):
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
         """Read each family through each variant that may hold rules of it."""
         # The plain name is one of the two under another name; it counts where it is the only one.
-        variants = [v for v in self._candidates if v is not Variant.PLAIN] or [Variant.PLAIN]
+        variants: list[Variant] = [v for v in self._candidates if v is not Variant.PLAIN] or [Variant.PLAIN]
         asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
         results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked])
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}

@@ -18,7 +18,7 @@ Decorator = Callable[[Function], Function]
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 
 
-class TextValue(click.ParamType):
+class TextValue(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
     """Text that may be empty, but is not the next flag: `-b -d ""` is a forgotten value, not the port `-d`."""
 
     name = "text"
