@@ -37,7 +37,7 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
     Raises:
         InvalidInput: a value, or an environment file, is not allowed.
     """
-    return parse_settings(_collect(flags, environ), Accounts(_uid_of, _gid_of))
+    return parse_settings(collect(flags, environ), Accounts(_uid_of, _gid_of))
 
 
 def has_capability(number: int) -> bool:
@@ -47,7 +47,16 @@ def has_capability(number: int) -> bool:
     return bool(int(mask, 16) >> number & 1)
 
 
-def _collect(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Value]:
+def collect(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Value]:
+    """Give the value of each setting that has one, by precedence, not yet validated.
+
+    Args:
+        flags: as for `read_settings`.
+        environ: the environment variables.
+
+    Raises:
+        InvalidInput: an environment file cannot be read, or has a line that is not KEY=value.
+    """
     variables = _read_files(environ)
     variables.update({name: Value(text, f"${name}") for name, text in environ.items()})
     values: dict[str, Value] = {}

@@ -1,0 +1,130 @@
+"""Walk one packet through a plan: what happens to it, and which rules decide. Pure.
+
+It answers "why is this connection not captured?" without a kernel; the tests hold its answers to what real packets meet.
+"""
+
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from istio_init.model import Family, Match, MatchKind, Plan, Rule, Table, Target, TargetKind
+
+# The hooks that a connection's first packet passes, in the kernel's order (netfilter packet flow).
+OUTBOUND = tuple((table, "OUTPUT") for table in Table)
+INBOUND = ((Table.RAW, "PREROUTING"), (Table.MANGLE, "PREROUTING"), (Table.NAT, "PREROUTING"), (Table.FILTER, "INPUT"))
+
+DIVERTING = (TargetKind.REDIRECT, TargetKind.TPROXY, TargetKind.REJECT)
+
+
+class Packet(NamedTuple):
+    """The first packet of a connection, as rules see it.
+
+    Attributes:
+        destination: the address that the sender asked for.
+        port: its port.
+        source: the sender's address.
+        protocol: `tcp` or `udp`.
+        outbound: whether a process in the namespace sends it.
+        interface: where it leaves, or comes in.
+        uid: the sender's user, if it is outbound.
+        gid: the sender's group, if it is outbound.
+        has_socket: whether a socket here already has this connection.
+        ctstate: its conntrack state.
+    """
+
+    destination: str
+    port: int
+    source: str = ""
+    protocol: str = "tcp"
+    outbound: bool = True
+    interface: str = "eth0"
+    uid: int = 0
+    gid: int = 0
+    has_socket: bool = False
+    ctstate: str = "NEW"
+
+
+class Step(NamedTuple):
+    """A rule that matched."""
+
+    table: Table
+    chain: str
+    rule: Rule
+
+
+class Trace(NamedTuple):
+    """What happens to a packet.
+
+    Attributes:
+        outcome: the target that diverts or rejects it; None when it goes straight on.
+        steps: the rules that matched, in order; the last one decided.
+    """
+
+    outcome: Target | None
+    steps: tuple[Step, ...]
+
+
+def trace(plan: Plan, packet: Packet) -> Trace:
+    """Follow a packet through the chains of a plan."""
+    family = Family.IPV6 if ip_address(packet.destination).version == 6 else Family.IPV4  # noqa: PLR2004 - IP's own number
+    chains = {(chain.table, chain.name): chain.rules for chain in plan.chains if chain.family is family}
+    steps: list[Step] = []
+    for table, hook in OUTBOUND if packet.outbound else INBOUND:
+        outcome = _walk(chains, table, hook, packet, steps)
+        if outcome is not None and outcome.kind in DIVERTING:
+            return Trace(outcome, tuple(steps))
+    return Trace(None, tuple(steps))
+
+
+def _walk(
+    chains: dict[tuple[Table, str], tuple[Rule, ...]],
+    table: Table,
+    name: str,
+    packet: Packet,
+    steps: list[Step],
+) -> Target | None:
+    """Give the target that ends the way through this table; None when the chain is left without one."""
+    for rule in chains.get((table, name), ()):
+        if not all(_matches(match, packet) for match in rule.matches):
+            continue
+        steps.append(Step(table, name, rule))
+        match rule.target.kind:
+            case TargetKind.RETURN:
+                return None
+            case TargetKind.JUMP:
+                outcome = _walk(chains, table, rule.target.chain, packet, steps)
+                if outcome is not None:
+                    return outcome
+            case TargetKind.MARK:
+                continue
+            case _:
+                return rule.target
+    return None
+
+
+def _matches(match: Match, packet: Packet) -> bool:
+    return _holds(match, packet) is not match.negated
+
+
+def _holds(match: Match, packet: Packet) -> bool:
+    match match.kind:
+        case MatchKind.SOURCE:
+            return ip_address(packet.source) in ip_network(match.value)
+        case MatchKind.DESTINATION:
+            return ip_address(packet.destination) in ip_network(match.value)
+        case MatchKind.IN_INTERFACE:
+            return not packet.outbound and packet.interface == match.value
+        case MatchKind.OUT_INTERFACE:
+            return packet.outbound and packet.interface == match.value
+        case MatchKind.PROTOCOL:
+            return packet.protocol == match.value
+        case MatchKind.DESTINATION_PORT:
+            first, _, last = str(match.value).partition(":")
+            return int(first) <= packet.port <= int(last or first)
+        case MatchKind.UID_OWNER:
+            return packet.outbound and packet.uid == match.value
+        case MatchKind.GID_OWNER:
+            return packet.outbound and packet.gid == match.value
+        case MatchKind.SOCKET:
+            return packet.has_socket
+        case MatchKind.CTSTATE:
+            return packet.ctstate in str(match.value).split(",")
