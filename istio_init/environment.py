@@ -41,8 +41,8 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
 
 
 def has_capability(number: int) -> bool:
-    """Tell whether this process has a capability in effect (proc(5), `CapEff` of /proc/self/status)."""
-    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - pathlib is dear to import
+    """Tell whether this thread has a capability in effect (proc(5), `CapEff` of its status)."""
+    with open("/proc/thread-self/status", encoding="ascii") as status:  # noqa: PTH123 - pathlib is dear to import
         mask = next(line for line in status if line.startswith("CapEff:")).split()[1]
     return bool(int(mask, 16) >> number & 1)
 

@@ -38,7 +38,9 @@ def find() -> tuple[TproxyRoute, ...]:
     with _netlink() as ipr:
         found = {_route_of(rule): rule.get("protocol") for rule in _rules(ipr)}
         ours = [route for route, protocol in found.items() if protocol == PROTOCOL]
-        if OLD_SCRIPTS_ROUTE not in ours and (OLD_SCRIPTS_ROUTE in found or _local_default(ipr, TPROXY_ROUTE_TABLE)):
+        # Of the old script's a half may be left; a table that another rule leads to is that rule's.
+        half = TPROXY_ROUTE_TABLE not in {route.table for route in found} and _local_default(ipr, TPROXY_ROUTE_TABLE)
+        if OLD_SCRIPTS_ROUTE not in ours and (OLD_SCRIPTS_ROUTE in found or half):
             ours.append(OLD_SCRIPTS_ROUTE)
     return tuple(ours)
 

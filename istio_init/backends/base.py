@@ -20,7 +20,8 @@ from istio_init.model import Family, Plan, Snapshot, Table, TproxyRoute, Variant
 
 LOCK_WAIT = 10.0  # seconds
 LOCK_POLL = 0.02  # seconds
-NETWORK_NAMESPACE = "/proc/self/ns/net"
+# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
+NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
 BOTH_FAMILIES = tuple(Family)
 
 Snapshots = dict[Family, Snapshot]

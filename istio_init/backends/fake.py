@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.errors import IstioInitError, Unsupported
 from istio_init.inspect import NOTHING
-from istio_init.model import Family, Snapshot, Table, TableState, TproxyRoute, Variant
+from istio_init.model import Family, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,7 +66,11 @@ class FakeBackend(Backend):
             if (family, change.table) in self._broken:
                 self._broken.discard((family, change.table))
                 return Unsupported(f"this fake was told to fail in table {change.table} of {family}")
-            _make(self.kernel[family], change)
+            made = _made(self.kernel[family], change)
+            lost = _lost_jump(made)
+            if lost:
+                return Unsupported(f"table {change.table} of {family}: there is no chain {lost} to jump to")
+            self.kernel[family][change.table] = made
             self.transactions += 1
         return None
 
@@ -89,8 +93,15 @@ class FakeBackend(Backend):
         yield
 
 
-def _make(tables: Snapshot, change: TableChange) -> None:
+def _made(tables: Snapshot, change: TableChange) -> TableState:
     before = tables.get(change.table, NOTHING)
     chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
-    kept = [jump for jump in before.jumps if jump not in change.removed_jumps]
-    tables[change.table] = TableState(chains, (*kept, *change.added_jumps), before.foreign, before.users)
+    kept = tuple(jump for jump in before.jumps if jump not in change.removed_jumps)
+    return TableState(chains, kept + change.added_jumps, before.foreign, before.users)
+
+
+def _lost_jump(state: TableState) -> str:
+    """Name a chain that a rule jumps to and that does not exist; a kernel refuses such a transaction."""
+    rules = [rule for rules in state.chains.values() for rule in rules] + [rule for _, rule in state.jumps]
+    goals = (rule.target.chain for rule in rules if isinstance(rule, Rule))
+    return next((goal for goal in goals if goal and goal not in state.chains), "")

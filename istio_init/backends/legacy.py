@@ -6,7 +6,10 @@ from istio_init.model import Family, Table
 
 # The tables that legacy xtables has made in this network namespace, one a line (net/netfilter/x_tables.c). To ask for a
 # table in any other way makes the kernel load it.
-NAMES = {Family.IPV4: "/proc/net/ip_tables_names", Family.IPV6: "/proc/net/ip6_tables_names"}
+NAMES = {
+    Family.IPV4: "/proc/thread-self/net/ip_tables_names",
+    Family.IPV6: "/proc/thread-self/net/ip6_tables_names",
+}
 
 
 def legacy_tables(family: Family) -> tuple[Table, ...]:

@@ -79,7 +79,7 @@ class LibiptcBackend(Backend):
                     table = _open(family, name)
                     getattr(table, make)(TRIAL_CHAIN)
                     table.commit()
-            except _iptc().IPTCError as error:
+            except _errors() as error:
                 broken[family] = str(_failure(error, family, name))
         return broken
 
@@ -90,7 +90,7 @@ class LibiptcBackend(Backend):
             for change in wanted:
                 try:
                     _make(family, change)
-                except _iptc().IPTCError as error:
+                except _errors() as error:
                     failed[family] = _failure(error, family, change.table)
                     break
         return failed
@@ -105,7 +105,7 @@ class LibiptcBackend(Backend):
     def _read_family(self, family: Family) -> Snapshot:
         try:
             return {name: _read_table(family, name) for name in legacy_tables(family)}
-        except _iptc().IPTCError as error:
+        except _errors() as error:
             raise _failure(error, family, "") from error
 
 
@@ -137,6 +137,11 @@ def _iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
     finally:
         ctypes.util.find_library = find_library
     return iptc
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    iptc = _iptc()
+    return (iptc.IPTCError, iptc.XTablesError)
 
 
 def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above

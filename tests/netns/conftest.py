@@ -1,0 +1,33 @@
+"""Fixtures for tests with real packets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.netns import namespaces
+from tests.privileges import need_namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How the program is asked to reach the kernel; the variant is what its rules are then read with.
+MEANS = {
+    "restore-nft": (("--backend", "restore", "--iptables-variant", "nft"), "nft"),
+    "restore-legacy": (("--backend", "restore", "--iptables-variant", "legacy"), "legacy"),
+    "libiptc": (("--backend", "libiptc"), "legacy"),
+}
+
+
+@pytest.fixture
+def pod() -> Iterator[namespaces.Pod]:
+    need_namespaces()
+    with namespaces.pod() as made:
+        yield made
+
+
+@pytest.fixture(params=MEANS)
+def means(request: pytest.FixtureRequest) -> tuple[tuple[str, ...], str]:
+    """Flags for one backend and variant, and that variant's name."""
+    return MEANS[request.param]

@@ -1,0 +1,169 @@
+"""A pod and the world round it: two network namespaces, joined by a veth pair.
+
+The namespaces have no names: they end with the file descriptors of this process, also when it crashes. Sockets are made in
+threads that entered a namespace and took on a user; a socket keeps both, whoever uses it afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from tests import cases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+# Raw system calls, for these change one thread only; the C library's functions change all of them.
+SETRESUID, SETRESGID = {"x86_64": (117, 119), "aarch64": (147, 149)}[platform.machine()]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A network namespace."""
+
+    def __init__(self) -> None:
+        self.fd = in_thread(_new_namespace)
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def call(self, function: Callable[[], T], owner: tuple[int, int] = cases.ROOT) -> T:
+        """Call a function in this namespace, as a user and group."""
+
+        def enter_and_call() -> T:
+            _check(_libc.setns(self.fd, CLONE_NEWNET))
+            uid, gid = owner
+            _check(_libc.syscall(SETRESGID, gid, gid, gid))
+            _check(_libc.syscall(SETRESUID, uid, uid, uid))
+            return function()
+
+        return in_thread(enter_and_call)
+
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        stdin: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in this namespace."""
+        command = ["nsenter", f"--net={self.path}", *argv]
+        result = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            input=stdin,
+            timeout=60,
+            env={**os.environ, **(environment or {})},
+        )
+        assert not check or result.returncode == 0, f"{argv}: {result.stderr}"
+        return result
+
+    def istio_init(
+        self,
+        *arguments: str,
+        check: bool = True,
+        environment: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the program under test in this namespace."""
+        return self.run(sys.executable, "-m", "istio_init", *arguments, check=check, environment=environment)
+
+    def save(self, variant: str, family: str = "ipv4") -> str:
+        """Give the rules of one variant, without comments and counters, and without tables that hold nothing."""
+        tool = "iptables" if family == "ipv4" else "ip6tables"
+        lines = self.run(f"{tool}-{variant}-save").stdout.splitlines()
+        tables: list[list[str]] = []
+        for line in lines:
+            if line.startswith("*"):
+                tables.append([])
+            if line and not line.startswith("#"):
+                tables[-1].append(line.partition(" [")[0] if line.startswith(":") else line)
+        full = [table for table in tables if any(line[0] == "-" or line.endswith("-") for line in table)]
+        return "\n".join(line for table in sorted(full) for line in table)
+
+    def policy_routing(self) -> str:
+        """Give the policy rules and the routes of all tables but those that the system itself fills."""
+        rules = self.run("ip", "rule").stdout
+        routes = [line for line in self.run("ip", "route", "show", "table", "all").stdout.splitlines() if "table" in line]
+        return rules + "\n".join(line for line in routes if "table local" not in line)
+
+
+class Pod(NamedTuple):
+    """The pod, and the world outside."""
+
+    inside: Namespace
+    outside: Namespace
+
+
+@contextmanager
+def pod() -> Iterator[Pod]:
+    """Make a pod with addresses and routes, and no server yet."""
+    with ExitStack() as stack:
+        inside, outside = Namespace(), Namespace()
+        stack.callback(inside.close)
+        stack.callback(outside.close)
+        outside.run("ip", "-batch", "-", stdin=_outside_commands(inside.path))
+        inside.run("ip", "-batch", "-", stdin=_inside_commands())
+        yield Pod(inside, outside)
+
+
+def _outside_commands(inside: str) -> str:
+    services = "".join(f"address add {a}/32 dev lo\n" for a in (cases.SERVICE, cases.DATABASE, cases.INTERNET))
+    return (
+        f"link set lo up\nlink add eth0 type veth peer name eth0 netns {inside}\n"
+        f"address add {cases.CLIENT}/24 dev eth0\naddress add {cases.CLIENT_IPV6}/64 dev eth0 nodad\n"
+        f"link set eth0 up\n{services}"
+    )
+
+
+def _inside_commands() -> str:
+    return (
+        "link set lo up\n"
+        f"address add {cases.POD}/24 dev eth0\naddress add {cases.POD_IPV6}/64 dev eth0 nodad\nlink set eth0 up\n"
+        f"route add default via {cases.CLIENT}\n"
+    )
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Call a function in a thread of its own, and hand on what it returns or raises."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as error:  # noqa: BLE001 - handed on below
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _new_namespace() -> int:
+    _check(_libc.unshare(CLONE_NEWNET))
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
