@@ -3,6 +3,7 @@
 It answers "why is this connection not captured?" without a kernel; the tests hold its answers to what real packets meet.
 """
 
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
@@ -102,29 +103,28 @@ def _walk(
 
 
 def _matches(match: Match, packet: Packet) -> bool:
-    return _holds(match, packet) is not match.negated
+    return CONDITIONS[match.kind](packet, match.value) is not match.negated
 
 
-def _holds(match: Match, packet: Packet) -> bool:
-    match match.kind:
-        case MatchKind.SOURCE:
-            return ip_address(packet.source) in ip_network(match.value)
-        case MatchKind.DESTINATION:
-            return ip_address(packet.destination) in ip_network(match.value)
-        case MatchKind.IN_INTERFACE:
-            return not packet.outbound and packet.interface == match.value
-        case MatchKind.OUT_INTERFACE:
-            return packet.outbound and packet.interface == match.value
-        case MatchKind.PROTOCOL:
-            return packet.protocol == match.value
-        case MatchKind.DESTINATION_PORT:
-            first, _, last = str(match.value).partition(":")
-            return int(first) <= packet.port <= int(last or first)
-        case MatchKind.UID_OWNER:
-            return packet.outbound and packet.uid == match.value
-        case MatchKind.GID_OWNER:
-            return packet.outbound and packet.gid == match.value
-        case MatchKind.SOCKET:
-            return packet.has_socket
-        case MatchKind.CTSTATE:
-            return packet.ctstate in str(match.value).split(",")
+def _in_cidr(address: str, cidr: int | str) -> bool:
+    return ip_address(address) in ip_network(cidr)
+
+
+def _in_range(port: int, ports: int | str) -> bool:
+    first, _, last = str(ports).partition(":")
+    return int(first) <= port <= int(last or first)
+
+
+# When a condition holds, its negation aside.
+CONDITIONS: dict[MatchKind, Callable[[Packet, int | str], bool]] = {
+    MatchKind.SOURCE: lambda packet, cidr: _in_cidr(packet.source, cidr),
+    MatchKind.DESTINATION: lambda packet, cidr: _in_cidr(packet.destination, cidr),
+    MatchKind.IN_INTERFACE: lambda packet, name: not packet.outbound and packet.interface == name,
+    MatchKind.OUT_INTERFACE: lambda packet, name: packet.outbound and packet.interface == name,
+    MatchKind.PROTOCOL: lambda packet, name: packet.protocol == name,
+    MatchKind.DESTINATION_PORT: lambda packet, ports: _in_range(packet.port, ports),
+    MatchKind.UID_OWNER: lambda packet, uid: packet.outbound and packet.uid == uid,
+    MatchKind.GID_OWNER: lambda packet, gid: packet.outbound and packet.gid == gid,
+    MatchKind.SOCKET: lambda packet, _: packet.has_socket,
+    MatchKind.CTSTATE: lambda packet, states: packet.ctstate in str(states).split(","),
+}

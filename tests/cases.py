@@ -6,12 +6,14 @@ A new flag is a new case here, and all three follow.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.environment import collect
 from istio_init.layouts import build_plan
-from istio_init.model import Plan
 from istio_init.settings import NO_ACCOUNTS, OPTIONS, parse_settings
+
+if TYPE_CHECKING:
+    from istio_init.model import Plan
 
 # Two network namespaces: the pod, and the world round it.
 POD = "10.77.0.2"

@@ -113,8 +113,11 @@ def _capture(settings: Settings, condition: tuple[Match, ...], why: str) -> tupl
     if settings.mode is Mode.REDIRECT:
         return (Rule(matches, _jump("ISTIO_IN_REDIRECT"), why),)
     known = "a packet of a connection that a socket here already has goes straight to that socket"
+    # The old script looked for a socket only. That also finds one in TIME_WAIT, so a client that used a port again within
+    # a minute reached the app around Envoy. Only a packet of an established connection can have its own socket.
+    established = Match(MatchKind.CTSTATE, "ESTABLISHED")
     return (
-        Rule((*matches, Match(MatchKind.SOCKET)), _jump("ISTIO_DIVERT"), known),
+        Rule((*matches, established, Match(MatchKind.SOCKET)), _jump("ISTIO_DIVERT"), known),
         Rule(matches, _jump("ISTIO_TPROXY"), why),
     )
 

@@ -21,13 +21,15 @@ SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 IP_TRANSPARENT = 19  # linux/in.h
 TIMEOUT = 3.0  # seconds
 BACKLOG = 512
+RESET = "reset"
 
 
 class Answer(NamedTuple):
     """What a server tells of a connection.
 
     Attributes:
-        server: `envoy:PORT` or `direct`; `rejected` stands for a connection that nobody accepted.
+        server: `envoy:PORT` or `direct`; `rejected` stands for a connection that nobody accepted, `reset` for one that
+            was cut.
         original: the destination before a redirect (SO_ORIGINAL_DST), empty where conntrack knows none.
         local: the server's end.
         client: the client's end, as the server sees it.
@@ -129,9 +131,16 @@ def exchange(connection: cases.Connection) -> Answer:
                 client.sendto(b"?", (connection.address, connection.port))
                 return Answer(*json.loads(client.recvfrom(512)[0]))
             client.connect((connection.address, connection.port))
-            return Answer(*json.loads(b"".join(iter(lambda: client.recv(512), b""))))
+            return answer_from(client)
+        except ConnectionResetError:
+            return Answer(RESET)
         except (ConnectionRefusedError, PermissionError, TimeoutError):
             return Answer(cases.REJECTED)
+
+
+def answer_from(client: socket.socket) -> Answer:
+    """Read what a server tells of a connection, until it closes it."""
+    return Answer(*json.loads(b"".join(iter(lambda: client.recv(512), b""))))
 
 
 @contextmanager

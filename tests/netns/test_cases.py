@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.cases import CASES, CLIENT, Case, Connection
-from tests.netns.namespaces import Pod
 from tests.netns.sockets import Answer, connect, servers_for
+
+if TYPE_CHECKING:
+    from tests.netns.namespaces import Pod
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
