@@ -33,6 +33,8 @@ TRIAL_RULE = {Table.NAT: "-p tcp -j REDIRECT --to-ports 1"}
 
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
+# Legacy says only this, whether the kernel has no such table or did not let it open a raw socket.
+NO_TABLE_MESSAGE = "unable to initialize table"
 
 
 class RestoreBackend(Backend):
@@ -55,6 +57,7 @@ class RestoreBackend(Backend):
         super().__init__(lock_wait)
         self._candidates = CANDIDATES if variant is None else (variant,)
         self._chosen: dict[Family, Variant] = {}
+        self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
         self._observe = observe
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
@@ -83,7 +86,9 @@ class RestoreBackend(Backend):
         failed: dict[Family, IstioInitError] = {}
         waiting = dict(scripts)
         for variant in self._candidates:
-            trying = [f for f in waiting if self._chosen.get(f, variant) is variant]
+            trying = [
+                f for f in waiting if self._chosen.get(f, variant) is variant and self._is_readable(f, variant, failed)
+            ]
             if not trying:
                 continue
             results = self._run([self._restore_command(f, variant, waiting[f]) for f in trying])
@@ -97,6 +102,13 @@ class RestoreBackend(Backend):
                 _gather(failed, family, _failure(result))
         return {family: failed[family] for family in waiting}
 
+    def _is_readable(self, family: Family, variant: Variant, failed: dict[Family, IstioInitError]) -> bool:
+        """Rules that could not be read must not be written over; say so as a failure of the family."""
+        error = self._unreadable.get((family, variant))
+        if error is not None:
+            _gather(failed, family, error)
+        return error is None
+
     def _remove_part(self, family: Family, variant: Variant) -> None:
         """Remove what a variant that is given up had taken; nothing of ours was there before."""
         (saved,) = self._run([Command((command_name(family, variant, "save"),))])
@@ -106,15 +118,26 @@ class RestoreBackend(Backend):
 
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
         """Read each family through each variant that may hold rules of it."""
-        # The plain name is one of the two under another name; it counts where it is the only one.
-        variants: list[Variant] = [v for v in self._candidates if v is not Variant.PLAIN] or [Variant.PLAIN]
+        found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
+        self._save_through(families, [v for v in self._candidates if v is not Variant.PLAIN], found)
+        # The plain name is one of the two under another name: it counts where it is the only one.
+        if Variant.PLAIN in self._candidates:
+            self._save_through(tuple(family for family in families if not found[family]), [Variant.PLAIN], found)
+        return found
+
+    def _save_through(
+        self,
+        families: tuple[Family, ...],
+        variants: list[Variant],
+        found: dict[Family, dict[Variant, Snapshot]],
+    ) -> None:
         asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
         results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked])
-        found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
         for (family, variant), result in zip(asked, results, strict=True):
             if result.status == 0:
                 found[family][variant] = parse_save(result.stdout)
-        return found
+            else:
+                self._unreadable[family, variant] = _failure(result)
 
     def _settle(self, family: Family, found: dict[Variant, Snapshot]) -> Snapshot:
         ours = [variant for variant, tables in found.items() if _has_ours(tables)]
@@ -149,10 +172,14 @@ def _failure(result: Result) -> IstioInitError:
     if LOCK_MESSAGE in result.stderr:
         message = f"another program holds the xtables lock: `{' '.join(result.argv)}` said: {result.stderr}"
         return LockHeld(f"{message}; wait for it to end and run this again, or wait longer with --lock-wait SECONDS")
-    if any(words in result.stderr for words in REFUSED_MESSAGES):
-        return NotPermitted(
-            f"`{' '.join(result.argv)}` was refused: {result.stderr}; {_missing_capability()}",
+    lacking = _missing_capability()
+    if any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr):
+        remedy = (
+            f"give the container the capability {lacking} (securityContext.capabilities.add)"
+            if lacking
+            else "a security module or a user namespace may forbid it"
         )
+        return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
     if result.missing:
         remedy = "install Debian's package `iptables`"
     elif result.status is None:
@@ -171,10 +198,9 @@ def _gather(failed: dict[Family, IstioInitError], family: Family, error: IstioIn
 
 
 def _missing_capability() -> str:
-    for name, number in (("NET_ADMIN", CAP_NET_ADMIN), ("NET_RAW", CAP_NET_RAW)):
-        if not has_capability(number):
-            return f"give the container the capability {name} (securityContext.capabilities.add)"
-    return "a security module or a user namespace may forbid it"
+    """Name a capability that iptables needs (legacy needs both) and this process lacks."""
+    needed = {"NET_ADMIN": CAP_NET_ADMIN, "NET_RAW": CAP_NET_RAW}
+    return next((name for name, number in needed.items() if not has_capability(number)), "")
 
 
 def _trial(table: Table) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 # Raw system calls, for these change one thread only; the C library's functions change all of them.
 SETRESUID, SETRESGID = {"x86_64": (117, 119), "aarch64": (147, 149)}[platform.machine()]
+
+NSENTER = shutil.which("nsenter") or "nsenter"  # by its path: some tests give a PATH without it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,7 +65,7 @@ class Namespace:
         environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in this namespace."""
-        command = ["nsenter", f"--net={self.path}", *argv]
+        command = [NSENTER, f"--net={self.path}", *argv]
         result = subprocess.run(
             command,
             check=False,

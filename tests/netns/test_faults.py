@@ -1,0 +1,209 @@
+"""When something fails: what was there before is back, the exit code tells the kind, and the message what to do."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cases import SERVICE, out
+from tests.netns.sockets import connect, servers_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.netns.namespaces import Namespace, Pod
+
+Means = tuple[tuple[str, ...], str]
+
+POD = ("-p", "15001", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b", "9080", "-d", "")
+TPROXY = ("-u", "1337", "-m", "TPROXY", "-i", "10.0.0.0/8", "-b", "*")
+
+# A stand-in for a tool that refuses a script in which a word occurs, and passes on all others.
+REFUSING = """\
+#!/bin/sh
+script=$(cat)
+case $script in
+  *'{word}'*) {before}echo "{name}: line 3 failed: no such thing." >&2; exit 1;;
+esac
+printf '%s\\n' "$script" | {real} "$@"
+"""
+# … but first passes on what stands in front of the table nat, as a real one commits table after table.
+FIRST_TABLE = "printf '%s\\n' \"$script\" | sed '/^[*]nat/,$d' | {real} \"$@\"; "
+
+
+def refusing(directory: Path, name: str, word: str, *, after_first_table: bool = False) -> dict[str, str]:
+    """Put a stand-in first on the PATH, and give the environment for it."""
+    real = shutil.which(name)
+    before = FIRST_TABLE.format(real=real) if after_first_table else ""
+    tool = directory / name
+    tool.write_text(REFUSING.format(word=word, name=name, real=real, before=before))
+    tool.chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def everything(namespace: Namespace) -> list[str]:
+    return [namespace.save("nft"), namespace.save("nft", "ipv6"), namespace.policy_routing()]
+
+
+@pytest.mark.parametrize("before", [None, POD, TPROXY], ids=["nothing", "redirect", "tproxy"])
+@pytest.mark.parametrize(
+    ("tool", "word", "after_first_table"),
+    [
+        ("ip6tables-nft-restore", "ISTIO_INBOUND", False),
+        ("iptables-nft-restore", "--to-ports 15055", False),
+        ("iptables-nft-restore", "--to-ports 15055", True),
+    ],
+    ids=["family", "first-table", "second-table"],
+)
+def test_when_a_part_fails_all_is_as_it_was(
+    pod: Pod,
+    tmp_path: Path,
+    tool: str,
+    word: str,
+    *,
+    after_first_table: bool,
+    before: tuple[str, ...] | None,
+) -> None:
+    run = ("--iptables-variant", "nft")
+    if before:
+        pod.inside.istio_init(*run, *before, environment={"ENABLE_INBOUND_IPV6": "1"})
+    was = everything(pod.inside)
+    environment = refusing(tmp_path, tool, word, after_first_table=after_first_table)
+    failed = pod.inside.istio_init(*run, *TPROXY, "-p", "15055", environment=environment, check=False)
+    assert failed.returncode == 4
+    (line,) = failed.stderr.splitlines()
+    for part in (
+        f"`{tool} --noflush -w 10` exited with status 1",
+        "line 3 failed: no such thing",
+        "what was there before is",
+    ):
+        assert part in line
+    assert everything(pod.inside) == was
+
+
+def test_ipv6_that_does_not_work_is_a_warning(pod: Pod, tmp_path: Path) -> None:
+    environment = refusing(tmp_path, "ip6tables-nft-restore", "filter")
+    done = pod.inside.istio_init("--iptables-variant", "nft", *POD, environment=environment)
+    assert "warning: ipv6 rules are left out, for ipv6 does not work here" in done.stderr
+    assert "ISTIO_OUTPUT" in pod.inside.save("nft")
+    assert pod.inside.save("nft", "ipv6") == ""
+
+
+def test_ipv6_that_was_asked_for_and_does_not_work_is_an_error(pod: Pod, tmp_path: Path) -> None:
+    environment = refusing(tmp_path, "ip6tables-nft-restore", "filter")
+    flags = ("--iptables-variant", "nft", "--family", "ipv6")
+    assert pod.inside.istio_init(*flags, *POD, environment=environment, check=False).returncode == 4
+
+
+def test_rules_that_cannot_be_read_are_not_written_over(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init("--iptables-variant", "nft", *POD)
+    was = everything(pod.inside)
+    (tmp_path / "iptables-nft-save").write_text("#!/bin/sh\necho 'out of memory' >&2\nexit 1\n")
+    (tmp_path / "iptables-nft-save").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    failed = pod.inside.istio_init("--iptables-variant", "nft", *POD, environment=environment, check=False)
+    assert failed.returncode == 4
+    assert "`iptables-nft-save` exited with status 1: out of memory" in failed.stderr
+    assert everything(pod.inside) == was
+
+
+@contextmanager
+def held(path: str) -> Iterator[None]:
+    """Hold a lock as another program would."""
+    file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600) if not path.startswith("/proc") else os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def test_a_namespace_that_another_run_works_on_is_waited_for_and_then_given_up(pod: Pod) -> None:
+    with held(pod.inside.path):
+        started = time.monotonic()
+        refused = pod.inside.istio_init("--lock-wait", "0.3", *POD, check=False)
+        assert time.monotonic() - started >= 0.3
+        assert pod.outside.istio_init("clean", "--lock-wait", "0").returncode == 0, "the lock of one pod holds another"
+    assert refused.returncode == 5
+    assert "another program holds the lock of this network namespace" in refused.stderr
+    assert pod.inside.save("nft") == ""
+    assert pod.inside.istio_init(*POD).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "run",
+    [("--backend", "libiptc"), ("--backend", "restore", "--iptables-variant", "legacy")],
+    ids=["libiptc", "restore"],
+)
+def test_the_lock_of_iptables_is_respected(pod: Pod, tmp_path: Path, run: tuple[str, ...]) -> None:
+    path = str(tmp_path / "xtables.lock")
+    environment = {"XTABLES_LOCKFILE": path}
+    with held(path):
+        refused = pod.inside.istio_init(*run, "--lock-wait", "1", *POD, environment=environment, check=False)
+    assert refused.returncode == 5
+    assert "another program holds the xtables lock" in refused.stderr
+    assert pod.inside.istio_init(*run, *POD, environment=environment).returncode == 0
+
+
+def test_a_lock_file_that_cannot_be_opened_is_named_with_a_way_out(pod: Pod) -> None:
+    environment = {"XTABLES_LOCKFILE": "/proc/no-such-directory/lock"}
+    failed = pod.inside.istio_init("--backend", "libiptc", *POD, environment=environment, check=False)
+    assert failed.returncode == 4
+    assert "/proc/no-such-directory/lock" in failed.stderr
+    assert "XTABLES_LOCKFILE" in failed.stderr
+
+
+@pytest.mark.parametrize("capability", ["net_admin", "net_raw"])
+def test_a_missing_capability_is_named(pod: Pod, means: Means, capability: str) -> None:
+    run, variant = means
+    without = ("setpriv", "--bounding-set", f"-{capability}", "--inh-caps", f"-{capability}")
+    command = (*without, sys.executable, "-m", "istio_init", *run, *POD)
+    done = pod.inside.run(*command, check=False)
+    if capability == "net_raw" and variant == "nft":
+        assert done.returncode == 0, "nf_tables needs no raw socket"
+        return
+    assert done.returncode == 3
+    assert f"capability {capability.upper()}" in done.stderr
+    assert pod.inside.save(variant) == ""
+
+
+def test_an_ordinary_user_is_told_what_is_missing(pod: Pod) -> None:
+    command = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    refused = pod.inside.run(*command, sys.executable, "-m", "istio_init", *POD, check=False)
+    assert refused.returncode == 3
+    assert "NET_ADMIN" in refused.stderr
+
+
+def test_a_run_that_is_ended_leaves_all_or_nothing(pod: Pod) -> None:
+    command = ["nsenter", f"--net={pod.inside.path}", sys.executable, "-m", "istio_init", *POD]
+    pod.inside.istio_init(*POD)
+    whole = everything(pod.inside)
+    seen = set()
+    for delay in range(0, 200, 8):
+        pod.inside.istio_init("clean")
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        time.sleep(delay / 1000)
+        process.terminate()
+        process.communicate(timeout=30)
+        left = everything(pod.inside)
+        assert left in (whole, ["", "", whole[2]])
+        seen.add(left == whole)
+    assert seen == {True, False}, "no signal came early enough, or none late enough"
+
+
+def test_a_family_that_fails_cuts_no_connection(pod: Pod, tmp_path: Path) -> None:
+    connection = out(SERVICE, 80, "envoy:15001")
+    pod.inside.istio_init("--iptables-variant", "nft", *POD)
+    environment = refusing(tmp_path, "iptables-nft-restore", "--to-ports 15055")
+    with servers_for(pod, [connection]):
+        pod.inside.istio_init("-p", "15055", "-u", "1337", "-i", "*", environment=environment, check=False)
+        assert connect(pod, connection).server == "envoy:15001"
