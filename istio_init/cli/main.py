@@ -70,6 +70,8 @@ def run(arguments: list[str]) -> int:
         return _failed(context, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return 0  # who read the output has seen enough (`istio-init -n | head`)
+    except OSError as error:
+        return _failed(context, f"the system refused: {error}", IstioInitError.exit_code)
     return 0
 
 
