@@ -74,23 +74,27 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
-    except click.ClickException as error:
-        return _failed(context, _usage_message(error), error.exit_code)
-    except IstioInitError as error:
-        return _failed(context, "; ".join((str(error), *getattr(error, "__notes__", ()))), error.exit_code)
-    except KeyboardInterrupt:
-        return _failed(context, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return 0  # who read the output has seen enough (`istio-init -n | head`)
-    except OSError as error:
-        return _failed(context, f"the system refused: {error}", IstioInitError.exit_code)
+    except (click.ClickException, IstioInitError, OSError, KeyboardInterrupt) as error:
+        log = context.obj if context is not None and context.obj is not None else Log()
+        message, exit_code = _explain(error)
+        log.write(Level.ERROR, " ".join(message.split()))
+        return exit_code
     return 0
 
 
-def _failed(context: click.Context | None, message: str, exit_code: int) -> int:
-    log = context.obj if context is not None and context.obj is not None else Log()
-    log.write(Level.ERROR, " ".join(message.split()))
-    return exit_code
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Give the message and the exit code of an error."""
+    match error:
+        case IstioInitError():
+            return "; ".join((str(error), *getattr(error, "__notes__", ()))), error.exit_code
+        case click.ClickException():
+            return _usage_message(error), error.exit_code
+        case KeyboardInterrupt():
+            return "interrupted", EXIT_INTERRUPTED
+        case _:
+            return f"the system refused: {error}", IstioInitError.exit_code
 
 
 def _usage_message(error: click.ClickException) -> str:
