@@ -17,9 +17,7 @@ def main() -> None:
     gc.disable()
     from istio_init.cli.main import run  # noqa: PLC0415 - importing is most of what this process does
 
-    exit_code = run(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(exit_code)
+    os._exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -258,9 +258,9 @@ def _owners(
 def _default_uids(values: Mapping[str, Value], accounts: Accounts) -> tuple[int, ...]:
     """Give the proxy's user, and root: in a virtual machine its agent fetches certificates (Istio 1.0.5)."""
     if ENVOY_USER in values:
-        return (*_owners(values, ENVOY_USER, accounts.uid, "user"), 0)
+        return tuple(dict.fromkeys((*_owners(values, ENVOY_USER, accounts.uid, "user"), 0)))
     uid = accounts.uid("istio-proxy")
-    return (PROXY_UID if uid is None else uid, 0)
+    return tuple(dict.fromkeys((PROXY_UID if uid is None else uid, 0)))
 
 
 def _number(text: str) -> int | None:

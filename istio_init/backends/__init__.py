@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from istio_init.runner import Observer
 
 
-def open_backend(name: str, variant: str, lock_wait: float, observe: Observer) -> Backend:
+def open_backend(name: str, variant: Variant | None, lock_wait: int, observe: Observer) -> Backend:
     """Make a backend by the names that the command line uses.
 
     Args:
         name: `restore` or `libiptc`; `auto` is `restore`, which was measured to be faster on every variant.
-        variant: `legacy`, `nft`, or `auto`.
+        variant: which iptables is meant; None finds out.
         lock_wait: seconds to wait for another program that holds a lock.
         observe: is told what is done.
 
@@ -25,7 +25,7 @@ def open_backend(name: str, variant: str, lock_wait: float, observe: Observer) -
         InvalidInput: the two contradict each other.
     """
     if name == "libiptc":
-        if variant == Variant.NFT:
+        if variant is Variant.NFT:
             problem = "'libiptc' reaches the legacy tables only, and --iptables-variant is 'nft'"
             raise InvalidInput("--backend", problem, "restore with nft, or libiptc with legacy")
         from istio_init.backends.libiptc import LibiptcBackend  # noqa: PLC0415 - python-iptables is dear to import
@@ -33,4 +33,4 @@ def open_backend(name: str, variant: str, lock_wait: float, observe: Observer) -
         return LibiptcBackend(lock_wait)
     from istio_init.backends.restore import RestoreBackend  # noqa: PLC0415 - the other backend does without
 
-    return RestoreBackend(None if variant == "auto" else Variant(variant), lock_wait, observe)
+    return RestoreBackend(variant, lock_wait, observe)

@@ -18,7 +18,7 @@ from istio_init.errors import IstioInitError, LockHeld
 from istio_init.inspect import TableChange, compare, desired
 from istio_init.model import Family, Plan, Snapshot, Table, TproxyRoute, Variant
 
-LOCK_WAIT = 10.0  # seconds
+LOCK_WAIT = 10  # seconds
 LOCK_POLL = 0.02  # seconds
 # A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
 NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
@@ -62,7 +62,7 @@ class Backend(ABC):
 
     name: str
 
-    def __init__(self, lock_wait: float = LOCK_WAIT) -> None:
+    def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
         self.lock_wait = lock_wait
 
     @abstractmethod
@@ -219,7 +219,7 @@ def _marks_packets(snapshots: Snapshots) -> bool:
 
 
 @contextmanager
-def namespace_lock(wait: float) -> Iterator[None]:
+def namespace_lock(wait: int) -> Iterator[None]:
     """Be the only writer of this kind in this network namespace.
 
     The lock is a flock(2) on the namespace itself. So it needs no path that could be missing or read-only, holds between
@@ -236,7 +236,7 @@ def namespace_lock(wait: float) -> Iterator[None]:
         os.close(namespace)
 
 
-def flock(file: int, wait: float, what: str) -> None:
+def flock(file: int, wait: int, what: str) -> None:
     """Lock an open file, alone (flock(2)), waiting at most `wait` seconds; raise `LockHeld` after that."""
     deadline = time.monotonic() + wait
     while True:
@@ -245,7 +245,7 @@ def flock(file: int, wait: float, what: str) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 message = (
-                    f"another program holds {what} and did not release it within {wait:g} s; "
+                    f"another program holds {what} and did not release it within {wait} s; "
                     "wait for it to end and run this again, or wait longer with --lock-wait SECONDS"
                 )
                 raise LockHeld(message) from None

@@ -51,7 +51,7 @@ class RestoreBackend(Backend):
     def __init__(
         self,
         variant: Variant | None = None,
-        lock_wait: float = LOCK_WAIT,
+        lock_wait: int = LOCK_WAIT,
         observe: Observer = lambda _: None,
     ) -> None:
         super().__init__(lock_wait)
@@ -154,7 +154,7 @@ class RestoreBackend(Backend):
         return found[occupied[0]] if occupied else {}
 
     def _restore_command(self, family: Family, variant: Variant, script: str) -> Command:
-        wait = f"{max(1, round(self.lock_wait))}"
+        wait = f"{max(1, self.lock_wait)}"  # 0 would be a wait without end
         return Command((command_name(family, variant, "restore"), "--noflush", "-w", wait), script)
 
     def _run(self, commands: list[Command]) -> list[Result]:

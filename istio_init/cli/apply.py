@@ -12,6 +12,7 @@ from istio_init.cli.log import Level
 from istio_init.cli.options import Run, run_options, setting_options
 from istio_init.environment import read_settings
 from istio_init.layouts import build_plan
+from istio_init.model import Variant
 
 if TYPE_CHECKING:
     from istio_init.backends.base import Report
@@ -72,7 +73,7 @@ def apply(**options: Any) -> None:  # noqa: ANN401 - click passes each option by
 def _print(plan: Plan, output_format: str, run: Run) -> None:
     from istio_init.render import render  # noqa: PLC0415 - an apply does without
 
-    click.echo(render(plan, output_format, run.families, run.variant), nl=False)
+    click.echo(render(plan, output_format, run.families, run.variant or Variant.PLAIN), nl=False)
 
 
 def _summary(plan: Plan, report: Report, seconds: float) -> str:

@@ -5,6 +5,7 @@ process that writes one line.
 """
 
 import sys
+from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -33,11 +34,15 @@ class Log(NamedTuple):
         """Write one message, if it matters enough."""
         if level < self.level:
             return
-        if self.json:
-            print(_json_line(level, message), file=sys.stderr)  # noqa: T201 - the log
-        else:
-            word = "" if level is Level.INFO else f"{level.name.lower()}: "
-            print(f"istio-init: {word}{message}", file=sys.stderr)  # noqa: T201 - the log
+        if level > Level.DEBUG:
+            message = " ".join(message.split())  # one line, whatever a tool or a path had in it
+        word = "" if level is Level.INFO else f"{level.name.lower()}: "
+        line = _json_line(level, message) if self.json else f"istio-init: {word}{message}"
+        # That nobody reads the log must not keep anything from being done.
+        if sys.stderr is None:  # closed from the start; print would take standard output instead
+            return
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log
 
     def debug(self, message: str) -> None:
         """Write what `-v` is for."""

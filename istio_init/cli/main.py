@@ -71,15 +71,18 @@ def run(arguments: list[str]) -> int:
     try:
         with cli.make_context("istio-init", list(arguments)) as context:
             cli.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed from the start
+            sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
     except BrokenPipeError:
         return 0  # who read the output has seen enough (`istio-init -n | head`)
     except (click.ClickException, IstioInitError, OSError, KeyboardInterrupt) as error:
-        log = context.obj if context is not None and context.obj is not None else Log()
+        # Before the options are read, only the words themselves say how to log.
+        words = " ".join(arguments).replace("=", " ")
+        log = (context and context.obj) or Log(json="--log-format json" in words)
         message, exit_code = _explain(error)
-        log.write(Level.ERROR, " ".join(message.split()))
+        log.write(Level.ERROR, message)
         return exit_code
     return 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_init.cli.log import Level, Log
-from istio_init.model import Family
+from istio_init.model import Family, Variant
 from istio_init.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Function = Callable[..., None]
 Decorator = Callable[[Function], Function]
 
+VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 
 
@@ -35,8 +36,8 @@ class Run(NamedTuple):
 
     families: tuple[Family, ...]
     backend: str
-    variant: str
-    lock_wait: float
+    variant: Variant | None
+    lock_wait: int
     log: Log
 
     @classmethod
@@ -49,7 +50,7 @@ class Run(NamedTuple):
         return cls(
             FAMILIES[options.pop("family")],
             options.pop("backend"),
-            options.pop("iptables_variant"),
+            VARIANTS[options.pop("iptables_variant")],
             options.pop("lock_wait"),
             log,
         )
@@ -97,14 +98,14 @@ def run_options(command: Function) -> Function:
             ),
             click.option(
                 "--iptables-variant",
-                type=click.Choice(["auto", "legacy", "nft"]),
+                type=click.Choice(list(VARIANTS)),
                 default="auto",
                 help="Default: auto, the one that has rules here already, else the one that works.",
             ),
             click.option(
                 "--lock-wait",
-                type=click.FloatRange(min=0),
-                default=10.0,
+                type=click.IntRange(0, 3600),
+                default=10,
                 metavar="SECONDS",
                 help="How long to wait for a program that holds a lock. Default: 10.",
             ),

@@ -16,7 +16,7 @@ def render(
     plan: Plan,
     output_format: str = "restore",
     families: tuple[Family, ...] = tuple(Family),
-    variant: str = "auto",
+    variant: Variant = Variant.PLAIN,
 ) -> str:
     """Write a plan as text that ends with a newline.
 
@@ -25,7 +25,7 @@ def render(
         output_format: `restore` (for `iptables-restore --noflush`, and for IPv6 `ip6tables-restore --noflush`),
             `commands` (for a shell), `json` or `table`.
         families: which families to write.
-        variant: `legacy` or `nft` names those binaries in `commands`; with `auto` they have their plain names.
+        variant: whose binaries `commands` names.
 
     Raises:
         InvalidInput: there is no such format.
@@ -42,8 +42,7 @@ def render(
     if output_format == "restore":
         return _sections(plan, {family: render_restore(plan, family) for family in plan.families()})
     if output_format == "commands":
-        binaries = Variant.PLAIN if variant == "auto" else Variant(variant)
-        return _sections(plan, {family: render_commands(plan, family, binaries) for family in plan.families()})
+        return _sections(plan, {family: render_commands(plan, family, variant) for family in plan.families()})
     raise InvalidInput("format", f"{output_format!r} is not a format", "restore, commands, json or table")
 
 

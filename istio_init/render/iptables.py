@@ -3,6 +3,8 @@
 A rule is written as iptables-save (1.8) prints it, so what is in a kernel and what was planned can be laid side by side.
 """
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +12,6 @@ from istio_init.inspect import TableChange, compare, desired
 from istio_init.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
-    UINT32_MAX,
     Family,
     KernelRule,
     Match,
@@ -47,6 +48,8 @@ MATCH_WORDS = {
     MatchKind.CTSTATE: Words("conntrack", "--ctstate"),
 }
 KIND_OF_OPTION = {words.option: kind for kind, words in MATCH_WORDS.items() if words.option}
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a comment or a log prefix, which may say anything
+WHOLE_MARK = re.compile(r"0x[0-9a-f]{1,8}(/0xffffffff)?")
 TABLES = {table.value: table for table in Table}
 EXTENSIONS = frozenset(words.extension for words in MATCH_WORDS.values() if words.extension)
 OWNERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
@@ -126,7 +129,7 @@ def parse_save(text: str) -> Snapshot:
     table = TableReader()
     for line in text.splitlines():
         if line.startswith("-A "):
-            _, chain, rule = line.split(" ", 2)
+            chain, _, rule = line.removeprefix("-A ").partition(" ")
             table.add_rule(chain, rule)
         elif line.startswith(":"):
             chain, policy, _ = line[1:].split(" ", 2)
@@ -207,7 +210,7 @@ def _keep(rule: KernelRule, native: object) -> KernelRule:
 
 def _goal(text: str) -> str:
     """Name the chain or target that a rule leads to."""
-    words = text.split()
+    words = QUOTED.sub("", text).split()
     for index in range(len(words) - 2, -1, -1):
         if words[index] in ("-j", "-g"):
             return words[index + 1]
@@ -215,30 +218,28 @@ def _goal(text: str) -> str:
 
 
 def _parse_target(name: str, options: list[str]) -> Target | None:
-    pairs = [pair for pair in zip(options[::2], options[1::2], strict=False) if pair not in DEFAULT_TARGET_OPTIONS]
+    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair not in DEFAULT_TARGET_OPTIONS]
     match name, pairs:
-        case "REDIRECT", [("--to-ports", port)] if port.isdecimal():
+        case "REDIRECT", [("--to-ports", str(port))] if port.isdecimal():
             return Target(TargetKind.REDIRECT, port=int(port))
-        case "TPROXY", [("--on-port", port), ("--tproxy-mark", mark)] if port.isdecimal():
-            value = _parse_mark(mark)
-            return None if value is None else Target(TargetKind.TPROXY, port=int(port), mark=value)
-        case "MARK", [("--set-xmark", mark)]:
-            value = _parse_mark(mark)
-            return None if value is None else Target(TargetKind.MARK, mark=value)
+        case "TPROXY", [("--on-port", str(port)), ("--tproxy-mark", str(mark))] if port.isdecimal() and _is_whole(mark):
+            return Target(TargetKind.TPROXY, port=int(port), mark=_mark_of(mark))
+        case "MARK", [("--set-xmark", str(mark))] if _is_whole(mark):
+            return Target(TargetKind.MARK, mark=_mark_of(mark))
         case (("RETURN" | "ACCEPT" | "REJECT"), []):
             return Target(TargetKind(name))
         case _, [] if name in OWN_CHAINS:
             return Target(TargetKind.JUMP, chain=name)
-        case _:
-            return None
+    return None
 
 
-def _parse_mark(text: str) -> int | None:
-    value, _, mask = text.partition("/")
-    try:
-        return int(value, 16) if int(mask or "0xffffffff", 16) == UINT32_MAX else None
-    except ValueError:
-        return None
+def _is_whole(mark: str) -> bool:
+    """Tell whether a mark is set in all its bits, as ours are; without a mask it is."""
+    return WHOLE_MARK.fullmatch(mark) is not None
+
+
+def _mark_of(mark: str) -> int:
+    return int(mark.partition("/")[0], 16)
 
 
 def _mark(target: Target) -> str:

@@ -1,0 +1,187 @@
+"""The house rules that can be read from the source: which way imports run, how long things are, and what tests cover."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import istio_init
+from istio_init.errors import IstioInitError
+from istio_init.model import MatchKind, Mode, TargetKind
+from istio_init.settings import OPTIONS
+from tests.cases import CASES
+from tests.unit.test_cli_apply import ERRORS
+
+PACKAGE = Path(istio_init.__file__).parent
+MODULES = {
+    ".".join(("istio_init", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# From the bottom up: a room imports from those before it, and from itself.
+ROOMS = (
+    "errors",
+    "model",
+    "settings",
+    "layouts",
+    "inspect",
+    "render",
+    "trace",
+    "runner",
+    "environment",
+    "routing",
+    "backends",
+    "",  # the package's own names
+    "bootstrap",
+    "cli",
+    "__main__",
+)
+# Envoy's configuration has nothing to do with rules.
+ALONE = {"bootstrap": ("errors", "bootstrap")}
+PURE = ("errors", "model", "settings", "layouts", "inspect", "render", "trace")
+EFFECTS = frozenset({"subprocess", "socket", "os", "pwd", "grp", "fcntl", "ctypes", "iptc", "pyroute2", "click"})
+
+# Who alone may import what.
+OWNERS = {
+    "subprocess": {"istio_init.runner"},
+    "pyroute2": {"istio_init.routing"},
+    "iptc": {"istio_init.backends.libiptc"},
+    "pwd": {"istio_init.environment"},
+    "grp": {"istio_init.environment"},
+}
+
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def room(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def imports(module: str) -> set[str]:
+    """List what a module imports, anywhere in it: modules of this package in full, of others the top name."""
+    found: set[str] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            # `from package import module` means the module.
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update(name if name in MODULES else str(node.module) for name in names)
+    return {name if name.split(".")[0] == "istio_init" else name.split(".")[0] for name in found}
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {room(module) for module in MODULES} <= set(ROOMS)
+
+
+@each_module
+def test_imports_run_downwards(module: str) -> None:
+    here = room(module)
+    allowed = ALONE.get(here, ROOMS[: ROOMS.index(here) + 1])
+    inside = {name for name in imports(module) if name.split(".")[0] == "istio_init"}
+    assert {name for name in inside if room(name) not in allowed} == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in PURE])
+def test_pure_modules_do_not_reach_the_machine(module: str) -> None:
+    assert imports(module) & EFFECTS == set()
+
+
+@pytest.mark.parametrize(("library", "owners"), OWNERS.items(), ids=list(OWNERS))
+def test_a_library_that_reaches_the_machine_has_one_owner(library: str, owners: set[str]) -> None:
+    assert {module for module in MODULES if library in imports(module)} == owners
+
+
+@each_module
+def test_only_the_command_line_prints_exits_or_knows_click(module: str) -> None:
+    if room(module) in ("cli", "__main__"):
+        return
+    called = {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
+    assert called & {"print", "input", "exit", "quit", "sys.exit", "os._exit"} == set()
+    assert "click" not in imports(module)
+
+
+@each_module
+def test_nothing_goes_through_a_shell(module: str) -> None:
+    calls = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+    assert [keyword.arg for call in calls for keyword in call.keywords if keyword.arg == "shell"] == []
+    assert {ast.unparse(call.func) for call in calls} & {"os.system", "os.popen", "eval", "exec"} == set()
+
+
+@each_module
+def test_modules_and_functions_are_short(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 400
+    long = [
+        node.name
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 50
+    ]
+    assert long == []
+
+
+@each_module
+def test_every_module_says_what_it_is(module: str) -> None:
+    docstring = ast.get_docstring(tree(module))
+    assert docstring
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    listed = {
+        module: ast.literal_eval(node.value)
+        for module in MODULES
+        for node in tree(module).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    }
+    assert "istio_init" in listed
+    for module, names in listed.items():
+        assert names == sorted(set(names))
+        assert [name for name in names if not hasattr(import_module(module), name)] == []
+
+
+def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
+    slow = ["asyncio", "dataclasses", "iptc", "ipaddress", "json", "logging", "pathlib", "pyroute2", "subprocess"]
+    program = (
+        "import sys; before = set(sys.modules); from istio_init.cli.main import run; assert run(['-n', '-b', '9080']) == 0; "
+        f"print(*sorted((set(sys.modules) - before) & set({slow})), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize("flag", [flag for option in OPTIONS for flag in option.flags])
+def test_every_flag_has_a_case(flag: str) -> None:
+    assert [case.name for case in CASES if flag in case.flags] != []
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_setting_has_a_case_with_its_variable(option: istio_init.settings.Option) -> None:
+    assert [case.name for case in CASES if set(option.variables) & set(case.environment)] != []
+
+
+def test_every_mode_and_kind_of_rule_of_the_layout_has_a_case() -> None:
+    rules = [rule for case in CASES for chain in case.plan().chains for rule in chain.rules]
+    # No rule of this layout looks at a sender or at where a packet comes in.
+    unused = {MatchKind.SOURCE, MatchKind.IN_INTERFACE}
+    assert {match.kind for rule in rules for match in rule.matches} == set(MatchKind) - unused
+    assert {rule.target.kind for rule in rules} == set(TargetKind)
+    assert {value for case in CASES for value in (*case.flags, *case.environment.values())} >= set(Mode)
+
+
+def error_classes(base: type[IstioInitError] = IstioInitError) -> set[type[IstioInitError]]:
+    return {base}.union(*(error_classes(one) for one in base.__subclasses__()))
+
+
+def test_every_kind_of_error_has_a_test_of_its_exit_code() -> None:
+    assert {kind for kind in error_classes() if kind.__module__.startswith("istio_init.")} == set(ERRORS)
+    assert {kind.exit_code for kind in ERRORS} == {1, 2, 3, 4, 5}

@@ -1,0 +1,197 @@
+"""Which change leads from what is in a kernel to what is wanted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from istio_init.errors import Unsupported
+from istio_init.inspect import TableChange, compare, desired
+from istio_init.layouts import build_plan
+from istio_init.model import (
+    Family,
+    KernelRule,
+    Match,
+    MatchKind,
+    OpaqueRule,
+    Rule,
+    Snapshot,
+    Table,
+    TableState,
+    Target,
+    TargetKind,
+)
+from istio_init.settings import Settings
+from tests.unit.strategies import valid_settings
+
+TCP = Match(MatchKind.PROTOCOL, "tcp")
+TO_80 = Match(MatchKind.DESTINATION_PORT, "80")
+RETURN = Rule((TCP, TO_80), Target(TargetKind.RETURN), "a reason")
+ACCEPT = Rule((), Target(TargetKind.ACCEPT))
+JUMP = Rule((TCP,), Target(TargetKind.JUMP, chain="ISTIO_INBOUND"), "a reason")
+MARKED_JUMP = OpaqueRule('-m comment --comment "x" -j ISTIO_INBOUND')
+
+
+def nat(chains: dict[str, tuple[KernelRule, ...]], *jumps: tuple[str, KernelRule]) -> Snapshot:
+    return {Table.NAT: TableState(chains, jumps)}
+
+
+WANTED = nat({"ISTIO_INBOUND": (RETURN, ACCEPT), "ISTIO_OUTPUT": (ACCEPT,)}, ("PREROUTING", JUMP))
+
+
+def test_nothing_changes_when_all_is_in_place() -> None:
+    assert compare(WANTED, WANTED) == []
+
+
+def test_nothing_changes_when_nothing_is_wanted_and_nothing_is_there() -> None:
+    assert compare({}, {}) == []
+    assert compare({}, {Table.NAT: TableState({}, foreign=True), Table.FILTER: TableState({})}) == []
+
+
+def test_reasons_and_the_order_of_conditions_make_no_difference() -> None:
+    found = Rule((TO_80, TCP), Target(TargetKind.RETURN))
+    current = nat(
+        {"ISTIO_OUTPUT": (ACCEPT._replace(why="another"),), "ISTIO_INBOUND": (found, ACCEPT)},
+        ("PREROUTING", JUMP._replace(why="")),
+    )
+    assert compare(WANTED, current) == []
+
+
+def test_foreign_rules_and_their_jumps_to_a_chain_that_stays_make_no_difference() -> None:
+    current = {Table.NAT: WANTED[Table.NAT]._replace(foreign=True, users=(("ISTIO_INBOUND", "THEIRS"),))}
+    assert compare(WANTED, {**current, Table.FILTER: TableState({}, foreign=True)}) == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (),
+        (RETURN,),
+        (ACCEPT, RETURN),
+        (RETURN, ACCEPT, ACCEPT),
+        (RETURN._replace(matches=(TCP,)), ACCEPT),
+        (RETURN._replace(matches=(TCP, TO_80._replace(negated=True))), ACCEPT),
+        (RETURN._replace(target=Target(TargetKind.ACCEPT)), ACCEPT),
+        (OpaqueRule("-p tcp --dport 80 -j RETURN"), ACCEPT),
+    ],
+    ids=["empty", "shorter", "other-order", "longer", "fewer-conditions", "negated", "other-target", "opaque"],
+)
+def test_only_the_chain_that_differs_is_written(found: tuple[KernelRule, ...]) -> None:
+    current = nat({"ISTIO_INBOUND": found, "ISTIO_OUTPUT": (ACCEPT,)}, ("PREROUTING", JUMP))
+    assert compare(WANTED, current) == [TableChange(Table.NAT, {"ISTIO_INBOUND": (RETURN, ACCEPT)})]
+
+
+def test_a_chain_that_is_missing_is_written_although_it_is_to_be_empty() -> None:
+    assert compare(nat({"ISTIO_OUTPUT": ()}), nat({})) == [TableChange(Table.NAT, {"ISTIO_OUTPUT": ()})]
+
+
+def test_opaque_rules_are_compared_by_their_text() -> None:
+    wanted = nat({"ISTIO_OUTPUT": (OpaqueRule("-j LOG", native="one"),)})
+    assert compare(wanted, nat({"ISTIO_OUTPUT": (OpaqueRule("-j LOG", native="two"),)})) == []
+    (change,) = compare(wanted, nat({"ISTIO_OUTPUT": (OpaqueRule("-j NFLOG"),)}))
+    assert change.chains == wanted[Table.NAT].chains
+
+
+def test_chains_that_are_wanted_no_more_are_dropped() -> None:
+    state = WANTED[Table.NAT]
+    stale: dict[str, tuple[KernelRule, ...]] = {"ISTIO_REDIRECT": (ACCEPT,), "ISTIO_DROP": ()}
+    current = {Table.NAT: state._replace(chains={**state.chains, **stale})}
+    assert compare(WANTED, current) == [TableChange(Table.NAT, {}, dropped=("ISTIO_REDIRECT", "ISTIO_DROP"))]
+
+
+@pytest.mark.parametrize(
+    "jumps",
+    [
+        (),
+        (("PREROUTING", JUMP), ("PREROUTING", JUMP)),
+        (("OUTPUT", JUMP),),
+        (("PREROUTING", JUMP), ("OUTPUT", JUMP)),
+        (("PREROUTING", MARKED_JUMP),),
+        (("PREROUTING", MARKED_JUMP), ("PREROUTING", JUMP)),
+        (("PREROUTING", JUMP._replace(matches=())),),
+    ],
+    ids=["missing", "doubled", "elsewhere", "one-too-many", "opaque", "opaque-and-ours", "other-conditions"],
+)
+def test_jumps_that_differ_are_replaced_by_the_one_that_is_wanted(jumps: tuple[tuple[str, KernelRule], ...]) -> None:
+    current = {Table.NAT: WANTED[Table.NAT]._replace(jumps=jumps)}
+    expected = TableChange(Table.NAT, {}, removed_jumps=jumps, added_jumps=(("PREROUTING", JUMP),))
+    assert compare(WANTED, current) == [expected]
+
+
+def test_the_order_between_built_in_chains_makes_no_difference() -> None:
+    one, two = ("PREROUTING", JUMP), ("OUTPUT", JUMP)
+    assert compare(nat({}, one, two), nat({}, two, one)) == []
+
+
+def test_when_nothing_is_wanted_all_that_is_ours_goes() -> None:
+    (change,) = compare({}, WANTED)
+    assert change == TableChange(
+        Table.NAT,
+        {},
+        dropped=("ISTIO_INBOUND", "ISTIO_OUTPUT"),
+        removed_jumps=(("PREROUTING", JUMP),),
+    )
+
+
+def test_a_chain_that_a_foreign_chain_uses_cannot_be_dropped() -> None:
+    current = {Table.NAT: WANTED[Table.NAT]._replace(users=(("ISTIO_INBOUND", "THEIRS"),))}
+    with pytest.raises(Unsupported) as caught:
+        compare({}, current)
+    assert str(caught.value) == (
+        "chain ISTIO_INBOUND of table nat cannot be removed: foreign chain THEIRS jumps to it; "
+        "delete that rule (iptables -t nat -S THEIRS shows it) and run this again"
+    )
+
+
+def test_a_chain_that_a_foreign_chain_uses_can_be_rewritten() -> None:
+    current = {Table.NAT: TableState({"ISTIO_INBOUND": ()}, users=(("ISTIO_INBOUND", "THEIRS"),))}
+    (change,) = compare(WANTED, current)
+    assert change.chains == WANTED[Table.NAT].chains
+
+
+def test_tables_that_gain_come_before_those_that_only_lose() -> None:
+    wanted = {Table.FILTER: WANTED[Table.NAT], Table.NAT: WANTED[Table.NAT]}
+    current = {Table.RAW: WANTED[Table.NAT], Table.MANGLE: WANTED[Table.NAT]}
+    order = [change.table for change in compare(wanted, current)]
+    assert order == [Table.NAT, Table.FILTER, Table.RAW, Table.MANGLE]
+
+
+def test_a_switch_to_tproxy_captures_in_mangle_before_it_lets_go_in_nat() -> None:
+    redirect, tproxy = (
+        desired(build_plan(Settings.of(inbound_ports="*", mode=mode)), Family.IPV4) for mode in ("REDIRECT", "TPROXY")
+    )
+    assert [(change.table, bool(change.added_jumps)) for change in compare(tproxy, redirect)] == [
+        (Table.MANGLE, True),
+        (Table.NAT, True),
+    ]
+    assert [change.table for change in compare(redirect, tproxy)] == [Table.NAT, Table.MANGLE]
+
+
+def test_what_a_plan_wants_is_kept_by_family_and_table() -> None:
+    plan = build_plan(Settings.of(inbound_ports="80", mode="TPROXY"))
+    assert set(desired(plan, Family.IPV4)) == {Table.NAT, Table.MANGLE}
+    closed = desired(plan, Family.IPV6)
+    assert set(closed) == {Table.FILTER}
+    assert list(closed[Table.FILTER].chains) == ["ISTIO_INBOUND"]
+    assert [chain for chain, _ in closed[Table.FILTER].jumps] == ["INPUT"]
+
+
+def made(current: Snapshot, changes: list[TableChange]) -> Snapshot:
+    """Make changes as a kernel would."""
+    tables = dict(current)
+    for change in changes:
+        before = tables.get(change.table, TableState({}))
+        chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
+        jumps = tuple(jump for jump in before.jumps if jump not in change.removed_jumps)
+        tables[change.table] = TableState(chains, jumps + change.added_jumps)
+    return tables
+
+
+@given(before=valid_settings, after=valid_settings)
+def test_the_changes_between_any_two_plans_lead_from_one_to_the_other(before: Settings, after: Settings) -> None:
+    for family in Family:
+        current, wanted = (desired(build_plan(settings), family) for settings in (before, after))
+        result = made(current, compare(wanted, current))
+        assert compare(wanted, result) == []
+        assert compare(wanted, wanted) == []
+        assert compare({}, made(result, compare({}, result))) == []

@@ -1,0 +1,337 @@
+"""What a user may ask for, what it means, and how everything else is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from istio_init.errors import InvalidInput
+from istio_init.model import Mode
+from istio_init.settings import (
+    ENABLE_INBOUND_IPV6,
+    ENVOY_USER,
+    NO_ACCOUNTS,
+    OPTIONS,
+    Accounts,
+    Settings,
+    Value,
+    parse_settings,
+)
+from tests.unit.strategies import NAMES
+
+DEFAULTS = {
+    "envoy_port": 15001,
+    "inbound_capture_port": 15001,
+    "proxy_uids": (1337, 0),
+    "proxy_gids": (1337, 0),
+    "mode": Mode.REDIRECT,
+    "tproxy_mark": 1337,
+    "tproxy_route_table": 133,
+    "inbound_ports": (),
+    "inbound_exclude_ports": (),
+    "service_cidrs": (),
+    "service_exclude_cidrs": (),
+}
+PORTS = ("envoy_port", "inbound_capture_port")
+PORT_LISTS = ("inbound_ports", "inbound_exclude_ports")
+CIDR_LISTS = ("service_cidrs", "service_exclude_cidrs")
+OWNERS = ("proxy_uids", "proxy_gids")
+
+# A machine with one user and one group.
+ACCOUNTS = Accounts(uid={"istio-proxy": 1234, "envoy": 101}.get, gid={"envoy": 102}.get)
+
+
+def parse(accounts: Accounts = NO_ACCOUNTS, /, **texts: str) -> Settings:
+    return parse_settings({name: Value(text, f"--{name}") for name, text in texts.items()}, accounts)
+
+
+def refusal(name: str, text: str) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        parse(**{name: text})
+    return caught.value
+
+
+def test_every_option_has_a_default_here() -> None:
+    assert set(DEFAULTS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_given_has_its_default(name: str) -> None:
+    assert getattr(parse(), name) == DEFAULTS[name]
+    assert getattr(Settings(), name) == DEFAULTS[name]
+
+
+def test_without_values_there_is_nothing_to_warn_of() -> None:
+    assert parse() == Settings()
+    assert parse().warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("envoy_port", "1", 1),
+        ("envoy_port", "65535", 65535),
+        ("envoy_port", "0080", 80),
+        ("inbound_capture_port", "15006", 15006),
+        ("proxy_uids", "1337", (1337,)),
+        ("proxy_uids", "0,4294967294", (0, 4294967294)),
+        ("proxy_uids", " 5 , , 5,05, 6 ", (5, 6)),
+        ("proxy_gids", "7", (7,)),
+        ("mode", "REDIRECT", Mode.REDIRECT),
+        ("mode", "TPROXY", Mode.TPROXY),
+        ("tproxy_mark", "1", 1),
+        ("tproxy_mark", "4294967295", 4294967295),
+        ("tproxy_mark", "0x539", 1337),
+        ("tproxy_mark", "0xFFFFffff", 4294967295),
+        ("tproxy_route_table", "252", 252),
+        ("tproxy_route_table", "256", 256),
+        ("tproxy_route_table", "4294967295", 4294967295),
+        ("inbound_ports", "*", ("*",)),
+        ("inbound_ports", " * ,", ("*",)),
+        ("inbound_ports", "", ()),
+        ("inbound_ports", " , ,", ()),
+        ("inbound_ports", "80", ("80",)),
+        ("inbound_ports", " 80, ,443,80 , 080", ("80", "443")),
+        ("inbound_ports", "8000-8100,9000:9100", ("8000:8100", "9000:9100")),
+        ("inbound_ports", "80-80,80:80", ("80",)),
+        ("inbound_ports", "1-65535", ("1:65535",)),
+        ("inbound_exclude_ports", "22,8000-8001", ("22", "8000:8001")),
+        ("service_cidrs", "*", ("*",)),
+        ("service_cidrs", "", ()),
+        ("service_cidrs", "10.0.0.0/8, 192.168.0.0/16,10.0.0.0/8", ("10.0.0.0/8", "192.168.0.0/16")),
+        ("service_cidrs", "10.1.2.3", ("10.1.2.3/32",)),
+        ("service_cidrs", "0.0.0.0/0", ("0.0.0.0/0",)),
+        ("service_exclude_cidrs", "10.1.2.3,10.1.2.3/32", ("10.1.2.3/32",)),
+        ("service_exclude_cidrs", "", ()),
+    ],
+)
+def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -> None:
+    assert getattr(parse(**{name: text}), name) == value
+
+
+BAD_NUMBERS = (
+    "",
+    " ",
+    "-1",
+    "+80",
+    "8_0",
+    " 80",
+    "80 ",
+    "8.0",
+    "\u0668\u0660",
+    "\uff18\uff10",
+    "\u00b2",
+    "0x50",
+    "abc",
+    "80;reboot",
+    "80\n81",
+    "1" * 11,
+)
+BAD_VALUES = {
+    **dict.fromkeys(PORTS, ("0", "65536", "80,abc", "80,81", "80-81", "*", *BAD_NUMBERS)),
+    **dict.fromkeys(
+        PORT_LISTS,
+        (
+            "0",
+            "65536",
+            "80,abc",
+            "80;reboot",
+            "+80",
+            "8_0",
+            "\u0668\u0660",
+            "80-",
+            "-80",
+            ":",
+            "90-80",
+            "0-80",
+            "80-65536",
+            "1-2-3",
+            "80:90:100",
+            "80 81",
+            "80,*,81",
+            "`reboot`",
+            "$(reboot)",
+            "1" * 11,
+        ),
+    ),
+    **dict.fromkeys(
+        OWNERS,
+        ("", " , ", "nobody-of-this-name", "4294967295", "-1", "+5", "1_0", "\u0665", "1;reboot", "*", "1" * 11),
+    ),
+    "mode": ("", "REDIRCT", "redirect", "NONE", "TPROXY ", "REDIRECT,TPROXY", "__class__"),
+    "tproxy_mark": (
+        "0",
+        "4294967296",
+        "0x",
+        "0x0",
+        "0xg",
+        "0x100000000",
+        "0X1",
+        "-0x1",
+        "0x_1",
+        "0x1/0xff",
+        *(text for text in BAD_NUMBERS if text != "0x50"),
+    ),
+    "tproxy_route_table": ("0", "253", "254", "255", "4294967296", "main", *BAD_NUMBERS),
+    **dict.fromkeys(
+        CIDR_LISTS,
+        (
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "10.0.0.0/8/8",
+            "10.0.0.0/255.0.0.0",
+            "10.0.0",
+            "256.0.0.1",
+            "1.2.3.4.5",
+            "010.0.0.1",
+            "\uff110.0.0.0/8",
+            "10.0.0.0/\u0668",
+            "/8",
+            "example.org",
+            "fd00::/8",
+            "::1",
+            "::ffff:10.0.0.1",
+            "10.0.0.0/8;reboot",
+            "10.0.0.0/8 -j ACCEPT",
+            "10.0.0.0 /8",
+            "10.0.0.0/8,*",
+        ),
+    ),
+}
+
+
+def test_every_option_has_bad_values_here() -> None:
+    assert set(BAD_VALUES) == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD_VALUES.items() for text in texts])
+def test_a_value_that_is_not_allowed_is_refused_by_name_with_what_is_allowed(name: str, text: str) -> None:
+    error = refusal(name, text)
+    assert error.where == f"--{name}"
+    assert error.allowed
+    assert error.exit_code == 2
+    bad = [word.strip() for word in text.split(",") if word.strip() and repr(word.strip()) in error.problem]
+    assert bad or repr(text) in error.problem
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("inbound_ports", "80,abc", "'abc' is not a port or range"),
+        ("inbound_ports", "80;reboot", "'80;reboot' is not a port or range"),
+        ("inbound_ports", "*,80", "'*,80' has '*' among other items"),
+        ("inbound_exclude_ports", "*", "'*' is not a port or range"),
+        ("service_cidrs", "10.0.0.0/33", "'10.0.0.0/33' has no valid prefix length"),
+        ("service_cidrs", "fd00::/8", "'fd00::/8' is an IPv6 CIDR, and layout istio-1.0 captures IPv4 only"),
+        ("service_cidrs", "*,10.0.0.0/8", "'*,10.0.0.0/8' has '*' among other items"),
+        ("service_exclude_cidrs", "*", "'*' is not possible here"),
+        ("mode", "REDIRCT", "'REDIRCT' is not a mode; did you mean REDIRECT?"),
+        ("mode", "tproxy", "'tproxy' is not a mode; did you mean TPROXY?"),
+        ("mode", "xyzzy", "'xyzzy' is not a mode"),
+        ("proxy_uids", "1337,nobody-here", "there is no user 'nobody-here'"),
+        ("proxy_gids", "nobody-here", "there is no group 'nobody-here'"),
+        ("proxy_uids", "", "'' names no user, and without one the proxy would loop"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(name: str, text: str, problem: str) -> None:
+    assert refusal(name, text).problem == problem
+
+
+def test_the_capture_port_follows_the_port_of_envoy() -> None:
+    assert parse(envoy_port="15101").inbound_capture_port == 15101
+    assert parse(envoy_port="15101", inbound_capture_port="15006").inbound_capture_port == 15006
+
+
+def test_groups_follow_users() -> None:
+    assert parse(proxy_uids="5,6").proxy_gids == (5, 6)
+    assert parse(proxy_uids="5,6", proxy_gids="7").proxy_gids == (7,)
+    assert parse(ACCOUNTS).proxy_gids == (1234, 0)
+
+
+def test_root_is_added_to_default_users_only() -> None:
+    assert parse(ACCOUNTS).proxy_uids == (1234, 0)
+    assert parse(ACCOUNTS, ENVOY_USER="envoy").proxy_uids == (101, 0)
+    assert parse(ACCOUNTS, proxy_uids="envoy", ENVOY_USER="istio-proxy").proxy_uids == (101,)
+    assert parse(ACCOUNTS, proxy_gids="envoy").proxy_gids == (102,)
+
+
+def test_root_stands_once_among_default_users() -> None:
+    assert parse(ENVOY_USER="0").proxy_uids == (0,)
+    assert parse(Accounts(uid=lambda _: 0, gid=lambda _: None)).proxy_uids == (0,)
+
+
+def test_names_are_resolved_users_apart_from_groups() -> None:
+    settings = parse(ACCOUNTS, proxy_uids="envoy,5", proxy_gids="envoy,5")
+    assert (settings.proxy_uids, settings.proxy_gids) == ((101, 5), (102, 5))
+
+
+def test_an_unknown_user_of_envoy_is_refused() -> None:
+    assert refusal(ENVOY_USER, "nobody-here").problem == "there is no user 'nobody-here'"
+
+
+@pytest.mark.parametrize(("text", "closed"), [("", True), ("1", False), ("true", False), ("anything", False)])
+def test_inbound_ipv6_is_closed_until_the_variable_has_a_value(text: str, *, closed: bool) -> None:
+    assert parse(**{ENABLE_INBOUND_IPV6: text}).close_inbound_ipv6 is closed
+
+
+def test_host_bits_are_masked_with_a_warning() -> None:
+    settings = parse(service_cidrs="10.1.2.3/8,10.0.0.0/8", service_exclude_cidrs="10.9.9.9/16")
+    assert settings.service_cidrs == ("10.0.0.0/8",)
+    assert settings.service_exclude_cidrs == ("10.9.0.0/16",)
+    assert settings.warnings == (
+        "--service_cidrs: '10.1.2.3/8' has host bits set and is taken as 10.0.0.0/8",
+        "--service_exclude_cidrs: '10.9.9.9/16' has host bits set and is taken as 10.9.0.0/16",
+    )
+
+
+@pytest.mark.parametrize("inbound", ["", "80", "80,443"])
+def test_excluded_inbound_ports_without_all_ports_are_a_warning(inbound: str) -> None:
+    (warning,) = parse(inbound_ports=inbound, inbound_exclude_ports="22").warnings
+    assert warning == "--inbound_exclude_ports has no effect: it counts only with -b '*'"
+
+
+def test_excluded_inbound_ports_with_all_ports_and_empty_ones_are_no_warning() -> None:
+    assert parse(inbound_ports="*", inbound_exclude_ports="22").warnings == ()
+    assert parse(inbound_ports="80", inbound_exclude_ports="").warnings == ()
+
+
+def test_settings_of_takes_text_by_name() -> None:
+    settings = Settings.of(proxy_uids="1337", inbound_ports="9080", service_cidrs="*", ENABLE_INBOUND_IPV6="1")
+    assert settings == Settings(
+        proxy_uids=(1337,),
+        proxy_gids=(1337,),
+        inbound_ports=("9080",),
+        service_cidrs=("*",),
+        close_inbound_ipv6=False,
+    )
+
+
+def test_settings_of_names_the_setting_that_is_wrong() -> None:
+    with pytest.raises(InvalidInput, match=r"^envoy_port: '0' is not a port"):
+        Settings.of(envoy_port="0")
+
+
+def test_settings_of_refuses_a_name_that_it_does_not_know_and_lists_those_it_knows() -> None:
+    with pytest.raises(InvalidInput, match="there is no such setting") as caught:
+        Settings.of(envoy_prot="15001")
+    assert caught.value.where == "envoy_prot"
+    assert caught.value.allowed.split(", ") == sorted([*NAMES, ENVOY_USER, ENABLE_INBOUND_IPV6])
+
+
+def test_rows_of_the_option_table_do_not_collide() -> None:
+    for column in (
+        [o.name for o in OPTIONS],
+        [f for o in OPTIONS for f in o.flags],
+        [v for o in OPTIONS for v in o.variables],
+    ):
+        assert len(column) == len(set(column))
+    for option in OPTIONS:
+        short, long = option.flags
+        assert re.fullmatch(r"-[a-z]", short)
+        assert re.fullmatch(r"--[a-z]+(-[a-z]+)*", long)
+        assert option.name in Settings._fields
+        assert "Default: " in option.help
