@@ -88,8 +88,8 @@ def _read_files(environ: Mapping[str, str]) -> dict[str, Value]:
 
 def _read_file(path: str, where: str) -> dict[str, Value]:
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is dear to import
-            lines = file.read().splitlines()
+        with open(path, encoding="utf-8-sig") as file:  # noqa: PTH123 - pathlib is dear to import
+            lines = file.read().split("\n")  # as a shell does; splitlines has more ideas of what ends a line
     except (OSError, ValueError) as error:
         raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
     variables: dict[str, Value] = {}

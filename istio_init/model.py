@@ -100,12 +100,14 @@ class Target(NamedTuple):
         chain: where a `JUMP` goes.
         port: the port of a `REDIRECT` or `TPROXY`.
         mark: the packet mark that `TPROXY` or `MARK` sets, all 32 bits of it.
+        reject_with: the ICMP message of a `REJECT`; its name tells the family, so a script for one is refused by the other.
     """
 
     kind: TargetKind
     chain: str = ""
     port: int | None = None
     mark: int | None = None
+    reject_with: str = ""
 
 
 class Rule(NamedTuple):

@@ -1,7 +1,8 @@
 """Policy routing for TPROXY: rule `fwmark MARK → table TABLE`, and in that table `local default dev lo`.
 
 What is made here carries a protocol number of its own (rtnetlink's `RTPROT_*`, kept by the kernel for routes and, since
-Linux 4.17, for rules), so that `find` knows it whatever mark and table were asked for.
+Linux 4.17, for rules), which tells it from what others made. What the old script made bears no such sign; it is known by
+its mark.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from istio_init.errors import NotPermitted, Unsupported
-from istio_init.model import TPROXY_MARK, TPROXY_ROUTE_TABLE, UINT32_MAX, TproxyRoute
+from istio_init.model import UINT32_MAX, TproxyRoute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,26 +24,36 @@ if TYPE_CHECKING:
 PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos
 RTN_LOCAL = 2  # linux/rtnetlink.h
 RT_SCOPE_HOST = 254  # linux/rtnetlink.h
+FR_ACT_TO_TBL = 1  # linux/fib_rules.h
+FIB_RULE_INVERT = 2  # linux/fib_rules.h: `ip rule add not …`
 LOOPBACK = 1  # `lo` is the first interface of every network namespace
 
-# What the old script made, with its default mark and table and without a protocol number of its own.
-OLD_SCRIPTS_ROUTE = TproxyRoute(TPROXY_MARK, TPROXY_ROUTE_TABLE)
+# What a rule has that asks for nothing but a mark; one with more is somebody else's.
+PLAIN_ATTRIBUTES = frozenset(
+    {"FRA_TABLE", "FRA_FWMARK", "FRA_FWMASK", "FRA_PRIORITY", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN"}
+)
 
 
-def find() -> tuple[TproxyRoute, ...]:
-    """List the policy routes of ours, and the old script's default one.
+def find(marks: frozenset[int]) -> tuple[TproxyRoute, ...]:
+    """List the policy routes of ours, and those of the old script.
+
+    Args:
+        marks: marks that the old script is known to have used; a rule for one of them is its rule if it leads to a table
+            that delivers everything to this host, and neither is ours.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no policy routing.
     """
     with _netlink() as ipr:
-        found = {_route_of(rule): rule.get("protocol") for rule in _rules(ipr)}
-        ours = [route for route, protocol in found.items() if protocol == PROTOCOL]
-        # Of the old script's a half may be left; a table that another rule leads to is that rule's.
-        half = TPROXY_ROUTE_TABLE not in {route.table for route in found} and _local_default(ipr, TPROXY_ROUTE_TABLE)
-        if OLD_SCRIPTS_ROUTE not in ours and (OLD_SCRIPTS_ROUTE in found or half):
-            ours.append(OLD_SCRIPTS_ROUTE)
-    return tuple(ours)
+        rules = _rules(ipr)
+        found = [_route_of(rule) for rule in rules if rule.get("protocol") == PROTOCOL]
+        found += [
+            route for route in map(_route_of, rules) if route.mark in marks and _is_others(_local_default(ipr, route.table))
+        ]
+        # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
+        tables = {route.get("table") for route in ipr.get_routes(family=AF_INET) if route["proto"] == PROTOCOL}
+        found += [TproxyRoute(0, table) for table in tables - {route.table for route in found}]
+    return tuple(dict.fromkeys(found))
 
 
 def add(route: TproxyRoute) -> bool:
@@ -63,17 +74,28 @@ def add(route: TproxyRoute) -> bool:
     return route_missing or rule_missing
 
 
-def delete(route: TproxyRoute) -> None:
-    """Remove a policy route; its table's default stays while another rule leads there.
+def delete(route: TproxyRoute, *, only_ours: bool) -> None:
+    """Remove a policy route; its table's default stays while another rule that counts leads there.
+
+    Args:
+        route: one that `find` listed, or `add` made.
+        only_ours: leave parts that somebody else made.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
     with _netlink() as ipr:
-        for rule in _rules(ipr):
-            if _route_of(rule) == route:
-                ipr.rule("del", family=AF_INET, fwmark=route.mark, table=route.table, priority=rule.get("priority"))
-        if route.table not in (rule.get("table") for rule in _rules(ipr)) and _local_default(ipr, route.table):
+        rules = [rule for rule in _rules(ipr) if _route_of(rule) == route and not (only_ours and _is_others(rule))]
+        for rule in rules:
+            selectors = {"fwmark": route.mark, "table": route.table, "priority": rule.get("priority")}
+            ipr.rule("del", family=AF_INET, protocol=rule.get("protocol"), **selectors)
+        default = _local_default(ipr, route.table)
+        leading = [rule for rule in _rules(ipr) if rule.get("table") == route.table]
+        if _is_others(default):
+            unused = any(map(_is_others, rules)) and not leading
+        else:
+            unused = default is not None and all(map(_is_others, leading))
+        if unused:
             ipr.route("del", **_local_default_spec(route.table))
 
 
@@ -94,18 +116,30 @@ def _netlink() -> Iterator[IPRoute]:
 
 
 def _rules(ipr: IPRoute) -> list[Any]:
-    """Read the rules that look at a whole mark, as ours do."""
-    rules = ipr.get_rules(family=AF_INET)
-    return [rule for rule in rules if rule.get("fwmark") and rule.get("fwmask") == UINT32_MAX]
+    """Read the rules that lead to a table and ask for a whole mark, and for nothing else."""
+    return [rule for rule in ipr.get_rules(family=AF_INET) if _is_plain(rule)]
 
 
-def _route_of(rule: Any) -> TproxyRoute:  # noqa: ANN401 - pyroute2's messages have no static type
+def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - pyroute2's messages have no static type
+    # The lengths are those of `from` and `to`.
+    fields = (rule["action"], rule["flags"] & FIB_RULE_INVERT, rule["src_len"], rule["dst_len"], rule["tos"])
+    names = {name for name, _ in rule["attrs"]}
+    return fields == (FR_ACT_TO_TBL, 0, 0, 0, 0) and names <= PLAIN_ATTRIBUTES and rule.get("fwmask") == UINT32_MAX
+
+
+def _is_others(made: Any) -> bool:  # noqa: ANN401 - as above
+    """Tell whether a rule or a route is there and was made by somebody else."""
+    return made is not None and PROTOCOL not in (made.get("protocol"), made.get("proto"))
+
+
+def _route_of(rule: Any) -> TproxyRoute:  # noqa: ANN401 - as above
     return TproxyRoute(rule.get("fwmark"), rule.get("table"))
 
 
-def _local_default(ipr: IPRoute, table: int) -> bool:
+def _local_default(ipr: IPRoute, table: int) -> Any:  # noqa: ANN401 - as above
+    """Give the route that delivers everything to this host, or None."""
     routes = ipr.get_routes(family=AF_INET, table=table)
-    return any(route["type"] == RTN_LOCAL and route["dst_len"] == 0 for route in routes)
+    return next((route for route in routes if route["type"] == RTN_LOCAL and route["dst_len"] == 0), None)
 
 
 def _local_default_spec(table: int) -> dict[str, Any]:

@@ -154,6 +154,10 @@ def parse_settings(values: Mapping[str, Value], accounts: Accounts) -> Settings:
     if excluded_ports and ports != (ALL,):
         warnings.append(f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'")
 
+    ipv6 = values.get(ENABLE_INBOUND_IPV6)
+    if ipv6 is not None and ipv6.text.strip().lower() in ("0", "false", "no", "off"):
+        warnings.append(f"{ipv6.where} is {ipv6.text!r}, but any value opens inbound IPv6; leave it out to keep IPv6 closed")
+
     def cidr(text: str, where: str) -> str:
         canonical, masked = parse_ipv4_cidr(text, where)
         if masked:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from istio_init.errors import IstioInitError, LockHeld
+from istio_init.errors import IstioInitError, LockHeld, Unsupported
 from istio_init.inspect import TableChange, compare, desired
-from istio_init.model import Family, Plan, Snapshot, Table, TproxyRoute, Variant
+from istio_init.model import TPROXY_MARK, Family, Plan, Rule, Snapshot, Table, TproxyRoute, Variant
 
 LOCK_WAIT = 10  # seconds
 LOCK_POLL = 0.02  # seconds
@@ -37,6 +37,7 @@ class Report(NamedTuple):
         chains: how many chains were written or removed; 0 when all was as it should be.
         rules: how many rules were written.
         changed: whether anything was written, the policy route included.
+        routed: whether a policy route was made or removed.
         warnings: what was left out, and why.
     """
 
@@ -45,6 +46,7 @@ class Report(NamedTuple):
     chains: int
     rules: int
     changed: bool
+    routed: bool
     warnings: tuple[str, ...]
 
     @property
@@ -101,11 +103,11 @@ class Backend(ABC):
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Tell which variant each family is read and written through."""
 
-    def routes(self) -> tuple[TproxyRoute, ...]:
-        """List the policy routes of ours that are in place."""
+    def routes(self, marks: frozenset[int] = frozenset({TPROXY_MARK})) -> tuple[TproxyRoute, ...]:
+        """List the policy routes of ours that are in place, and those of the old script with one of these marks."""
         from istio_init import routing  # noqa: PLC0415 - pyroute2 takes a quarter of a second to import
 
-        return routing.find()
+        return routing.find(marks)
 
     def add_route(self, route: TproxyRoute) -> bool:
         """Make sure of a policy route, and tell whether anything was missing."""
@@ -113,11 +115,15 @@ class Backend(ABC):
 
         return routing.add(route)
 
-    def delete_route(self, route: TproxyRoute) -> None:
-        """Remove a policy route that `routes` listed."""
+    def delete_route(self, route: TproxyRoute, *, only_ours: bool = False) -> None:
+        """Remove a policy route; with `only_ours`, no part of it that somebody else made."""
         from istio_init import routing  # noqa: PLC0415 - as above
 
-        routing.delete(route)
+        routing.delete(route, only_ours=only_ours)
+
+    def unread(self) -> dict[Family, IstioInitError]:
+        """Tell the families of which the last `read` may have missed something, and why."""
+        return {}
 
     def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Bring the kernel to `plan`: afterwards all of it is in place, or all is as it was.
@@ -136,10 +142,13 @@ class Backend(ABC):
                 warnings = self._commit_or_put_back(before, changes, plan.optional)
             except BaseException:
                 if route_added and plan.route is not None:
-                    self.delete_route(plan.route)
+                    self.delete_route(plan.route, only_ours=True)
                 raise
             # The rules of an earlier plan tell whether it had a route, so that pods without one need not look.
-            stale = self._delete_routes(keep=plan.route) if _marks_packets(before) else False
+            marks = _marks(before)
+            stale = bool(marks) and self._delete_routes(marks, keep=plan.route)
+            unread = tuple(f"there may be rules of ours that were not seen: {why}" for why in self.unread().values())
+            warnings = warnings or unread
             return self._report(families, changes, warnings, routed=route_added or stale)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
@@ -150,18 +159,23 @@ class Backend(ABC):
         """
         with self._locked():
             before = self.read(families)
+            warnings = []
+            for family, error in self.unread().items():
+                if family is Family.IPV4 or families != BOTH_FAMILIES:
+                    raise error
+                warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
             changes = {family: compare({}, before[family]) for family in families}
             self._commit_or_put_back(before, changes, frozenset())
-            routed = Family.IPV4 in families and self._delete_routes()
-            return self._report(families, changes, (), routed=routed)
+            routed = Family.IPV4 in families and self._delete_routes(_marks(before) | {TPROXY_MARK})
+            return self._report(families, changes, tuple(warnings), routed=routed)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with namespace_lock(self.lock_wait), signals_held():
             yield
 
-    def _delete_routes(self, keep: TproxyRoute | None = None) -> bool:
-        stale = [route for route in self.routes() if route != keep]
+    def _delete_routes(self, marks: frozenset[int], keep: TproxyRoute | None = None) -> bool:
+        stale = [route for route in self.routes(marks) if route != keep]
         for route in stale:
             self.delete_route(route)
         return bool(stale)
@@ -199,7 +213,7 @@ class Backend(ABC):
         except IstioInitError as error:
             message = f"{cause}; putting back what was there before failed too: {error}"
             raise IstioInitError(message) from cause
-        cause.add_note("what was there before is in place again")
+        cause.add_note("what was there before is in place again" if undo else "nothing had been changed")
 
     def _report(self, families: tuple[Family, ...], changes: Changes, warnings: tuple[str, ...], *, routed: bool) -> Report:
         made = [change for wanted in changes.values() for change in wanted]
@@ -209,13 +223,16 @@ class Backend(ABC):
             chains=sum(len(change.chains) + len(change.dropped) for change in made),
             rules=sum(sum(map(len, change.chains.values())) + len(change.added_jumps) for change in made),
             changed=bool(made) or routed,
+            routed=routed,
             warnings=warnings,
         )
 
 
-def _marks_packets(snapshots: Snapshots) -> bool:
+def _marks(snapshots: Snapshots) -> frozenset[int]:
+    """Give the marks that rules of ours, or of the old script, divert packets with."""
     mangle = snapshots.get(Family.IPV4, {}).get(Table.MANGLE)
-    return mangle is not None and "ISTIO_DIVERT" in mangle.chains
+    rules = mangle.chains.get("ISTIO_DIVERT", ()) if mangle else ()
+    return frozenset(rule.target.mark for rule in rules if isinstance(rule, Rule) and rule.target.mark is not None)
 
 
 @contextmanager
@@ -228,7 +245,11 @@ def namespace_lock(wait: int) -> Iterator[None]:
     Raises:
         LockHeld: it was not free within `wait` seconds.
     """
-    namespace = os.open(NETWORK_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespace = os.open(NETWORK_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"cannot open {NETWORK_NAMESPACE!r} to lock this network namespace: {error.strerror}; mount /proc"
+        raise Unsupported(message) from None
     try:
         flock(namespace, wait, "the lock of this network namespace")
         yield

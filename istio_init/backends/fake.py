@@ -74,7 +74,7 @@ class FakeBackend(Backend):
             self.transactions += 1
         return None
 
-    def routes(self) -> tuple[TproxyRoute, ...]:
+    def routes(self, marks: frozenset[int] = frozenset()) -> tuple[TproxyRoute, ...]:  # noqa: ARG002 - all are ours
         """List the policy routes in place."""
         return tuple(self._routes)
 
@@ -84,7 +84,7 @@ class FakeBackend(Backend):
         self._routes.add(route)
         return missing
 
-    def delete_route(self, route: TproxyRoute) -> None:
+    def delete_route(self, route: TproxyRoute, *, only_ours: bool = False) -> None:  # noqa: ARG002 - all are ours
         """Forget a policy route."""
         self._routes.discard(route)
 

@@ -1,4 +1,4 @@
-"""Which legacy tables exist in this network namespace, found out without making them."""
+"""What is particular to legacy xtables: which tables exist, found out without making them, and its lock file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ NAMES = {
     Family.IPV4: "/proc/thread-self/net/ip_tables_names",
     Family.IPV6: "/proc/thread-self/net/ip6_tables_names",
 }
+
+LOCK_FILE_REMEDY = (
+    "mount a writable /run, set XTABLES_LOCKFILE to a writable path, or use --iptables-variant nft, which needs no lock file"
+)
 
 
 def legacy_tables(family: Family) -> tuple[Table, ...]:

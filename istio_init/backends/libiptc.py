@@ -12,7 +12,7 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
 from istio_init.backends.base import Backend, Changes, Snapshots, flock
-from istio_init.backends.legacy import legacy_tables
+from istio_init.backends.legacy import LOCK_FILE_REMEDY, legacy_tables
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.model import (
@@ -114,10 +114,9 @@ def _lock_file(path: str) -> Iterator[int]:
     try:
         lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        message = (
-            f"cannot open the xtables lock {path!r}: {error.strerror}; mount a writable /run, "
-            f"set {XTABLES_LOCK_VARIABLE} to a writable path, or use --iptables-variant nft, which needs no lock file"
-        )
+        if not has_capability(CAP_NET_ADMIN):
+            raise _failure(error, Family.IPV4, "") from None
+        message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
         raise Unsupported(message) from None
     try:
         yield lock

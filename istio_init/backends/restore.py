@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
-from istio_init.backends.legacy import legacy_tables
+from istio_init.backends.legacy import LOCK_FILE_REMEDY, legacy_tables
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
@@ -31,6 +31,7 @@ CANDIDATES = (Variant.NFT, Variant.LEGACY, Variant.PLAIN)
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 TRIAL_RULE = {Table.NAT: "-p tcp -j REDIRECT --to-ports 1"}
 
+LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
 # Legacy says only this, whether the kernel has no such table or did not let it open a raw socket.
@@ -57,6 +58,7 @@ class RestoreBackend(Backend):
         super().__init__(lock_wait)
         self._candidates = CANDIDATES if variant is None else (variant,)
         self._chosen: dict[Family, Variant] = {}
+        self._readable: set[Family] = set()
         self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
         self._observe = observe
 
@@ -116,13 +118,23 @@ class RestoreBackend(Backend):
         if undo:
             self._run([self._restore_command(family, variant, render_changes(undo))])
 
+    def unread(self) -> dict[Family, IstioInitError]:
+        """Tell the families that no variant could read, or that have legacy tables which could not be read."""
+        errors: dict[Family, IstioInitError] = {}
+        for (family, variant), error in self._unreadable.items():
+            if variant is Variant.LEGACY or family not in self._readable:
+                errors.setdefault(family, error)
+        return errors
+
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
         """Read each family through each variant that may hold rules of it."""
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
+        self._unreadable.clear()
         self._save_through(families, [v for v in self._candidates if v is not Variant.PLAIN], found)
         # The plain name is one of the two under another name: it counts where it is the only one.
         if Variant.PLAIN in self._candidates:
             self._save_through(tuple(family for family in families if not found[family]), [Variant.PLAIN], found)
+        self._readable = {family for family in families if found[family]}
         return found
 
     def _save_through(
@@ -180,7 +192,9 @@ def _failure(result: Result) -> IstioInitError:
             else "a security module or a user namespace may forbid it"
         )
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
-    if result.missing:
+    if LOCK_FILE_MESSAGE in result.stderr:
+        remedy = LOCK_FILE_REMEDY
+    elif result.missing:
         remedy = "install Debian's package `iptables`"
     elif result.status is None:
         remedy = "run this again; with -v it shows what the program was given"

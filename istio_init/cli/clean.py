@@ -27,5 +27,8 @@ def clean(**options: Any) -> None:  # noqa: ANN401 - click passes each option by
     started = time.perf_counter()
     run = Run.take(options)
     report = run.open_backend().remove(run.families)
-    what = f"{report.chains} chains removed" if report.changed else "nothing to remove"
+    for warning in report.warnings:
+        run.log.write(Level.WARNING, warning)
+    removed = [f"{report.chains} chains"] * bool(report.chains) + ["the policy route"] * report.routed
+    what = f"{' and '.join(removed)} removed" if removed else "nothing to remove"
     run.log.write(Level.INFO, f"clean ({report.means}): {what}, {(time.perf_counter() - started) * 1000:.0f} ms")

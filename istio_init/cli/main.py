@@ -16,8 +16,9 @@ from istio_init.settings import OPTIONS
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b
-`apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`.
-`istio-init apply --help` lists its flags.
+`apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`,
+and `istio-init` alone applies the defaults, as the old image did. Flags stand behind the command.
+`istio-init apply --help` lists those of apply.
 
 \b
 Exit codes:

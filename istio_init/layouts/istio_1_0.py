@@ -184,7 +184,11 @@ def _closed_ipv6_chains() -> tuple[Chain, ...]:
                     Target(TargetKind.ACCEPT),
                     "answers to connections that this pod opened come in",
                 ),
-                Rule((), Target(TargetKind.REJECT), "other IPv6 would go around Envoy (open it: ENABLE_INBOUND_IPV6=1)"),
+                Rule(
+                    (),
+                    Target(TargetKind.REJECT, reject_with="icmp6-port-unreachable"),
+                    "other IPv6 would go around Envoy (open it: ENABLE_INBOUND_IPV6=1)",
+                ),
             ),
         ),
     )

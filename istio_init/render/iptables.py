@@ -54,12 +54,8 @@ TABLES = {table.value: table for table in Table}
 EXTENSIONS = frozenset(words.extension for words in MATCH_WORDS.values() if words.extension)
 OWNERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
 
-# What iptables-save adds to a target of ours although nobody asked for it.
-DEFAULT_TARGET_OPTIONS = (
-    ("--on-ip", "0.0.0.0"),  # noqa: S104 - TPROXY's "the address of the incoming interface"
-    ("--reject-with", "icmp-port-unreachable"),
-    ("--reject-with", "icmp6-port-unreachable"),
-)
+# What iptables-save adds to TPROXY although nobody asked for it: "the address of the incoming interface".
+DEFAULT_ADDRESS = ("--on-ip", "0.0.0.0")  # noqa: S104 - no address to listen on
 
 
 def render_restore(plan: Plan, family: Family) -> str:
@@ -113,6 +109,8 @@ def render_target(target: Target) -> str:
             return f"-j TPROXY --on-port {target.port} --tproxy-mark {_mark(target)}"
         case TargetKind.MARK:
             return f"-j MARK --set-xmark {_mark(target)}"
+        case TargetKind.REJECT:
+            return f"-j REJECT --reject-with {target.reject_with}"
         case _:
             return f"-j {target.kind}"
 
@@ -217,8 +215,8 @@ def _goal(text: str) -> str:
     return ""
 
 
-def _parse_target(name: str, options: list[str]) -> Target | None:
-    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair not in DEFAULT_TARGET_OPTIONS]
+def _parse_target(name: str, options: list[str]) -> Target | None:  # noqa: PLR0911 - one for each kind of target
+    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair != DEFAULT_ADDRESS]
     match name, pairs:
         case "REDIRECT", [("--to-ports", str(port))] if port.isdecimal():
             return Target(TargetKind.REDIRECT, port=int(port))
@@ -226,7 +224,9 @@ def _parse_target(name: str, options: list[str]) -> Target | None:
             return Target(TargetKind.TPROXY, port=int(port), mark=_mark_of(mark))
         case "MARK", [("--set-xmark", str(mark))] if _is_whole(mark):
             return Target(TargetKind.MARK, mark=_mark_of(mark))
-        case (("RETURN" | "ACCEPT" | "REJECT"), []):
+        case "REJECT", [("--reject-with", str(reject_with))]:
+            return Target(TargetKind.REJECT, reject_with=reject_with)
+        case (("RETURN" | "ACCEPT"), []):
             return Target(TargetKind(name))
         case _, [] if name in OWN_CHAINS:
             return Target(TargetKind.JUMP, chain=name)

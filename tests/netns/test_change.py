@@ -52,6 +52,9 @@ def add_foreign_rules(namespace: Namespace, variant: str) -> None:
             ("-t", "nat", "-N", "DOCKER"),
             ("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "DOCKER"),
             ("-t", "nat", "-A", "DOCKER", "-m", "comment", "--comment", "not ours -j ISTIO_OUTPUT", "-j", "RETURN"),
+            ("-t", "nat", "-A", "OUTPUT", "-p", "udp", "-j", "LOG", "--log-prefix", "x -j ISTIO_OUTPUT y "),
+            ("-t", "nat", "-A", "OUTPUT", "-m", "comment", "--comment", "counts, -j ISTIO_OUTPUT does not"),
+            ("-t", "nat", "-A", "INPUT"),
             ("-t", "nat", "-N", "ISTIO_CUSTOM"),
             ("-t", "nat", "-A", "OUTPUT", "-p", "udp", "-j", "ISTIO_CUSTOM"),
             ("-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "-m", "tcp", "--dport", "8", "-j", "MARK", "--set-mark", "9"),
@@ -219,11 +222,38 @@ def test_a_rule_slipped_into_a_chain_of_ours_is_found_and_mended(pod: Pod, means
         assert connect(pod, connection).server == "envoy:15001"
 
 
-def test_clean_removes_what_the_old_script_left_behind(pod: Pod) -> None:
-    pod.inside.run("ip", "rule", "add", "fwmark", "1337", "lookup", "133")
-    pod.inside.run("ip", "route", "add", "local", "default", "dev", "lo", "table", "133")
+@pytest.mark.parametrize(("mark", "table"), [("1337", "133"), ("77", "78")], ids=["default", "other"])
+def test_clean_removes_the_old_scripts_chains_and_policy_route(pod: Pod, mark: str, table: str) -> None:
+    before = everything(pod.inside, "nft")
+    pod.inside.istio_init("--iptables-variant", "nft", *TPROXY, "-t", mark, "-r", table)
+    # As the old script made it: without a protocol number of our own.
+    pod.inside.run("ip", "rule", "del", "fwmark", mark, "lookup", table)
+    pod.inside.run("ip", "rule", "add", "fwmark", mark, "lookup", table)
+    pod.inside.run("ip", "route", "replace", "local", "default", "dev", "lo", "table", table, "proto", "boot")
     pod.inside.istio_init("clean")
-    assert "133" not in pod.inside.policy_routing()
+    assert everything(pod.inside, "nft") == before
+
+
+FOREIGN_ROUTING = (
+    ("rule", "add", "from", "10.9.0.0/16", "fwmark", "1337", "lookup", "133"),
+    ("rule", "add", "iif", "lo", "fwmark", "1337", "lookup", "133"),
+    ("rule", "add", "fwmark", "1337/0xffff", "lookup", "133"),
+    ("rule", "add", "fwmark", "5", "lookup", "7", "pref", "100"),
+    ("route", "add", "local", "default", "dev", "lo", "table", "99"),
+)
+
+
+@pytest.mark.parametrize("flags", [(), ("-t", "5", "-r", "7"), ("-r", "99")], ids=["like-ours", "same-rule", "same-route"])
+def test_policy_routing_of_others_is_left_alone(pod: Pod, flags: tuple[str, ...]) -> None:
+    for words in FOREIGN_ROUTING:
+        pod.inside.run("ip", *words)
+    before = pod.inside.policy_routing()
+    connection = into(9080, "envoy:15001")
+    pod.inside.istio_init(*TPROXY, *flags)
+    with servers_for(pod, [connection]):
+        assert connect(pod, connection).server == "envoy:15001"
+    pod.inside.istio_init("clean")
+    assert pod.inside.policy_routing() == before
 
 
 def test_clean_of_one_family_leaves_the_other(pod: Pod) -> None:

@@ -87,6 +87,7 @@ def test_when_a_part_fails_all_is_as_it_was(
         "what was there before is",
     ):
         assert part in line
+    assert "what was there before is in place again" in line or "nothing had been changed" in line
     assert everything(pod.inside) == was
 
 
@@ -114,6 +115,50 @@ def test_rules_that_cannot_be_read_are_not_written_over(pod: Pod, tmp_path: Path
     assert failed.returncode == 4
     assert "`iptables-nft-save` exited with status 1: out of memory" in failed.stderr
     assert everything(pod.inside) == was
+
+
+def test_a_failed_run_leaves_a_policy_rule_of_others(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.run("ip", "rule", "add", "fwmark", "5", "lookup", "7", "pref", "100")
+    was = everything(pod.inside)
+    environment = refusing(tmp_path, "iptables-nft-restore", "ISTIO_")
+    flags = ("--iptables-variant", "nft", *TPROXY, "-t", "5", "-r", "7")
+    assert pod.inside.istio_init(*flags, environment=environment, check=False).returncode == 4
+    assert everything(pod.inside) == was
+
+
+def test_clean_says_when_it_could_not_look(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init("--iptables-variant", "nft", *POD)
+    was = everything(pod.inside)
+    failed = pod.inside.istio_init("clean", environment={"PATH": str(tmp_path)}, check=False)
+    assert failed.returncode == 4
+    assert "there is no such program" in failed.stderr
+    assert everything(pod.inside) == was
+
+
+def test_legacy_tables_that_cannot_be_read_are_no_empty_ones(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init("--iptables-variant", "legacy", *POD)
+    for tool in ("iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    environment = {"PATH": str(tmp_path)}
+    assert pod.inside.istio_init("clean", environment=environment, check=False).returncode == 4
+    assert "there may be rules of ours that were not seen" in pod.inside.istio_init(*POD, environment=environment).stderr
+
+
+def test_clean_without_ip6tables_cleans_ipv4_and_warns(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init("--iptables-variant", "nft", "--family", "ipv4", *POD)
+    for tool in ("iptables-nft-save", "iptables-nft-restore"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    cleaned = pod.inside.istio_init("clean", environment={"PATH": str(tmp_path)})
+    assert "warning: ipv6 was left alone" in cleaned.stderr
+    assert pod.inside.save("nft") == ""
+
+
+def test_a_read_only_run_is_explained(pod: Pod) -> None:
+    command = 'mount -t tmpfs -o ro none /run && exec "$@"'
+    program = (sys.executable, "-m", "istio_init", "--iptables-variant", "legacy", *POD)
+    failed = pod.inside.run("unshare", "-m", "sh", "-c", command, "sh", *program, check=False)
+    assert failed.returncode == 4
+    assert "mount a writable /run" in failed.stderr
 
 
 @contextmanager

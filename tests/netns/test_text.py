@@ -40,6 +40,13 @@ def test_the_commands_that_a_dry_run_prints_can_be_pasted(pod: Pod, case: Case) 
     assert "already in place" in done.stderr
 
 
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_the_script_for_ipv6_is_refused_by_ipv4(pod: Pod, variant: str) -> None:
+    script = dry_run(pod, CASES[0], "--family", "ipv6")
+    assert pod.inside.run(f"iptables-{variant}-restore", "--noflush", stdin=script, check=False).returncode != 0
+    assert pod.inside.save(variant) == ""
+
+
 def test_a_dry_run_changes_nothing(pod: Pod) -> None:
     for case in CASES:
         dry_run(pod, case)

@@ -78,7 +78,7 @@ def test_clean_removes_what_an_apply_made(backend: FakeBackend, capsys: pytest.C
     assert run(["clean"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(r"istio-init: clean \(fake; .*\): [1-9]\d* chains removed, \d+ ms\n", err)
+    assert re.fullmatch(r"istio-init: clean \(fake; .*\): [1-9]\d* chains and the policy route removed, \d+ ms\n", err)
     assert backend.routes() == ()
     assert not any(state.chains for tables in backend.kernel.values() for state in tables.values())
     assert run(["clean"]) == 0
