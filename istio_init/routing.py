@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos
 RTN_LOCAL = 2  # linux/rtnetlink.h
+RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 RT_SCOPE_HOST = 254  # linux/rtnetlink.h
 FR_ACT_TO_TBL = 1  # linux/fib_rules.h
 FIB_RULE_INVERT = 2  # linux/fib_rules.h: `ip rule add not …`
@@ -97,6 +98,13 @@ def delete(route: TproxyRoute, *, only_ours: bool) -> None:
             unused = default is not None and all(map(_is_others, leading))
         if unused:
             ipr.route("del", **_local_default_spec(route.table))
+
+
+def first_address() -> str:
+    """Give this host's first address that is neither loopback nor link-local, or an empty text."""
+    with IPRoute() as ipr:
+        addresses = [message.get("address") for message in ipr.get_addr() if message["scope"] == RT_SCOPE_UNIVERSE]
+    return next((address for address in addresses if address), "")
 
 
 @contextmanager

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 from istio_init import __version__
-from istio_init.cli.apply import apply
-from istio_init.cli.clean import clean
 from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
 from istio_init.settings import OPTIONS
 
+COMMANDS = ("apply", "clean", "bootstrap")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b
@@ -37,12 +37,25 @@ Examples:
 """
 
 
-class GroupWithDefault(click.Group):
-    """A group whose first word may be left out: the old image's entrypoint took the flags of `apply` bare.
+class Commands(click.Group):
+    """The commands, each imported only when it is wanted; the first word may be left out.
+
+    It may, because the old image's entrypoint took the flags of `apply` bare.
 
     click-default-group does the same by letting the group fail over each flag first, for which click looks for similar
     flags: 2 ms of each start. It also takes `-n --help` for the group's own help.
     """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Name the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import a command: `istio_init.cli.NAME` has it under its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"istio_init.cli.{cmd_name}"), cmd_name)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `apply` in front, unless a command or a flag of the group stands there."""
@@ -53,17 +66,13 @@ class GroupWithDefault(click.Group):
 
 
 @click.group(
-    cls=GroupWithDefault,
+    cls=Commands,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.version_option(__version__, prog_name="istio-init")
 def cli() -> None:
     """Divert a pod's connections into its Envoy sidecar, with iptables rules that this program owns."""
-
-
-cli.add_command(apply)
-cli.add_command(clean)
 
 
 def run(arguments: list[str]) -> int:

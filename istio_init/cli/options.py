@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 def setting_options(command: Function) -> Function:
     """Add a flag for each setting; what is not given arrives as None."""
-    return _decorate(
+    return decorate(
         command,
         [
             click.option(
@@ -81,7 +81,7 @@ def setting_options(command: Function) -> Function:
 
 def run_options(command: Function) -> Function:
     """Add the options that `Run.take` takes."""
-    return _decorate(
+    return decorate(
         command,
         [
             click.option(
@@ -121,7 +121,8 @@ def run_options(command: Function) -> Function:
     )
 
 
-def _decorate(command: Function, decorators: Sequence[Decorator]) -> Function:
+def decorate(command: Function, decorators: Sequence[Decorator]) -> Function:
+    """Apply decorators so that click lists their options in this order."""
     # click lists options in the order in which they stand above a function: the last one is applied first.
     for decorator in reversed(decorators):
         command = decorator(command)

@@ -1,0 +1,25 @@
+"""A user's own additions to a rendered bootstrap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def merge(rendered: Any, override: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Lay one JSON value over another.
+
+    Objects are merged member by member. Lists whose items have names are merged item by item, by `name`; items with new
+    names come last. Everything else of the override replaces what was rendered.
+    """
+    if isinstance(rendered, dict) and isinstance(override, dict):
+        merged = {name: merge(value, override[name]) if name in override else value for name, value in rendered.items()}
+        return {**merged, **{name: value for name, value in override.items() if name not in rendered}}
+    if _is_named(rendered) and _is_named(override):
+        over = {item["name"]: item for item in override}
+        merged_items = [merge(item, over.pop(item["name"], {})) for item in rendered]
+        return [*merged_items, *over.values()]
+    return override
+
+
+def _is_named(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)

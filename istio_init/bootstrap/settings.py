@@ -1,0 +1,280 @@
+"""What a pod tells its proxy: the flags and variables of Istio 1.0's `pilot-agent proxy`, validated.
+
+One row of `OPTIONS` is one flag. Names and defaults are those of Istio 1.0.5, `pilot/cmd/pilot-agent`.
+"""
+
+import json
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+from istio_init.bootstrap.durations import SECOND, parse_duration
+from istio_init.errors import InvalidInput
+
+HOUR = 3600 * SECOND
+MILLISECOND = SECOND // 1000
+PORT_MAX = 65535
+ROLES = ("sidecar", "ingress", "router")
+NONE, MUTUAL_TLS = "NONE", "MUTUAL_TLS"
+LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "err", "error", "critical", "off")  # envoy --help
+XDS_PORT = 15010
+XDS_TLS_PORT = 15011
+TRUST_DOMAIN = "cluster.local"
+META_PREFIX = "ISTIO_META_"
+METAJSON_PREFIX = "ISTIO_METAJSON_"
+
+
+class Option(NamedTuple):
+    """One flag of the proxy.
+
+    Attributes:
+        name: the flag without its dashes, which is also its key among the values.
+        default: as a user would write it; None where it is made from the environment, or there is none.
+        metavar: what `--help` shows for the value.
+        help: what it is.
+    """
+
+    name: str
+    default: str | None
+    metavar: str
+    help: str
+
+
+OPTIONS = (
+    Option("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first one that is not loopback."),
+    Option("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
+    Option("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
+    Option("configPath", "/etc/istio/proxy", "DIRECTORY", "Where the bootstrap file is written."),
+    Option("binaryPath", "/usr/local/bin/envoy", "FILE", "The Envoy that is run."),
+    Option("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
+    Option("availabilityZone", None, "ZONE", "Availability zone of the node."),
+    Option("drainDuration", "2s", "DURATION", "How long connections are drained; whole seconds, at most 1h."),
+    Option("parentShutdownDuration", "3s", "DURATION", "When a former epoch ends; more than the drain, at most 1h."),
+    Option("statusPort", "0", "PORT", "Where readiness is served; 0 is off."),
+    Option("discoveryAddress", "istio-pilot:15007", "HOST:PORT", "The control plane; Envoy resolves the host."),
+    Option("discoveryGrpcPort", None, "PORT", "Port of its ADS. Default: 15010, with MUTUAL_TLS 15011."),
+    Option("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
+    Option("zipkinAddress", None, "HOST:PORT", "Where traces go."),
+    Option("connectTimeout", "1s", "DURATION", "For connections to the control plane, 1ms to 30s."),
+    Option("statsdUdpAddress", None, "ADDRESS:PORT", "Where statistics go."),
+    Option("proxyAdminPort", "15000", "PORT", "Envoy's administration, on localhost."),
+    Option("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
+    Option("customConfigFile", None, "FILE", "A bootstrap file that is used instead of a rendered one."),
+    Option("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
+    Option("concurrency", "0", "NUMBER", "Worker threads; 0 is Envoy's own choice."),
+    Option("applicationPorts", None, "PORTS", "Ports of the app that readiness waits for."),
+)
+
+
+class HostPort(NamedTuple):
+    """Where something listens; the host may be a name."""
+
+    host: str
+    port: int
+
+
+class Node(NamedTuple):
+    """Who a proxy is.
+
+    Attributes:
+        role: `sidecar`, `ingress` or `router`.
+        ip: the pod's address.
+        id: the proxy's name among those of its role.
+        domain: the DNS suffix of the pod's services.
+        cluster: the service that it belongs to.
+        zone: the availability zone, or empty.
+        metadata: what else the control plane is told; any JSON.
+    """
+
+    role: str
+    ip: str
+    id: str
+    domain: str
+    cluster: str
+    zone: str
+    metadata: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name by which a control plane knows this proxy: Istio's service node."""
+        return f"{self.role}~{self.ip}~{self.id}~{self.domain}"
+
+
+class ProxySettings(NamedTuple):
+    """Validated settings of one proxy; durations are nanoseconds, and what is off is 0, empty or None.
+
+    Attributes:
+        xds: the control plane's ADS.
+        control_plane_identity: the SPIFFE id that the control plane must prove; empty without mutual TLS.
+    """
+
+    node: Node
+    config_path: str
+    binary_path: str
+    drain: int
+    parent_shutdown: int
+    status_port: int
+    xds: HostPort
+    refresh_delay: int
+    zipkin: HostPort | None
+    connect_timeout: int
+    statsd: HostPort | None
+    admin_port: int
+    control_plane_identity: str
+    custom_config_file: str
+    log_level: str
+    concurrency: int
+    application_ports: tuple[int, ...]
+
+
+def parse_proxy_settings(
+    role: str,
+    values: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    first_address: str,
+) -> ProxySettings:
+    """Validate what a pod gave, and fill in the defaults.
+
+    Args:
+        role: `sidecar`, `ingress` or `router`.
+        values: `Option.name` → the value of its flag, or None where the flag was not given.
+        environ: the environment variables.
+        first_address: the host's first address that is not loopback, or empty.
+
+    Raises:
+        InvalidInput: the first value that is not allowed.
+    """
+    given = {option.name: values.get(option.name) or option.default or "" for option in OPTIONS}
+    drain = _duration(given, "drainDuration", SECOND, HOUR, whole_seconds=True)
+    discovery = _host_port(given["discoveryAddress"], "--discoveryAddress")
+    secure = _one_of(given, "controlPlaneAuthPolicy", (NONE, MUTUAL_TLS)) == MUTUAL_TLS
+    xds_port = given["discoveryGrpcPort"] or str(XDS_TLS_PORT if secure else XDS_PORT)
+    ports = (word.strip() for word in given["applicationPorts"].split(",") if word.strip())
+    return ProxySettings(
+        node=_node(role, given, environ, first_address),
+        config_path=given["configPath"],
+        binary_path=given["binaryPath"],
+        drain=drain,
+        parent_shutdown=_duration(given, "parentShutdownDuration", drain + SECOND, HOUR, whole_seconds=True),
+        status_port=_port(given["statusPort"], "--statusPort", lowest=0),
+        xds=HostPort(discovery.host, _port(xds_port, "--discoveryGrpcPort")),
+        refresh_delay=_duration(given, "discoveryRefreshDelay", SECOND, 600 * SECOND),
+        zipkin=_optional_host_port(given, "zipkinAddress"),
+        connect_timeout=_duration(given, "connectTimeout", MILLISECOND, 30 * SECOND),
+        statsd=_optional_host_port(given, "statsdUdpAddress"),
+        admin_port=_port(given["proxyAdminPort"], "--proxyAdminPort"),
+        control_plane_identity=_identity(discovery.host, given["domain"], environ) if secure else "",
+        custom_config_file=given["customConfigFile"],
+        log_level=_one_of(given, "proxyLogLevel", LOG_LEVELS),
+        concurrency=_number(given["concurrency"], "--concurrency", 0, 1024),
+        application_ports=tuple(_port(port, "--applicationPorts") for port in ports),
+    )
+
+
+def _node(role: str, given: Mapping[str, str], environ: Mapping[str, str], first_address: str) -> Node:
+    if role not in ROLES:
+        raise InvalidInput("role", f"{role!r} is not a role", ", ".join(ROLES))
+    ip = _address(given["ip"], "--ip") or _address(environ.get("INSTANCE_IP", ""), "$INSTANCE_IP") or first_address
+    if not ip:
+        raise InvalidInput("--ip", "this host has no address but loopback", "the pod's address, or $INSTANCE_IP")
+    pod, namespace = environ.get("POD_NAME", ""), environ.get("POD_NAMESPACE", "")
+    return Node(
+        role=role,
+        ip=ip,
+        id=given["id"] or (f"{pod}.{namespace}" if pod and namespace else ip),
+        domain=given["domain"] or (f"{namespace}.svc.cluster.local" if namespace else ""),
+        cluster=given["serviceCluster"],
+        zone=given["availabilityZone"],
+        metadata=read_metadata(role, environ),
+    )
+
+
+def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Collect the node's metadata: ISTIO_META_X as X, then the members of each ISTIO_METAJSON_*, then the role.
+
+    Variables are taken by name, so that the same environment always gives the same metadata.
+
+    Raises:
+        InvalidInput: an ISTIO_METAJSON_ variable is no JSON object.
+    """
+    metadata: dict[str, Any] = {
+        name.removeprefix(META_PREFIX): environ[name] for name in sorted(environ) if name.startswith(META_PREFIX)
+    }
+    for name in sorted(environ):
+        if not name.startswith(METAJSON_PREFIX):
+            continue
+        try:
+            members = json.loads(environ[name])
+        except ValueError as error:
+            raise InvalidInput(f"${name}", f"{environ[name]!r} is not JSON: {error}", "a JSON object") from None
+        if not isinstance(members, dict):
+            raise InvalidInput(f"${name}", f"{environ[name]!r} is not a JSON object", 'such as {"app":"productpage"}')
+        metadata.update(members)
+    return {**metadata, "istio": role}
+
+
+def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
+    """Say who the control plane must prove to be (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
+    labels = host.split(".")
+    if len(labels) == 1:
+        owner = environ.get("POD_NAMESPACE", "")
+    elif len(labels) == 2:  # noqa: PLR2004 - service and namespace
+        owner = labels[1]
+    else:
+        owner = environ.get("ISTIO_NAMESPACE") or "istio-system"
+    return f"spiffe://{domain or TRUST_DOMAIN}/ns/{owner}/sa/istio-pilot-service-account"
+
+
+def _address(text: str, where: str) -> str:
+    try:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
+        raise InvalidInput(where, f"{text!r} is not an IP address", "the pod's address") from None
+
+
+def _duration(
+    given: Mapping[str, str],
+    name: str,
+    lowest: int,
+    highest: int,
+    *,
+    whole_seconds: bool = False,
+) -> int:
+    flag, text = f"--{name}", given[name]
+    value = parse_duration(text, flag)
+    if not lowest <= value <= highest or (whole_seconds and value % SECOND):
+        whole = "whole seconds, " if whole_seconds else ""
+        span = f"{whole}{lowest / SECOND:g}s to {highest / SECOND:g}s"
+        raise InvalidInput(flag, f"{text!r} is out of range", span)
+    return value
+
+
+def _optional_host_port(given: Mapping[str, str], name: str) -> HostPort | None:
+    return _host_port(given[name], f"--{name}") if given[name] else None
+
+
+def _host_port(text: str, where: str) -> HostPort:
+    """Read `host:port`; an IPv6 address stands in brackets."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = host != bare
+    if not bare or any(c.isspace() or c in "/[]\"'" for c in bare) or ((":" in bare) is not bracketed):
+        raise InvalidInput(where, f"{text!r} is not an address with a port", "HOST:PORT, such as istio-pilot:15010")
+    return HostPort(bare, _port(port, where))
+
+
+def _port(text: str, where: str, lowest: int = 1) -> int:
+    return _number(text, where, lowest, PORT_MAX)
+
+
+def _number(text: str, where: str, lowest: int, highest: int) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(PORT_MAX)) else -1
+    if not lowest <= number <= highest:
+        raise InvalidInput(where, f"{text!r} is not a number in range", f"{lowest}..{highest}")
+    return number
+
+
+def _one_of(given: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    if given[name] not in allowed:
+        raise InvalidInput(f"--{name}", f"{given[name]!r} is not possible", ", ".join(allowed))
+    return given[name]
