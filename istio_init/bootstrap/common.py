@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from istio_init.bootstrap.durations import to_json
+
 if TYPE_CHECKING:
-    from istio_init.bootstrap.settings import HostPort, Node
+    from collections.abc import Callable
+
+    from istio_init.bootstrap.settings import HostPort, Node, ProxySettings
 
 Json = dict[str, Any]
 
@@ -49,6 +53,27 @@ def address(host: str, port: int, protocol: str = "TCP") -> Json:
 def address_of(place: HostPort, protocol: str = "TCP") -> Json:
     """Write the socket address of a host and port."""
     return address(place.host, place.port, protocol)
+
+
+def clusters(
+    settings: ProxySettings,
+    make: Callable[[str, str, str, Json], Json],
+    control_plane: Json,
+) -> list[Json]:
+    """List what Envoy knows before its control plane tells it more.
+
+    Args:
+        settings: the proxy's.
+        make: writes a cluster from its name, type, connect timeout and the address of its only endpoint.
+        control_plane: what the cluster of the control plane has besides.
+    """
+    made = [
+        make("prometheus_stats", "STATIC", "0.250s", address(LOCALHOST, settings.admin_port)),
+        make("xds-grpc", "STRICT_DNS", to_json(settings.connect_timeout), address_of(settings.xds)) | control_plane,
+    ]
+    if settings.zipkin:
+        made.append(make("zipkin", "STRICT_DNS", "1s", address_of(settings.zipkin)))
+    return made
 
 
 def circuit_breakers() -> Json:

@@ -15,6 +15,7 @@ from istio_init.bootstrap.common import (
     address,
     address_of,
     circuit_breakers,
+    clusters,
     keepalive,
     node,
     prometheus_route,
@@ -39,21 +40,13 @@ def render(settings: ProxySettings) -> Json:
         "stats_config": stats_config(),
         "admin": {"access_log_path": "/dev/null", "address": address(LOCALHOST, settings.admin_port)},
         "dynamic_resources": {"lds_config": {"ads": {}}, "cds_config": {"ads": {}}, "ads_config": ads},
-        "static_resources": {"clusters": _clusters(settings), "listeners": [_prometheus_listener()]},
+        "static_resources": {
+            "clusters": clusters(settings, _cluster, _control_plane(settings)),
+            "listeners": [_prometheus_listener()],
+        },
         **(_tracing() if settings.zipkin else {}),
         **(_stats_sinks(settings) if settings.statsd else {}),
     }
-
-
-def _clusters(settings: ProxySettings) -> list[Json]:
-    clusters = [
-        _cluster("prometheus_stats", "STATIC", "0.250s", address(LOCALHOST, settings.admin_port)),
-        _cluster("xds-grpc", "STRICT_DNS", to_json(settings.connect_timeout), address_of(settings.xds))
-        | _control_plane(settings),
-    ]
-    if settings.zipkin:
-        clusters.append(_cluster("zipkin", "STRICT_DNS", "1s", address_of(settings.zipkin)))
-    return clusters
 
 
 def _cluster(name: str, discovery: str, connect_timeout: str, host: Json) -> Json:

@@ -15,13 +15,13 @@ from istio_init.bootstrap.common import (
     address,
     address_of,
     circuit_breakers,
+    clusters,
     keepalive,
     node,
     prometheus_route,
     stats_config,
     tls_certificates,
 )
-from istio_init.bootstrap.durations import to_json
 
 if TYPE_CHECKING:
     from istio_init.bootstrap.settings import ProxySettings
@@ -38,7 +38,10 @@ def render(settings: ProxySettings) -> Json:
         "stats_config": stats_config(),
         "admin": _admin(settings),
         "dynamic_resources": _dynamic_resources(),
-        "static_resources": {"clusters": _clusters(settings), "listeners": [_prometheus_listener()]},
+        "static_resources": {
+            "clusters": clusters(settings, _cluster, _control_plane(settings)),
+            "listeners": [_prometheus_listener()],
+        },
         **(_tracing() if settings.zipkin else {}),
         **(_stats_sinks(settings) if settings.statsd else {}),
     }
@@ -64,17 +67,6 @@ def _dynamic_resources() -> Json:
         "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}],
     }
     return {"lds_config": ADS, "cds_config": ADS, "ads_config": ads}
-
-
-def _clusters(settings: ProxySettings) -> list[Json]:
-    clusters = [
-        _cluster("prometheus_stats", "STATIC", "0.250s", address(LOCALHOST, settings.admin_port)),
-        _cluster("xds-grpc", "STRICT_DNS", to_json(settings.connect_timeout), address_of(settings.xds))
-        | _control_plane(settings),
-    ]
-    if settings.zipkin:
-        clusters.append(_cluster("zipkin", "STRICT_DNS", "1s", address_of(settings.zipkin)))
-    return clusters
 
 
 def _cluster(name: str, discovery: str, connect_timeout: str, endpoint: Json) -> Json:
