@@ -13,6 +13,7 @@ ENVOY_PORT = 15001
 PROXY_UID = 1337
 TPROXY_MARK = 1337
 TPROXY_ROUTE_TABLE = 133
+NO_MARK = 0  # what a packet has that nobody marked
 SSH_PORT = 22
 LOOPBACK_CIDR = "127.0.0.1/32"
 ANY_IPV4 = "0.0.0.0/0"
@@ -157,6 +158,8 @@ class Chain(NamedTuple):
 
 class TproxyRoute(NamedTuple):
     """The policy routing that hands marked packets to this host: rule `fwmark mark → table`, route `local default dev lo`.
+
+    With `NO_MARK` it is a route of ours that no rule of ours leads to.
 
     Source: Linux `Documentation/networking/tproxy.rst`.
     """

@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from istio_init.errors import NotPermitted, Unsupported
-from istio_init.model import UINT32_MAX, TproxyRoute
+from istio_init.model import NO_MARK, TPROXY_MARK, TPROXY_ROUTE_TABLE, UINT32_MAX, TproxyRoute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,10 @@ RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 RT_SCOPE_HOST = 254  # linux/rtnetlink.h
 FR_ACT_TO_TBL = 1  # linux/fib_rules.h
 FIB_RULE_INVERT = 2  # linux/fib_rules.h: `ip rule add not …`
+MAIN_PRIORITY = 32766  # ip-rule(8)
 LOOPBACK = 1  # `lo` is the first interface of every network namespace
+
+OLD_SCRIPTS_DEFAULT = TproxyRoute(TPROXY_MARK, TPROXY_ROUTE_TABLE)
 
 # What a rule has that asks for nothing but a mark; one with more is somebody else's.
 PLAIN_ATTRIBUTES = frozenset(
@@ -47,13 +50,17 @@ def find(marks: frozenset[int]) -> tuple[TproxyRoute, ...]:
     """
     with _netlink() as ipr:
         rules = _rules(ipr)
-        found = [_route_of(rule) for rule in rules if rule.get("protocol") == PROTOCOL]
+        found = [_route_of(rule) for rule in rules if not _is_others(rule)]
+        # Where a rule of ours has a mark, another one for it is not the old script's.
+        marks -= {route.mark for route in found}
         found += [
-            route for route in map(_route_of, rules) if route.mark in marks and _is_others(_local_default(ipr, route.table))
+            route
+            for route in map(_route_of, filter(_is_others, rules))
+            if (route.mark in marks or route == OLD_SCRIPTS_DEFAULT) and _is_others(_local_default(ipr, route.table))
         ]
         # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
         tables = {route.get("table") for route in ipr.get_routes(family=AF_INET) if route["proto"] == PROTOCOL}
-        found += [TproxyRoute(0, table) for table in tables - {route.table for route in found}]
+        found += [TproxyRoute(NO_MARK, table) for table in tables - {route.table for route in found}]
     return tuple(dict.fromkeys(found))
 
 
@@ -67,7 +74,7 @@ def add(route: TproxyRoute) -> bool:
     """
     with _netlink() as ipr:
         route_missing = not _local_default(ipr, route.table)
-        rule_missing = route not in map(_route_of, _rules(ipr))
+        rule_missing = route not in (_route_of(rule) for rule in _rules(ipr) if _is_before_main(rule))
         if route_missing:
             ipr.route("add", **_local_default_spec(route.table), proto=PROTOCOL)
         if rule_missing:
@@ -86,6 +93,8 @@ def delete(route: TproxyRoute, *, only_ours: bool) -> None:
         NotPermitted, Unsupported: the kernel refused.
     """
     with _netlink() as ipr:
+        # The old script made both parts: to a route of ours, rules of others lead for reasons of their own.
+        only_ours = only_ours or not _is_others(_local_default(ipr, route.table))
         rules = [rule for rule in _rules(ipr) if _route_of(rule) == route and not (only_ours and _is_others(rule))]
         for rule in rules:
             selectors = {"fwmark": route.mark, "table": route.table, "priority": rule.get("priority")}
@@ -132,7 +141,14 @@ def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - pyroute2's messages have no 
     # The lengths are those of `from` and `to`.
     fields = (rule["action"], rule["flags"] & FIB_RULE_INVERT, rule["src_len"], rule["dst_len"], rule["tos"])
     names = {name for name, _ in rule["attrs"]}
-    return fields == (FR_ACT_TO_TBL, 0, 0, 0, 0) and names <= PLAIN_ATTRIBUTES and rule.get("fwmask") == UINT32_MAX
+    values = (rule.get("fwmask"), rule.get("suppress_prefixlen"))
+    # An absent suppressor reads as all ones.
+    return fields == (FR_ACT_TO_TBL, 0, 0, 0, 0) and names <= PLAIN_ATTRIBUTES and values == (UINT32_MAX, UINT32_MAX)
+
+
+def _is_before_main(rule: Any) -> bool:  # noqa: ANN401 - as above
+    """Tell whether a rule is asked before the table main, which has an answer for every packet."""
+    return (rule.get("priority") or 0) < MAIN_PRIORITY
 
 
 def _is_others(made: Any) -> bool:  # noqa: ANN401 - as above

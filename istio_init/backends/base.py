@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from istio_init.errors import IstioInitError, LockHeld, Unsupported
 from istio_init.inspect import TableChange, compare, desired
-from istio_init.model import TPROXY_MARK, Family, Plan, Rule, Snapshot, Table, TproxyRoute, Variant
+from istio_init.model import NO_MARK, Family, Plan, Rule, Snapshot, Table, TproxyRoute, Variant
 
 LOCK_WAIT = 10  # seconds
 LOCK_POLL = 0.02  # seconds
@@ -103,7 +103,7 @@ class Backend(ABC):
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Tell which variant each family is read and written through."""
 
-    def routes(self, marks: frozenset[int] = frozenset({TPROXY_MARK})) -> tuple[TproxyRoute, ...]:
+    def routes(self, marks: frozenset[int] = frozenset()) -> tuple[TproxyRoute, ...]:
         """List the policy routes of ours that are in place, and those of the old script with one of these marks."""
         from istio_init import routing  # noqa: PLC0415 - pyroute2 takes a quarter of a second to import
 
@@ -166,7 +166,7 @@ class Backend(ABC):
                 warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
             changes = {family: compare({}, before[family]) for family in families}
             self._commit_or_put_back(before, changes, frozenset())
-            routed = Family.IPV4 in families and self._delete_routes(_marks(before) | {TPROXY_MARK})
+            routed = Family.IPV4 in families and self._delete_routes(_marks(before))
             return self._report(families, changes, tuple(warnings), routed=routed)
 
     @contextmanager
@@ -175,7 +175,9 @@ class Backend(ABC):
             yield
 
     def _delete_routes(self, marks: frozenset[int], keep: TproxyRoute | None = None) -> bool:
-        stale = [route for route in self.routes(marks) if route != keep]
+        # A route of ours that another's rule leads to is part of the one that is kept.
+        kept = (keep, keep._replace(mark=NO_MARK)) if keep else ()
+        stale = [route for route in self.routes(marks) if route not in kept]
         for route in stale:
             self.delete_route(route)
         return bool(stale)

@@ -256,6 +256,40 @@ def test_policy_routing_of_others_is_left_alone(pod: Pod, flags: tuple[str, ...]
     assert pod.inside.policy_routing() == before
 
 
+LIKE_OURS = ("rule", "add", "fwmark", "1337", "lookup", "133", "pref")
+
+
+def test_a_rule_like_ours_that_was_there_first_serves_and_stays(pod: Pod) -> None:
+    pod.inside.run("ip", *LIKE_OURS, "50")
+    before = pod.inside.policy_routing()
+    connection = into(9080, "envoy:15001")
+    for _ in range(2):
+        pod.inside.istio_init(*TPROXY)
+        with servers_for(pod, [connection]):
+            assert connect(pod, connection).server == "envoy:15001"
+    pod.inside.istio_init("clean")
+    assert pod.inside.policy_routing() == before
+
+
+@pytest.mark.parametrize("change", [("clean",), (*TPROXY, "-t", "5")], ids=["clean", "other-mark"])
+def test_a_rule_like_ours_that_came_later_stays(pod: Pod, change: tuple[str, ...]) -> None:
+    pod.inside.istio_init(*TPROXY)
+    pod.inside.run("ip", *LIKE_OURS, "50")
+    pod.inside.run("ip", "rule", "add", "fwmark", "1337", "lookup", "200", "pref", "51")
+    pod.inside.run("ip", "route", "add", "local", "default", "dev", "lo", "table", "200")
+    pod.inside.istio_init(*change)
+    rules = pod.inside.policy_routing()
+    assert "50:\tfrom all fwmark 0x539 lookup 133\n" in rules
+    assert "51:\tfrom all fwmark 0x539 lookup 200\n" in rules
+
+
+@pytest.mark.parametrize("rest", [("50", "suppress_prefixlength", "0"), ("40000",)], ids=["suppressed", "behind-main"])
+def test_a_rule_like_ours_that_does_not_serve_is_not_relied_on(pod: Pod, rest: tuple[str, ...]) -> None:
+    pod.inside.run("ip", *LIKE_OURS, *rest)
+    pod.inside.istio_init(*TPROXY)
+    assert "lookup 133 proto 133" in pod.inside.policy_routing()
+
+
 def test_clean_of_one_family_leaves_the_other(pod: Pod) -> None:
     pod.inside.istio_init(*REDIRECT)
     pod.inside.istio_init("clean", "--family", "ipv6")
