@@ -15,11 +15,16 @@ def merge(rendered: Any, override: Any) -> Any:  # noqa: ANN401 - any JSON value
         merged = {name: merge(value, override[name]) if name in override else value for name, value in rendered.items()}
         return {**merged, **{name: value for name, value in override.items() if name not in rendered}}
     if _is_named(rendered) and _is_named(override):
-        over = {item["name"]: item for item in override}
-        merged_items = [merge(item, over.pop(item["name"], {})) for item in rendered]
-        return [*merged_items, *over.values()]
+        items = {item["name"]: item for item in rendered}
+        for item in override:
+            items[item["name"]] = merge(items.get(item["name"], {}), item)
+        return list(items.values())
     return override
 
 
 def _is_named(value: Any) -> bool:  # noqa: ANN401 - any JSON value
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in value)
+    )

@@ -4,6 +4,7 @@ One row of `OPTIONS` is one flag. Names and defaults are those of Istio 1.0.5, `
 """
 
 import json
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "err", "error", "crit
 XDS_PORT = 15010
 XDS_TLS_PORT = 15011
 TRUST_DOMAIN = "cluster.local"
+HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")  # a name as DNS has it, or an IPv4 address
+HOST_IN_BRACKETS = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 META_PREFIX = "ISTIO_META_"
 METAJSON_PREFIX = "ISTIO_METAJSON_"
 
@@ -56,7 +59,7 @@ OPTIONS = (
     Option("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
     Option("zipkinAddress", None, "HOST:PORT", "Where traces go."),
     Option("connectTimeout", "1s", "DURATION", "For connections to the control plane, 1ms to 30s."),
-    Option("statsdUdpAddress", None, "ADDRESS:PORT", "Where statistics go."),
+    Option("statsdUdpAddress", None, "ADDRESS:PORT", "Where statistics go; an IP address, for Envoy resolves no name here."),
     Option("proxyAdminPort", "15000", "PORT", "Envoy's administration, on localhost."),
     Option("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
     Option("customConfigFile", None, "FILE", "A bootstrap file that is used instead of a rendered one."),
@@ -161,7 +164,7 @@ def parse_proxy_settings(
         refresh_delay=_duration(given, "discoveryRefreshDelay", SECOND, 600 * SECOND),
         zipkin=_optional_host_port(given, "zipkinAddress"),
         connect_timeout=_duration(given, "connectTimeout", MILLISECOND, 30 * SECOND),
-        statsd=_optional_host_port(given, "statsdUdpAddress"),
+        statsd=_statsd(given["statsdUdpAddress"]),
         admin_port=_port(given["proxyAdminPort"], "--proxyAdminPort"),
         control_plane_identity=_identity(discovery.host, given["domain"], environ) if secure else "",
         custom_config_file=given["customConfigFile"],
@@ -181,10 +184,10 @@ def _node(role: str, given: Mapping[str, str], environ: Mapping[str, str], first
     return Node(
         role=role,
         ip=ip,
-        id=given["id"] or (f"{pod}.{namespace}" if pod and namespace else ip),
-        domain=given["domain"] or (f"{namespace}.svc.cluster.local" if namespace else ""),
-        cluster=given["serviceCluster"],
-        zone=given["availabilityZone"],
+        id=_word(given["id"] or (f"{pod}.{namespace}" if pod and namespace else ip), "--id"),
+        domain=_word(given["domain"] or (f"{namespace}.svc.cluster.local" if namespace else ""), "--domain"),
+        cluster=_text(given["serviceCluster"], "--serviceCluster"),
+        zone=_text(given["availabilityZone"], "--availabilityZone"),
         metadata=read_metadata(role, environ),
     )
 
@@ -198,14 +201,17 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
         InvalidInput: an ISTIO_METAJSON_ variable is no JSON object.
     """
     metadata: dict[str, Any] = {
-        name.removeprefix(META_PREFIX): environ[name] for name in sorted(environ) if name.startswith(META_PREFIX)
+        name.removeprefix(META_PREFIX): _text(environ[name], f"${name}")
+        for name in sorted(environ)
+        if name.startswith(META_PREFIX)
     }
     for name in sorted(environ):
         if not name.startswith(METAJSON_PREFIX):
             continue
         try:
-            members = json.loads(environ[name])
-        except ValueError as error:
+            members = json.loads(environ[name], parse_constant=_no_constant)
+            json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not JSON: {error}", "a JSON object") from None
         if not isinstance(members, dict):
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not a JSON object", 'such as {"app":"productpage"}')
@@ -213,11 +219,35 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
     return {**metadata, "istio": role}
 
 
+def _no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which JSON does not have and Python's parser takes."""
+    raise ValueError(name)
+
+
+def _text(text: str, where: str) -> str:
+    """Refuse bytes that are no UTF-8: JSON cannot carry them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(where, f"{text!r} is not UTF-8", "text") from None
+    return text
+
+
+def _word(text: str, where: str) -> str:
+    """Read a part of the node's name, whose parts are separated by ~."""
+    if "~" in text or not text.isprintable() or " " in text:
+        raise InvalidInput(where, f"{text!r} cannot be part of a node's name", "printable text without ~ and spaces")
+    return text
+
+
 def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
     """Say who the control plane must prove to be (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
     labels = host.split(".")
     if len(labels) == 1:
         owner = environ.get("POD_NAMESPACE", "")
+        if not owner:
+            problem = f"{host!r} does not say which namespace the control plane is in, and POD_NAMESPACE is not set"
+            raise InvalidInput("--discoveryAddress", problem, "SERVICE.NAMESPACE:PORT, or POD_NAMESPACE")
     elif len(labels) == 2:  # noqa: PLR2004 - service and namespace
         owner = labels[1]
     else:
@@ -256,11 +286,18 @@ def _optional_host_port(given: Mapping[str, str], name: str) -> HostPort | None:
 def _host_port(text: str, where: str) -> HostPort:
     """Read `host:port`; an IPv6 address stands in brackets."""
     host, _, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    bracketed = host != bare
-    if not bare or any(c.isspace() or c in "/[]\"'" for c in bare) or ((":" in bare) is not bracketed):
+    bare = host[1:-1] if HOST_IN_BRACKETS.fullmatch(host) else host
+    if not (HOST_IN_BRACKETS.fullmatch(host) or HOST_NAME.fullmatch(host)):
         raise InvalidInput(where, f"{text!r} is not an address with a port", "HOST:PORT, such as istio-pilot:15010")
     return HostPort(bare, _port(port, where))
+
+
+def _statsd(text: str) -> HostPort | None:
+    """Read where statistics go; Envoy resolves no name there."""
+    if not text:
+        return None
+    place = _host_port(text, "--statsdUdpAddress")
+    return place._replace(host=_address(place.host, "--statsdUdpAddress"))
 
 
 def _port(text: str, where: str, lowest: int = 1) -> int:

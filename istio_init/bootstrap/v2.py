@@ -88,6 +88,7 @@ def _prometheus_listener() -> Json:
         "http_filters": [{"name": "envoy.router"}],
     }
     return {
+        "name": "prometheus_stats",
         "address": address("0.0.0.0", PROMETHEUS_PORT),  # noqa: S104 - Prometheus comes from outside the pod
         "filter_chains": [{"filters": [{"name": "envoy.http_connection_manager", "config": manager}]}],
     }

@@ -13,7 +13,7 @@ import click
 from istio_init.bootstrap import FLAVOURS, render_bootstrap
 from istio_init.bootstrap.settings import OPTIONS, ROLES, ProxySettings, parse_proxy_settings
 from istio_init.cli.log import Level, Log
-from istio_init.cli.options import Function, decorate
+from istio_init.cli.options import Function, TextValue, decorate
 from istio_init.errors import CommandError, InvalidInput
 from istio_init.runner import Command, run_all
 
@@ -38,6 +38,7 @@ def proxy_options(command: Function) -> Function:
             click.option(
                 f"--{option.name}",
                 option.name,
+                type=TextValue(),
                 metavar=option.metavar,
                 help=option.help + (f" Default: {option.default}." if option.default else ""),
             )
@@ -77,6 +78,9 @@ def _first_address(values: dict[str, str | None]) -> str:
 
 
 def _text(settings: ProxySettings, flavour: str, override: str | None) -> str:
+    if settings.custom_config_file and override:
+        problem = "a custom file is used as it is, and --bootstrap-override would have no effect"
+        raise InvalidInput("--customConfigFile", problem, "one of the two")
     if settings.custom_config_file:
         return _read(settings.custom_config_file, "--customConfigFile")
     return render_bootstrap(settings, flavour, _load(override) if override else None)
@@ -86,18 +90,16 @@ def _load(path: str) -> dict[str, Any]:
     """Read an override; YAML is a superset of JSON."""
     import yaml  # noqa: PLC0415 - most pods have no override
 
+    text = _read(path, "--bootstrap-override")
     try:
-        loaded = yaml.safe_load(_read(path, "--bootstrap-override"))
-    except yaml.YAMLError as error:
-        raise InvalidInput("--bootstrap-override", f"{path!r} is neither JSON nor YAML: {error}", "one object") from None
+        loaded = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
+    # The parser lets through whatever a value's own constructor raises.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        problem = f"{path!r} cannot be read as JSON or YAML: {error}"
+        raise InvalidInput("--bootstrap-override", problem, "one object of JSON values") from None
     if not isinstance(loaded, dict):
         raise InvalidInput("--bootstrap-override", f"{path!r} is not an object", "an object, such as {admin: …}")
-    try:
-        return dict(json.loads(json.dumps(loaded, allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(
-            "--bootstrap-override", f"{path!r} has a value without a JSON form: {error}", "JSON values"
-        ) from None
+    return loaded
 
 
 def _read(path: str, flag: str) -> str:
@@ -110,16 +112,24 @@ def _read(path: str, flag: str) -> str:
 def _write(path: Path, text: str) -> None:
     """Write a whole file or none: a reader never sees half of it."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        Path(file.name).replace(path)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a device or a pipe must stay what it is
+            return
+        _replace(path.resolve(), text)
     except OSError as error:
         raise InvalidInput(
             "--output", f"cannot write {str(path)!r}: {error}", "a file in a directory that is there"
         ) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _validate(text: str, log: Log) -> None:

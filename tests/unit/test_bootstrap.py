@@ -105,7 +105,9 @@ def test_metadata_of_json_variables_is_merged_in_and_the_role_comes_last() -> No
     assert read_metadata("router", environment) == {"A": {"b": [2]}, "istio": "router"}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '"x"', "1", "", "{'a': 1}"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '"x"', "1", "", "{'a': 1}", '{"a":NaN}', '{"a":1e999}', '{"a":"\\ud800"}', "[" * 20000]
+)
 def test_metadata_that_is_no_json_object_names_its_variable(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"\$ISTIO_METAJSON_LABELS"):
         read_metadata("sidecar", {"ISTIO_METAJSON_LABELS": text})
@@ -189,8 +191,12 @@ BAD = {
     "admin port": ({"proxyAdminPort": "0"}, "sidecar", "--proxyAdminPort"),
     "policy": ({"controlPlaneAuthPolicy": "TLS"}, "sidecar", "--controlPlaneAuthPolicy"),
     "log level": ({"proxyLogLevel": "loud"}, "sidecar", "--proxyLogLevel"),
-    "concurrency": ({"concurrency": "-1"}, "sidecar", "--concurrency"),
+    "concurrency": ({"concurrency": "9999"}, "sidecar", "--concurrency"),
     "application port": ({"applicationPorts": "80,x"}, "sidecar", "--applicationPorts"),
+    "statsd by name": ({"statsdUdpAddress": "statsd:9125"}, "sidecar", "--statsdUdpAddress"),
+    "id with a tilde": ({"id": "a~b"}, "sidecar", "--id"),
+    "host with two dots": ({"discoveryAddress": "a..b:80"}, "sidecar", "--discoveryAddress"),
+    "half a bracket": ({"discoveryAddress": "[::1:80"}, "sidecar", "--discoveryAddress"),
     "missing file": ({"customConfigFile": "/nowhere.json"}, "sidecar", "--customConfigFile"),
 }
 
@@ -209,7 +215,9 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("text", ["[1]", "a: [", "x: .nan", "x: 2020-01-01", "? [1]\n: 2"])
+@pytest.mark.parametrize(
+    "text", ["[1]", "a: [", "x: .nan", "x: 2020-01-01", "? [1]\n: 2", "a: 2020-99-99", "a: !!int x", "[" * 5000]
+)
 def test_an_override_that_is_no_object_of_json_values_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
@@ -251,6 +259,50 @@ def test_the_file_is_readable_by_all_and_whole(tmp_path: Path) -> None:
     assert json.loads(output.read_text(encoding="utf-8"))["node"]["id"].startswith("sidecar~10.1.1.1~")
     assert output.stat().st_mode & 0o777 == 0o644
     assert [file.name for file in tmp_path.iterdir()] == ["envoy.json"]
+
+
+def test_metadata_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"\$ISTIO_META_X"):
+        read_metadata("sidecar", {"ISTIO_META_X": "a\udcff"})
+
+
+def test_a_control_plane_without_a_namespace_cannot_be_identified() -> None:
+    with pytest.raises(InvalidInput, match="POD_NAMESPACE"):
+        parse_proxy_settings("sidecar", {"controlPlaneAuthPolicy": "MUTUAL_TLS"}, {}, "10.1.1.1")
+
+
+def test_a_forgotten_value_does_not_swallow_the_next_flag() -> None:
+    assert "--serviceCluster" in refused(call("bootstrap", "--ip", "10.1.1.1", "--serviceCluster", "--id", "x"))
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
+    done = call("bootstrap", "--ip", "10.1.1.1", "-o", "/dev/stdout")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["admin"]
+    link = tmp_path / "link.json"
+    link.symlink_to("file.json")
+    assert call("bootstrap", "--ip", "10.1.1.1", "-o", str(link)).returncode == 0
+    assert link.is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file.json", "link.json"]
+
+
+def test_a_directory_is_no_output_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    assert "--output" in refused(call("bootstrap", "--ip", "10.1.1.1", "-o", str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_custom_file_takes_no_override(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("{}", encoding="utf-8")
+    line = refused(call("bootstrap", "--ip", "10.1.1.1", "--customConfigFile", str(file), "--bootstrap-override", str(file)))
+    assert "--bootstrap-override" in line
+
+
+def test_two_additions_by_one_name_are_both_made() -> None:
+    assert merge([{"name": "x", "a": 1}], [{"name": "x", "b": 2}, {"name": "x", "c": 3}]) == [
+        {"name": "x", "a": 1, "b": 2, "c": 3}
+    ]
+    assert merge([{"name": "x"}], [{"name": [1]}]) == [{"name": [1]}]
 
 
 def test_the_help_lists_every_flag() -> None:
