@@ -139,7 +139,7 @@ class Backend(ABC):
             changes = {family: compare(desired(plan, family), before[family]) for family in families}
             route_added = plan.route is not None and self.add_route(plan.route)
             try:
-                warnings = self._commit_or_put_back(before, changes, plan.optional)
+                skipped = self._commit_or_put_back(before, changes, plan.optional)
             except BaseException:
                 if route_added and plan.route is not None:
                     self.delete_route(plan.route, only_ours=True)
@@ -147,9 +147,10 @@ class Backend(ABC):
             # The rules of an earlier plan tell whether it had a route, so that pods without one need not look.
             marks = _marks(before)
             stale = bool(marks) and self._delete_routes(marks, keep=plan.route)
-            unread = tuple(f"there may be rules of ours that were not seen: {why}" for why in self.unread().values())
-            warnings = warnings or unread
-            return self._report(families, changes, warnings, routed=route_added or stale)
+            left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
+            unread = {family: why for family, why in self.unread().items() if family not in skipped}
+            unseen = [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
+            return self._report(families, changes, (*left_out, *unseen), routed=route_added or stale)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Remove all that is ours and nothing else; it is no error when there is nothing.
@@ -182,11 +183,16 @@ class Backend(ABC):
             self.delete_route(route)
         return bool(stale)
 
-    def _commit_or_put_back(self, before: Snapshots, changes: Changes, optional: frozenset[Family]) -> tuple[str, ...]:
-        """Commit, and give warnings for optional families that turn out not to work here at all."""
+    def _commit_or_put_back(
+        self,
+        before: Snapshots,
+        changes: Changes,
+        optional: frozenset[Family],
+    ) -> dict[Family, str]:
+        """Commit; give the optional families that turn out not to work here at all, and why, and drop their changes."""
         writing = {family: wanted for family, wanted in changes.items() if wanted}
         if not writing:
-            return ()
+            return {}
         try:
             failed = self.commit(writing)
             skipped = self._not_working({family: writing[family][0].table for family in failed if family in optional})
@@ -198,9 +204,7 @@ class Backend(ABC):
             raise
         for family in skipped:
             changes[family] = []
-        return tuple(
-            f"{family} rules are left out, for {family} does not work here: {reason}" for family, reason in skipped.items()
-        )
+        return skipped
 
     def _not_working(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         return self.probe(tables) if tables else {}

@@ -141,7 +141,18 @@ def test_legacy_tables_that_cannot_be_read_are_no_empty_ones(pod: Pod, tmp_path:
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     environment = {"PATH": str(tmp_path)}
     assert pod.inside.istio_init("clean", environment=environment, check=False).returncode == 4
-    assert "there may be rules of ours that were not seen" in pod.inside.istio_init(*POD, environment=environment).stderr
+    warned = pod.inside.istio_init(*POD, environment=environment).stderr
+    assert "there may be ipv4 rules of ours that were not seen" in warned
+    assert "there may be ipv6 rules of ours that were not seen" in warned
+
+
+def test_a_family_that_is_left_out_hides_no_warning_about_the_other(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init("--iptables-variant", "legacy", "--family", "ipv4", *POD)
+    for tool in ("iptables-nft-save", "iptables-nft-restore"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    warned = pod.inside.istio_init(*POD, environment={"PATH": str(tmp_path)}).stderr
+    assert "ipv6 rules are left out" in warned
+    assert "there may be ipv4 rules of ours that were not seen" in warned
 
 
 def test_clean_without_ip6tables_cleans_ipv4_and_warns(pod: Pod, tmp_path: Path) -> None:
