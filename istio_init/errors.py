@@ -7,7 +7,8 @@
     ├── NotPermitted              3  CAP_NET_ADMIN (or CAP_NET_RAW) is missing
     ├── Unsupported               4  the kernel or a tool cannot do what the plan needs
     │   └── CommandError          4  a tool failed: carries argv, exit status and standard error
-    └── LockHeld                  5  another program holds the lock, and the wait for it is over
+    ├── LockHeld                  5  another program holds the lock, and the wait for it is over
+    └── ChildFailed               its own: a program that was run for the user failed for good
 """
 
 from __future__ import annotations
@@ -72,3 +73,16 @@ class LockHeld(IstioInitError):
     """Another program holds the lock that a change needs, and did not give it up in time."""
 
     exit_code = 5
+
+
+class ChildFailed(IstioInitError):
+    """A program that was run for the user failed for good; its exit code is handed on.
+
+    Args:
+        message: which program, how it ended, and what to do about it.
+        exit_code: its own, as shells have it: 128 and the signal's number for a signal.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 # Ports, ids and names that pods and control planes agree on (Istio 1.0.5, `tools/deb/istio-iptables.sh`).
 ENVOY_PORT = 15001
+INBOUND_PORT = 15006  # of today's meshes; Istio 1.0 has both directions on ENVOY_PORT
+HEALTH_PORT = 15020  # the agent's: health, and metrics of app and proxy in one
+READINESS_PORT = 15021
+DNS_PORT = 15053
 PROXY_UID = 1337
 TPROXY_MARK = 1337
 TPROXY_ROUTE_TABLE = 133

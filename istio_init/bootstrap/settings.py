@@ -18,6 +18,7 @@ PORT_MAX = 65535
 ROLES = ("sidecar", "ingress", "router")
 NONE, MUTUAL_TLS = "NONE", "MUTUAL_TLS"
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "err", "error", "critical", "off")  # envoy --help
+ADMIN_PORT = 15000
 XDS_PORT = 15010
 XDS_TLS_PORT = 15011
 TRUST_DOMAIN = "cluster.local"
@@ -60,7 +61,7 @@ OPTIONS = (
     Option("zipkinAddress", None, "HOST:PORT", "Where traces go."),
     Option("connectTimeout", "1s", "DURATION", "For connections to the control plane, 1ms to 30s."),
     Option("statsdUdpAddress", None, "ADDRESS:PORT", "Where statistics go; an IP address, for Envoy resolves no name here."),
-    Option("proxyAdminPort", "15000", "PORT", "Envoy's administration, on localhost."),
+    Option("proxyAdminPort", str(ADMIN_PORT), "PORT", "Envoy's administration, on localhost."),
     Option("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
     Option("customConfigFile", None, "FILE", "A bootstrap file that is used instead of a rendered one."),
     Option("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),

@@ -12,7 +12,7 @@ from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
 from istio_init.settings import OPTIONS
 
-COMMANDS = ("apply", "clean", "bootstrap")
+COMMANDS = ("apply", "clean", "bootstrap", "proxy", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b

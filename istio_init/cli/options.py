@@ -43,10 +43,7 @@ class Run(NamedTuple):
     @classmethod
     def take(cls, options: dict[str, Any]) -> "Run":
         """Take the shared options out of a command's options, and start to log as they say."""
-        verbose, quiet = options.pop("verbose"), options.pop("quiet")
-        level = Level.DEBUG if verbose else Level.ERROR if quiet else Level.INFO
-        log = Log(options.pop("log_format") == "json", level)
-        click.get_current_context().find_root().obj = log
+        log = take_log(options)
         return cls(
             FAMILIES[options.pop("family")],
             options.pop("backend"),
@@ -79,10 +76,36 @@ def setting_options(command: Function) -> Function:
     )
 
 
+def take_log(options: dict[str, Any]) -> Log:
+    """Take the options of `log_options` out of a command's options, and start to log as they say."""
+    verbose, quiet = options.pop("verbose"), options.pop("quiet")
+    level = Level.DEBUG if verbose else Level.ERROR if quiet else Level.INFO
+    log = Log(options.pop("log_format") == "json", level)
+    click.get_current_context().find_root().obj = log
+    return log
+
+
+def log_options(command: Function) -> Function:
+    """Add the options that `take_log` takes."""
+    return decorate(
+        command,
+        [
+            click.option(
+                "--log-format",
+                type=click.Choice(["text", "json"]),
+                default="text",
+                help="Form of the log, which goes to standard error. Default: text.",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Log more: each program that is run, and its input."),
+            click.option("-q", "--quiet", is_flag=True, help="Log errors only."),
+        ],
+    )
+
+
 def run_options(command: Function) -> Function:
     """Add the options that `Run.take` takes."""
     return decorate(
-        command,
+        log_options(command),
         [
             click.option(
                 "--family",
@@ -109,14 +132,6 @@ def run_options(command: Function) -> Function:
                 metavar="SECONDS",
                 help="How long to wait for a program that holds a lock. Default: 10.",
             ),
-            click.option(
-                "--log-format",
-                type=click.Choice(["text", "json"]),
-                default="text",
-                help="Form of the log, which goes to standard error. Default: text.",
-            ),
-            click.option("-v", "--verbose", is_flag=True, help="Log each command that is run, and its input."),
-            click.option("-q", "--quiet", is_flag=True, help="Log errors only."),
         ],
     )
 

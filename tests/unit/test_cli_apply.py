@@ -13,7 +13,7 @@ import pytest
 
 from istio_init.backends.fake import FakeBackend
 from istio_init.cli.main import run
-from istio_init.errors import CommandError, InvalidInput, IstioInitError, LockHeld, NotPermitted, Unsupported
+from istio_init.errors import ChildFailed, CommandError, InvalidInput, IstioInitError, LockHeld, NotPermitted, Unsupported
 from istio_init.model import Family, Table
 from istio_init.settings import OPTIONS
 from tests.privileges import give_up
@@ -146,6 +146,7 @@ ERRORS: dict[type[IstioInitError], tuple[Callable[[], IstioInitError], int]] = {
     Unsupported: (lambda: Unsupported("went wrong"), 4),
     CommandError: (lambda: CommandError(("iptables-restore", "-w"), 1, "no\n such thing", "load a module"), 4),
     LockHeld: (lambda: LockHeld("went wrong"), 5),
+    ChildFailed: (lambda: ChildFailed("went wrong", 137), 137),
 }
 
 

@@ -1,0 +1,110 @@
+"""What `bootstrap` and `proxy` share: the proxy's flags, and the text of its bootstrap file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from istio_init.bootstrap import FLAVOURS, render_bootstrap
+from istio_init.bootstrap.settings import OPTIONS, ROLES, ProxySettings, parse_proxy_settings
+from istio_init.cli.options import Function, TextValue, decorate
+from istio_init.errors import InvalidInput
+from istio_init.files import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VARIABLES = """\b
+Variables: INSTANCE_IP, POD_NAME, POD_NAMESPACE, ISTIO_NAMESPACE; each ISTIO_META_X becomes metadata X of the node,
+and the members of each ISTIO_METAJSON_* (a JSON object) become metadata too.
+"""
+
+
+class Wanted(NamedTuple):
+    """The bootstrap file that was asked for.
+
+    Attributes:
+        settings: the proxy's.
+        flavour: `v3` or `v2`.
+        override: a user's own additions, or None.
+    """
+
+    settings: ProxySettings
+    flavour: str
+    override: dict[str, Any] | None
+
+    @classmethod
+    def take(cls, role: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> Wanted:
+        """Read the options of `bootstrap_options`, and the proxy's environment.
+
+        Raises:
+            InvalidInput: the first value that is not allowed.
+        """
+        settings = parse_proxy_settings(role, options, environ, _first_address(options, environ))
+        override = options["bootstrap_override"]
+        if settings.custom_config_file and override:
+            problem = "a custom file is used as it is, and --bootstrap-override would have no effect"
+            raise InvalidInput("--customConfigFile", problem, "one of the two")
+        return cls(settings, options["envoy_api"], _load(override) if override else None)
+
+    def text(self) -> str:
+        """Render the file, or read the user's own.
+
+        Raises:
+            InvalidInput: the user's file cannot be read.
+        """
+        if self.settings.custom_config_file:
+            return read_text(self.settings.custom_config_file, "--customConfigFile")
+        return render_bootstrap(self.settings, self.flavour, self.override)
+
+
+def bootstrap_options(command: Function) -> Function:
+    """Add the role and the flags of Istio 1.0's `pilot-agent proxy`; what is not given arrives as None."""
+    flags = [
+        click.option(
+            f"--{option.name}",
+            option.name,
+            type=TextValue(),
+            metavar=option.metavar,
+            help=option.help + (f" Default: {option.default}." if option.default else ""),
+        )
+        for option in OPTIONS
+    ]
+    api = click.Choice(list(FLAVOURS))
+    return decorate(
+        command,
+        [
+            click.argument("role", default=ROLES[0], metavar=f"[{'|'.join(ROLES)}]"),
+            *flags,
+            click.option("--envoy-api", type=api, default="v3", help="v2 is for an Envoy of Istio 1.0. Default: v3."),
+            click.option(
+                "--bootstrap-override", metavar="FILE", help="JSON or YAML that is laid over the result, lists by `name`."
+            ),
+        ],
+    )
+
+
+def _first_address(values: Mapping[str, str | None], environ: Mapping[str, str]) -> str:
+    if values["ip"] or environ.get("INSTANCE_IP"):
+        return ""
+    from istio_init.routing import first_address  # noqa: PLC0415 - pyroute2 is dear to import, and pods have INSTANCE_IP
+
+    return first_address()
+
+
+def _load(path: str) -> dict[str, Any]:
+    """Read an override; YAML is a superset of JSON."""
+    import yaml  # noqa: PLC0415 - most pods have no override
+
+    text = read_text(path, "--bootstrap-override")
+    try:
+        loaded = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
+    # The parser lets through whatever a value's own constructor raises.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        problem = f"{path!r} cannot be read as JSON or YAML: {error}"
+        raise InvalidInput("--bootstrap-override", problem, "one object of JSON values") from None
+    if not isinstance(loaded, dict):
+        raise InvalidInput("--bootstrap-override", f"{path!r} is not an object", "an object, such as {admin: …}")
+    return loaded

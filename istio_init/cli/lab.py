@@ -1,0 +1,126 @@
+"""`istio-init lab`: pods on this machine, to try flags in."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from istio_init.cli.log import Level
+from istio_init.cli.options import log_options, setting_options, take_log
+from istio_init.environment import read_settings
+from istio_init.errors import InvalidInput, Unsupported
+from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings
+from istio_init.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from istio_init.lab.client import Lab
+
+EXTRA = ("cryptography", "grpc", "envoy")  # what the extra `lab` brings, by the names of the modules
+
+name_option = click.option("--name", default="lab", metavar="NAME", help="For several labs side by side. Default: lab.")
+
+EPILOG = """\b
+Examples:
+  istio-init lab up
+  istio-init lab exec productpage -- curl -s http://reviews:9080/
+  istio-init lab exec client -- curl -s http://reviews-v1:9080/
+  istio-init lab exec --user 0 reviews -- iptables-save -c
+  istio-init lab down
+"""
+
+
+@click.group(epilog=EPILOG)
+def lab() -> None:
+    """Make pods on this machine: network namespaces with apps, Envoys, a control plane, and rules by istio-init."""
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        message = f"the lab needs {', '.join(missing)}; pip install 'istio-init[lab]' brings it"
+        raise Unsupported(message)
+
+
+@lab.command()
+@name_option
+@click.option("--pods", type=click.IntRange(1, 100), default=2, metavar="N", help="Pods with a proxy. Default: 2.")
+@click.option(
+    "--listeners", type=click.Choice(SHAPES), default=SHAPES[0], help=f"Shape of Envoy's listeners. Default: {SHAPES[0]}."
+)
+@click.option("--mutual-tls", is_flag=True, help="Let proxies and control plane prove who they are.")
+@click.option(
+    "--proxy", "proxy_words", default="", metavar="FLAGS", help="Further flags of `istio-init proxy`, in one word."
+)
+@setting_options
+@log_options
+def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+    """Make the pods, each with an app and an Envoy; rules are by the flags below, over those of an injected pod."""
+    log = take_log(options)
+    read_settings(options, {})  # a bad value ends the program here
+    flags = tuple((option.flags[0], options[option.name]) for option in OPTIONS if options[option.name] is not None)
+    settings = LabSettings(
+        pods=options["pods"],
+        shape=options["listeners"],
+        interception=flags,
+        proxy=_words(options["proxy_words"]),
+        mutual_tls=options["mutual_tls"],
+        patience=0 if options["no_wait"] else PATIENCE,
+    )
+    made = _lab().up(name, settings, partial(log.write, Level.INFO))
+    addresses = ", ".join(f"{one['name']} {one['address']}" for one in made.status()["pods"])
+    log.write(Level.INFO, f"lab {name!r} is up: {addresses}; `istio-init lab down` ends it")
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@name_option
+@click.option("--user", type=click.IntRange(0), default=APP_UID, metavar="UID", help=f"Default: {APP_UID}, the app's.")
+@click.argument("pod")
+@click.argument("words", metavar="-- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, user: int, pod: str, words: tuple[str, ...]) -> None:
+    """Run a command in a pod, by the name of the pod or of its service."""
+    argv = _lab().find(name).command(pod, words, user)
+    os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted
+
+
+@lab.command()
+@name_option
+def status(name: str) -> None:
+    """Show the pods, their programs, and which configuration each Envoy has taken."""
+    found = _lab().find(name).status()
+    click.echo(f"listeners: {found['shape']}\nrules:     istio-init {shlex.join(found['rules'])}")
+    for pod in found["pods"]:
+        click.echo(f"\n{pod['name']}  {pod['address']}")
+        for program, how in pod["programs"].items():
+            state = f"process {how['pid']}" if how["status"] is None else f"ended with status {how['status']}"
+            click.echo(f"  {program:14} {state:26} log {how['log']}")
+        for node, types in found["discovery"].items():
+            if node.split("~")[1] == pod["address"]:
+                click.echo(f"  {'configuration':14} {', '.join(_state(kind, how) for kind, how in types.items())}")
+
+
+@lab.command()
+@name_option
+def down(name: str) -> None:
+    """End the lab; nothing of it stays."""
+    _lab().find(name).down()
+
+
+def _lab() -> type[Lab]:
+    from istio_init.lab.client import Lab  # noqa: PLC0415 - only a command needs it, its --help does not
+
+    return Lab
+
+
+def _state(kind: str, how: dict[str, Any]) -> str:
+    if how["nack"]:
+        return f"{kind} refused: {how['nack']}"
+    return f"{kind} {'taken' if how['sent'] == how['acked'] else 'sent'}"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidInput("--proxy", f"{text!r}: {error}", "flags as a shell reads them, in one word") from None

@@ -1,0 +1,260 @@
+"""The lab's control plane: serves a world to the Envoys of its pods over ADS, and pushes what changes.
+
+A program of its own: `python -m istio_init.lab.control_plane --world FILE --status FILE`. It logs one line an event to
+standard output, and keeps what each connected proxy was sent, took and refused in the status file. It ends at SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
+
+from istio_init.bootstrap.settings import XDS_PORT, XDS_TLS_PORT
+from istio_init.errors import InvalidInput
+from istio_init.files import read_text, write_text
+from istio_init.lab.ads import Asked, Stream
+from istio_init.lab.events import log
+from istio_init.lab.messages import message
+from istio_init.lab.resources import Kind, resources
+from istio_init.lab.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from istio_init.lab.ads import Offer, Push
+
+POLL = 0.15  # seconds between two looks at the world's file
+LEAVE = 0.5  # seconds that a stream has to end
+KINDS = {kind.type_url: kind for kind in Kind}
+# Two control planes on one port would share the proxies between them (SO_REUSEPORT is gRPC's default).
+SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
+
+CHANGED = object()  # in a stream's inbox: the world is another
+
+
+class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # no types there
+    """Serves a world.
+
+    Args:
+        world: the one to begin with.
+        status: the file that tells how each proxy fares.
+    """
+
+    def __init__(self, world: World, status: str) -> None:
+        self._world = world
+        self._status = status
+        self._written: str | None = None
+        self._streams: dict[Stream, asyncio.Queue[Any]] = {}
+        self._write_status()
+
+    def change(self, world: World) -> None:
+        """Serve another world from now on."""
+        self._world = world
+        for inbox in self._streams.values():
+            inbox.put_nowait(CHANGED)
+
+    def end(self) -> None:
+        """Take leave of all proxies."""
+        for inbox in self._streams.values():
+            inbox.put_nowait(None)
+
+    async def StreamAggregatedResources(  # noqa: N802 - the name that gRPC calls
+        self,
+        requests: AsyncIterator[Any],
+        context: Any,  # noqa: ANN401 - gRPC has no types
+    ) -> AsyncIterator[Any]:
+        """Talk to one proxy until it goes."""
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        reader = asyncio.create_task(_read(requests, inbox))
+        try:
+            first = await inbox.get()
+            if first is None:
+                return
+            if not first.node.id:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first request must carry the node")
+            with self._connected(first.node.id, inbox) as stream:
+                event = first
+                while event is not None:
+                    for push in self._handle(stream, event):
+                        yield _response(push)
+                    event = await inbox.get()
+        finally:
+            reader.cancel()
+
+    @contextmanager
+    def _connected(self, node: str, inbox: asyncio.Queue[Any]) -> Iterator[Stream]:
+        stream = Stream(node, log)
+        self._streams[stream] = inbox
+        log("ads connected", node=node)
+        try:
+            yield stream
+        finally:
+            del self._streams[stream]
+            self._write_status()
+            log("ads gone", node=node)
+
+    def _handle(self, stream: Stream, event: Any) -> list[Push]:  # noqa: ANN401 - a request, or CHANGED
+        if event is CHANGED:
+            pushes = stream.update(self._offer(stream))
+        elif event.type_url in KINDS:
+            pushes = stream.request(_asked(event), self._offer(stream))
+        else:
+            log("ads unknown", type=event.type_url, node=stream.node)
+            pushes = []
+        self._write_status()
+        return pushes
+
+    def _offer(self, stream: Stream) -> Offer:
+        return resources(self._world, self._world.proxy(stream.node))
+
+    def _write_status(self) -> None:
+        """Write the status file if it would say anything else; of two streams of a node, the later one counts."""
+        text = json.dumps({stream.node: stream.status() for stream in self._streams}, indent=2) + "\n"
+        if text != self._written:
+            self._written = text
+            try:
+                write_text(self._status, text, "--status")
+            except InvalidInput as error:
+                log("status not written", message=str(error))
+
+
+async def _read(requests: AsyncIterator[Any], inbox: asyncio.Queue[Any]) -> None:
+    try:
+        async for request in requests:
+            inbox.put_nowait(request)
+    finally:
+        inbox.put_nowait(None)
+
+
+def _asked(request: Any) -> Asked:  # noqa: ANN401 - protobuf's messages have no static type
+    return Asked(
+        kind=KINDS[request.type_url],
+        nonce=request.response_nonce,
+        version=request.version_info,
+        names=frozenset(request.resource_names),
+        error=request.error_detail.message if request.HasField("error_detail") else None,
+    )
+
+
+def _response(push: Push) -> Any:  # noqa: ANN401 - as above
+    answer = DiscoveryResponse(version_info=push.version, nonce=push.nonce, type_url=push.kind.type_url)
+    for resource in push.resources:
+        answer.resources.add().Pack(message(push.kind, resource, push.kind))
+    return answer
+
+
+def parse(text: str, where: str) -> World:
+    """Read a world, a person's own resources included.
+
+    Raises:
+        InvalidInput: something in it cannot be read.
+    """
+    world = World.from_json(text, where)
+    extra = dict(zip((Kind.LDS, Kind.CDS, Kind.EDS, Kind.RDS), world.extra, strict=True))
+    for kind, own in extra.items():
+        for resource in own:
+            message(kind, resource, f"{where}: extra")
+    return world
+
+
+async def watch(control_plane: ControlPlane, path: str, seen: str) -> None:
+    """Serve what the world's file says, whenever it says something else; what cannot be read changes nothing.
+
+    Args:
+        control_plane: it serves.
+        path: the file.
+        seen: what the file said when it was read last.
+    """
+    problem = ""
+    while True:
+        await asyncio.sleep(POLL)
+        try:
+            text = read_text(path, "--world")
+            if text == seen:
+                problem = ""
+                continue
+            seen = text
+            world = parse(text, path)
+        except InvalidInput as error:
+            if str(error) != problem:
+                problem = str(error)
+                log("world refused", message=problem)
+        else:
+            problem = ""
+            log("world loaded", services=len(world.services), pods=len(world.pods))
+            control_plane.change(world)
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        InvalidInput: the world or a certificate cannot be read, or a port is taken.
+    """
+    text = read_text(arguments.world, "--world")
+    world = parse(text, arguments.world)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    control_plane = ControlPlane(world, arguments.status)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(control_plane, server)
+    ports = {"port": _bind(server, arguments.address, arguments.port, None)}
+    if arguments.certificates:
+        ports["tls_port"] = _bind(server, arguments.address, arguments.tls_port, _credentials(Path(arguments.certificates)))
+    await server.start()
+    watcher = asyncio.create_task(watch(control_plane, arguments.world, text))
+    log("listening", address=arguments.address, **ports, services=len(world.services), pods=len(world.pods))
+    watcher.add_done_callback(lambda _: stop.set())  # it only ends by itself through a fault of this program
+    await stop.wait()
+    watcher.cancel()
+    control_plane.end()
+    await server.stop(LEAVE)
+    with suppress(asyncio.CancelledError):
+        await watcher
+
+
+def _credentials(directory: Path) -> Any:  # noqa: ANN401 - gRPC has no types
+    names = ("key.pem", "cert-chain.pem", "root-cert.pem")
+    key, chain, root = (read_text(str(directory / name), "--certificates").encode() for name in names)
+    return grpc.ssl_server_credentials([(key, chain)], root_certificates=root, require_client_auth=True)
+
+
+def _bind(server: Any, host: str, port: int, credentials: Any) -> int:  # noqa: ANN401 - as above
+    place = f"{host}:{port}"
+    try:
+        bound: int = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
+    except RuntimeError as error:
+        raise InvalidInput("--port", f"{place} cannot be had: {error}", "an address of this host and a free port") from None
+    return bound
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the control plane, and give its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m istio_init.lab.control_plane", description=__doc__)
+    parser.add_argument("--world", required=True, metavar="FILE", help="what is served; JSON, read again when it changes")
+    parser.add_argument("--status", required=True, metavar="FILE", help="what each proxy was sent, took and refused; JSON")
+    parser.add_argument("--address", default="0.0.0.0", help="where to listen")  # noqa: S104 - proxies are other hosts
+    parser.add_argument("--port", type=int, default=XDS_PORT, help="for plain gRPC; 0 is any")
+    parser.add_argument("--tls-port", type=int, default=XDS_TLS_PORT, help="for mutual TLS; 0 is any")
+    parser.add_argument("--certificates", metavar="DIR", help="cert-chain.pem, key.pem, root-cert.pem; without, no TLS")
+    try:
+        asyncio.run(serve(parser.parse_args(words)))
+    except InvalidInput as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

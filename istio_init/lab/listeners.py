@@ -1,0 +1,231 @@
+"""A pod's listeners in either shape. Pure.
+
+`istio-1.0`: `virtual` takes every captured connection and hands it to the listener of its original destination, which has no
+socket of its own. `current`: `virtualOutbound` does so for outbound connections, and `virtualInbound` takes inbound ones and
+has a filter chain for each port of the app.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.bootstrap.common import LOCALHOST, address
+from istio_init.lab.world import CURRENT
+from istio_init.model import ENVOY_PORT, TPROXY_MARK, Mode
+
+if TYPE_CHECKING:
+    from istio_init.lab.world import Json, Pod, Service, World
+
+ANY = "0.0.0.0"  # noqa: S104 - captured connections have any destination
+INBOUND_PORT = 15006
+PASSTHROUGH = "PassthroughCluster"
+INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
+BLACK_HOLE = "BlackHoleCluster"
+INBOUND, OUTBOUND = "INBOUND", "OUTBOUND"
+
+EXTENSIONS = "type.googleapis.com/envoy.extensions"
+# Where a cluster of type ORIGINAL_DST looks first (Envoy's docs, "Original destination").
+DESTINATION_KEY = "envoy.network.transport_socket.original_dst_address"
+
+# Named as Istio names them in its JSON access log.
+LOGGED = {
+    "start_time": "%START_TIME%",
+    "method": "%REQ(:METHOD)%",
+    "authority": "%REQ(:AUTHORITY)%",
+    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+    "response_code": "%RESPONSE_CODE%",
+    "response_flags": "%RESPONSE_FLAGS%",
+    "duration": "%DURATION%",
+    "upstream_host": "%UPSTREAM_HOST%",
+    "upstream_cluster": "%UPSTREAM_CLUSTER%",
+    "upstream_local_address": "%UPSTREAM_LOCAL_ADDRESS%",
+    "downstream_remote_address": "%DOWNSTREAM_REMOTE_ADDRESS%",
+    "downstream_local_address": "%DOWNSTREAM_LOCAL_ADDRESS%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "route_name": "%ROUTE_NAME%",
+}
+
+
+def inbound_cluster(world: World, pod: Pod) -> str:
+    """Name the cluster that is a pod's own app; empty for a pod without a service."""
+    service = world.service(pod.namespace, pod.service)
+    if service is None:
+        return ""
+    return f"inbound|{pod.port}||" if world.shape == CURRENT else f"inbound|{service.port}||{service.host}"
+
+
+def outbound_cluster(service: Service) -> str:
+    """Name the cluster that is a service, as callers see it."""
+    return f"outbound|{service.port}||{service.host}"
+
+
+def route(name: str, cluster: str) -> Json:
+    """Route every path to a cluster, for as long as an answer takes, and without a second try."""
+    return {"name": name, "match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}
+
+
+def listeners(world: World, pod: Pod | None) -> list[Json]:
+    """List the listeners of a proxy.
+
+    Args:
+        world: what there is to be called.
+        pod: the proxy's own; without one, nothing is inbound.
+    """
+    current = world.shape == CURRENT
+    made = [_capture("virtualOutbound" if current else "virtual", pod, all_inbound=not current)]
+    if pod and current:
+        made.append(_virtual_inbound(world, pod))
+    if pod and inbound_cluster(world, pod):
+        made.append(_app(world, pod))
+    return made + [_outbound(port) for port in sorted({service.port for service in world.services})]
+
+
+def _capture(name: str, pod: Pod | None, *, all_inbound: bool) -> Json:
+    """Make the listener to which connections are redirected, and which hands them on.
+
+    What it hands to nobody goes on to where it was bound for; were that this pod, iptables would send it back here for ever.
+    """
+    guards = [_black_hole(name, port) for port in (ENVOY_PORT, INBOUND_PORT)]
+    own = [_inbound_passthrough(name) | {"filter_chain_match": _only_to(pod.address)}] if pod else []
+    transparent = {"transparent": True} if pod and pod.mode == Mode.TPROXY and all_inbound else {}
+    return {
+        "name": name,
+        "address": address(ANY, ENVOY_PORT),
+        "traffic_direction": OUTBOUND,
+        "use_original_dst": True,
+        "listener_filters": [_original_destination()],
+        "filter_chains": [*guards, *own],
+        "default_filter_chain": {"name": PASSTHROUGH, "filters": [_tcp(PASSTHROUGH, name, OUTBOUND)]},
+        **transparent,
+    }
+
+
+def _virtual_inbound(world: World, pod: Pod) -> Json:
+    name = "virtualInbound"
+    port = {"filter_chain_match": {"destination_port": pod.port}}
+    app = [_app_chain(world, pod, name) | port] if inbound_cluster(world, pod) else []
+    return {
+        "name": name,
+        "address": address(ANY, INBOUND_PORT),
+        "traffic_direction": INBOUND,
+        "listener_filters": [_original_destination(), *_original_source(pod)],
+        "filter_chains": [*app, _black_hole(name, INBOUND_PORT)],
+        "default_filter_chain": _inbound_passthrough(name),
+        **({"transparent": True} if pod.mode == Mode.TPROXY else {}),
+    }
+
+
+def _app(world: World, pod: Pod) -> Json:
+    """Make the listener for connections to the pod's own address that came to port 15001.
+
+    Rules of Istio 1.0 send a pod that calls itself there, in the current shape, too.
+    """
+    name = f"{pod.address}_{pod.port}"
+    return {
+        "name": name,
+        "address": address(pod.address, pod.port),
+        "bind_to_port": False,
+        "traffic_direction": INBOUND,
+        "listener_filters": _original_source(pod),
+        "filter_chains": [_app_chain(world, pod, name)],
+    }
+
+
+def _app_chain(world: World, pod: Pod, listener: str) -> Json:
+    cluster = inbound_cluster(world, pod)
+    host = {"name": f"inbound|http|{pod.port}", "domains": ["*"], "routes": [route("default", cluster)]}
+    routes = {"route_config": {"name": cluster, "virtual_hosts": [host], "validate_clusters": False}}
+    return {"name": cluster, "filters": [_http(f"inbound_{pod.address}_{pod.port}", routes, listener, INBOUND)]}
+
+
+def _outbound(port: int) -> Json:
+    name = f"{ANY}_{port}"
+    routes = {"rds": {"route_config_name": str(port), "config_source": {"ads": {}, "resource_api_version": "V3"}}}
+    return {
+        "name": name,
+        "address": address(ANY, port),
+        "bind_to_port": False,
+        "traffic_direction": OUTBOUND,
+        "filter_chains": [{"filters": [_http(f"outbound_{name}", routes, name, OUTBOUND)]}],
+    }
+
+
+def _inbound_passthrough(listener: str) -> Json:
+    """Bring a connection to any port of the pod to the app.
+
+    It goes to localhost, which no layout of rules captures; by the pod's address it would come back.
+    """
+    value = {"text_format_source": {"inline_string": f"{LOCALHOST}:%DOWNSTREAM_LOCAL_PORT%"}}
+    state = _typed(
+        "filters.network.set_filter_state.v3.Config",
+        on_new_connection=[{"object_key": DESTINATION_KEY, "format_string": value}],
+    )
+    return {
+        "name": INBOUND_PASSTHROUGH,
+        "filters": [
+            {"name": "envoy.filters.network.set_filter_state", "typed_config": state},
+            _tcp(INBOUND_PASSTHROUGH, listener, INBOUND),
+        ],
+    }
+
+
+def _black_hole(listener: str, port: int) -> Json:
+    """Close connections to a port of Envoy's own: passed on, they would come back for ever."""
+    return {
+        "name": f"{BLACK_HOLE}_{port}",
+        "filter_chain_match": {"destination_port": port},
+        "filters": [_tcp(BLACK_HOLE, listener, INBOUND)],
+    }
+
+
+def _only_to(host: str) -> Json:
+    return {"prefix_ranges": [{"address_prefix": host, "prefix_len": 32}]}
+
+
+def _original_destination() -> Json:
+    config = _typed("filters.listener.original_dst.v3.OriginalDst")
+    return {"name": "envoy.filters.listener.original_dst", "typed_config": config}
+
+
+def _original_source(pod: Pod) -> list[Json]:
+    """With TPROXY, let the app see its client's own address; by the mark, answers find the way back to Envoy."""
+    if pod.mode != Mode.TPROXY:
+        return []
+    config = _typed("filters.listener.original_src.v3.OriginalSrc", mark=TPROXY_MARK)
+    return [{"name": "envoy.filters.listener.original_src", "typed_config": config}]
+
+
+def _http(stat_prefix: str, routes: Json, listener: str, direction: str) -> Json:
+    router = {"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")}
+    manager = _typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        codec_type="AUTO",
+        stat_prefix=stat_prefix,
+        generate_request_id=True,
+        use_remote_address=False,
+        access_log=[_access_log(listener, direction)],
+        http_filters=[router],
+        **routes,
+    )
+    return {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+
+
+def _tcp(cluster: str, listener: str, direction: str) -> Json:
+    proxy = _typed(
+        "filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix=cluster,
+        cluster=cluster,
+        access_log=[_access_log(listener, direction)],
+    )
+    return {"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}
+
+
+def _access_log(listener: str, direction: str) -> Json:
+    """Log to Envoy's own standard output; the file /dev/stdout can be closed to Envoy's user, if root opened it."""
+    logged = {"direction": direction.lower(), "listener": listener, **LOGGED}
+    log = _typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": logged})
+    return {"name": "envoy.access_loggers.stdout", "typed_config": log}
+
+
+def _typed(type_name: str, **members: object) -> Json:
+    return {"@type": f"{EXTENSIONS}.{type_name}", **members}

@@ -1,0 +1,81 @@
+"""JSON of Envoy's v3 API → protobuf messages."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from google.protobuf import json_format
+
+from istio_init.errors import InvalidInput
+from istio_init.lab.resources import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_init.lab.world import Json
+
+CLASSES = {
+    Kind.CDS: Cluster,
+    Kind.EDS: ClusterLoadAssignment,
+    Kind.LDS: Listener,
+    Kind.RDS: RouteConfiguration,
+}
+TYPE_PREFIX = "type.googleapis.com/"
+
+
+def message(kind: Kind, resource: Json, where: str) -> Any:  # noqa: ANN401 - protobuf's messages have no static type
+    """Read a resource.
+
+    Args:
+        kind: which message it is.
+        resource: the message as protobuf's JSON.
+        where: its source, for the error.
+
+    Raises:
+        InvalidInput: it is no such message.
+    """
+    try:
+        for name in _type_names(resource):
+            _make_known(name)
+        return json_format.ParseDict(resource, CLASSES[kind]())
+    except (json_format.ParseError, RecursionError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # then come all fields that there are
+        problem = f"{json.dumps(kind.name_of(resource))} cannot be read: {reason}"
+        raise InvalidInput(where, problem, f"{CLASSES[kind].DESCRIPTOR.full_name} as JSON") from None
+
+
+def _type_names(value: object) -> Iterator[str]:
+    """List the types of all messages of any type within a JSON value."""
+    if isinstance(value, dict):
+        name = value.get("@type")
+        if isinstance(name, str):
+            yield name.removeprefix(TYPE_PREFIX)
+        for member in value.values():
+            yield from _type_names(member)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _type_names(item)
+
+
+def _make_known(name: str) -> None:
+    """Import what declares a message of Envoy's: protobuf knows only types that were imported.
+
+    An Envoy package is a directory of the same name; which of its files has the message, nothing says.
+    """
+    package = name.rpartition(".")[0]
+    if not package.startswith("envoy."):
+        return
+    try:
+        path = import_module(package).__path__
+    except (ImportError, AttributeError):  # a type that nobody knows, which protobuf will say better
+        return
+    for module in iter_modules(path):
+        if module.name.endswith("_pb2"):
+            import_module(f"{package}.{module.name}")

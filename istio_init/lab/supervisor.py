@@ -1,0 +1,244 @@
+"""The lab's first process: makes the pods, starts what runs in them, and answers the lab's commands.
+
+It is process 1 of a PID namespace, and everything of the lab runs in it: when this process ends, however it ends, the
+kernel ends all of them, and their namespaces, mounts and files (a tmpfs) go with them. It is a program of its own, which
+`istio_init.lab.client` starts: `python -m istio_init.lab.supervisor SOCKET < SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from istio_init.errors import ChildFailed, IstioInitError
+from istio_init.lab import network, pods, protocol
+from istio_init.lab.settings import STATUS_PORT, LabSettings, PodPlan, mesh_pods
+from istio_init.proxy import readiness
+from istio_init.proxy.processes import RealProcesses
+from istio_init.runner import Command, run_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SANDBOX_PATIENCE = 20.0  # seconds for a pod's namespaces
+POLL = 0.1  # seconds
+REAP = 0.5  # seconds between two looks at children that ended
+LAST_WORDS = 3  # lines of a log that a failure shows
+
+
+class Running(NamedTuple):
+    """A process of a pod, and how it ended, if it has."""
+
+    pid: int
+    program: pods.Program
+    status: int | None = None
+
+
+class Supervisor:
+    """Makes a lab and holds it."""
+
+    def __init__(self, settings: LabSettings, report: Callable[[protocol.Message], None]) -> None:
+        self._settings = settings
+        self._report = report
+        self._system = RealProcesses()
+        self._sandboxes: dict[str, int] = {}  # pod → process id
+        self._running: dict[tuple[str, str], Running] = {}  # pod, name of the program → process
+
+    def build(self) -> None:
+        """Make everything, and wait until traffic can flow.
+
+        Raises:
+            IstioInitError: something did not work; the message says what.
+        """
+        plans = pods.all_pods(self._settings)
+        self._report({"step": f"namespaces for {len(plans)} pods"})
+        network.make_bridge()
+        pods.prepare_files(self._settings)
+        self._make_sandboxes(plans)
+        self._report({"step": "iptables rules, by istio-init in each pod"})
+        self._write_rules()
+        self._report({"step": "control plane, apps and Envoys"})
+        for program in pods.programs(self._settings):
+            self.start(program)
+        if self._settings.patience:
+            self._report({"step": "Envoys get their configuration"})
+            self._wait_for_proxies()
+
+    def serve(self, server: socket.socket) -> None:
+        """Answer commands until `down`."""
+        answers: dict[str, Callable[[protocol.Message], protocol.Message]] = {
+            "status": lambda _: self.status(),
+            "stop": self._stop,
+            "start": self._start_again,
+        }
+        while True:
+            self._reap()
+            if not select.select([server], [], [], REAP)[0]:
+                continue
+            connection, _ = server.accept()
+            connection.settimeout(protocol.PATIENCE)
+            with connection:
+                if protocol.peer(connection)[1] != os.geteuid():
+                    continue
+                try:
+                    asked = protocol.receive(connection)
+                    if asked["do"] == "down":
+                        return
+                    protocol.send(connection, answers[asked["do"]](asked))
+                except (OSError, ValueError, KeyError, IstioInitError) as error:
+                    sys.stderr.write(f"a command was not understood or not answered: {error!r}\n")
+
+    def start(self, program: pods.Program) -> None:
+        """Start a program in its pod."""
+        log = os.fsencode(program.log)
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, append, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        argv = pods.enter(self._sandboxes[program.pod], *program.argv)
+        pid = os.posix_spawnp(argv[0], argv, program.environment, file_actions=actions)
+        self._running[program.key] = Running(pid, program)
+
+    def status(self) -> protocol.Message:
+        """Tell what there is."""
+        plans = pods.all_pods(self._settings)
+        return {
+            "shape": self._settings.shape,
+            "rules": list(self._settings.rules),
+            "pods": [
+                {
+                    "name": plan.name,
+                    "service": plan.service,
+                    "address": plan.address,
+                    "sandbox": self._sandboxes[plan.name],
+                    "programs": {
+                        name: {"pid": one.pid, "status": one.status, "log": one.program.log}
+                        for (pod, name), one in self._running.items()
+                        if pod == plan.name
+                    },
+                }
+                for plan in plans
+            ],
+            "discovery": pods.discovery_status(),
+        }
+
+    def _stop(self, asked: protocol.Message) -> protocol.Message:
+        """Send a signal to a program of a pod."""
+        os.kill(self._running[asked["pod"], asked["program"]].pid, asked["signal"])
+        return {}
+
+    def _start_again(self, asked: protocol.Message) -> protocol.Message:
+        """Start a program of a pod once more, after it has ended."""
+        self.start(self._running[asked["pod"], asked["program"]].program)
+        return {}
+
+    def _make_sandboxes(self, plans: tuple[PodPlan, ...]) -> None:
+        ready: dict[str, int] = {}
+        for number, plan in enumerate(plans):
+            reader, writer = os.pipe()
+            argv = pods.sandbox(plan, _link(number))
+            actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+            self._sandboxes[plan.name] = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
+            os.close(writer)
+            ready[plan.name] = reader
+        deadline = time.monotonic() + SANDBOX_PATIENCE
+        for number, (name, reader) in enumerate(ready.items()):
+            came = select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]
+            if not (came and os.read(reader, 16)):
+                message = f"the namespaces of pod {name} could not be made"
+                raise IstioInitError(message)
+            os.close(reader)
+            network.attach(_link(number))
+
+    def _write_rules(self) -> None:
+        mesh = mesh_pods(self._settings)
+        commands = [Command(pods.enter(self._sandboxes[plan.name], *pods.init(self._settings))) for plan in mesh]
+        for plan, result in zip(mesh, run_all(commands, SANDBOX_PATIENCE, lambda _: None), strict=True):
+            Path(pods.log_of(plan.name, "istio-init")).write_text(result.stderr + "\n", encoding="utf-8")
+            if result.status != 0:
+                message = f"istio-init in pod {plan.name}: {result.stderr.removeprefix('istio-init: error: ')}"
+                raise ChildFailed(message, result.status or IstioInitError.exit_code)
+
+    def _wait_for_proxies(self) -> None:
+        deadline = time.monotonic() + self._settings.patience
+        for plan in mesh_pods(self._settings):
+            while reason := _unready(plan):
+                self._reap()
+                ended = self._running[plan.name, pods.PROXY].status
+                if ended is not None or time.monotonic() > deadline:
+                    tail = Path(pods.log_of(plan.name, pods.PROXY)).read_text(encoding="utf-8").splitlines()[-LAST_WORDS:]
+                    message = f"the proxy of pod {plan.name} is not ready: {reason}; its log ends with: {' | '.join(tail)}; "
+                    message += "--no-wait leaves the lab up, to be looked at"
+                    raise IstioInitError(message)
+                time.sleep(POLL)
+
+    def _reap(self) -> None:
+        for child in self._system.ended():
+            for key, one in self._running.items():
+                if one.pid == child.pid:
+                    self._running[key] = one._replace(status=child.status)
+
+
+def main(arguments: list[str]) -> None:
+    """Make a lab and hold it."""
+    server = socket.socket(fileno=int(arguments[0]))
+    settings = LabSettings.from_json(sys.stdin.read())
+    signal.signal(signal.SIGTERM, _end)  # the kernel gives process 1 no default action
+
+    def report(message: protocol.Message) -> None:
+        sys.stdout.buffer.write(protocol.encode(message))
+        sys.stdout.flush()
+
+    supervisor = Supervisor(settings, report)
+    try:
+        mount_home()
+        supervisor.build()
+    except IstioInitError as error:
+        report({"failed": str(error), "exit_code": error.exit_code})
+        return
+    server.listen()
+    report({"ready": True})
+    supervisor.serve(server)
+
+
+def mount_home() -> None:
+    """Give the lab files of its own, which end with its mount namespace."""
+    (result,) = run_all([Command(("mount", "-t", "tmpfs", "istio-init-lab", "/run"))], SANDBOX_PATIENCE, lambda _: None)
+    if result.status != 0:
+        message = f"a tmpfs cannot be mounted on /run: {result.stderr}"
+        raise IstioInitError(message)
+
+
+def _end(*_: object) -> NoReturn:
+    os._exit(0)
+
+
+def _link(number: int) -> str:
+    return f"pod{number}"
+
+
+def _unready(plan: PodPlan) -> str:
+    """Ask a pod's proxy, from outside the pod as a kubelet does, why it is not ready."""
+    connection = http.client.HTTPConnection(plan.address, STATUS_PORT, timeout=2.0)
+    try:
+        connection.request("GET", readiness.PATH)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        return f"no answer on port {STATUS_PORT}: {error}"
+    finally:
+        connection.close()
+    return "" if response.status == http.client.OK else text
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Runs Envoy: starts it, watches over it, replaces it when its certificate changes, and ends it without a failed request."""

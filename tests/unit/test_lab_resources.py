@@ -1,0 +1,309 @@
+"""What a proxy is told of a world."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import pytest
+
+from istio_init.errors import InvalidInput
+from istio_init.lab.messages import message
+from istio_init.lab.resources import Kind, resources
+from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
+
+MODES = ("REDIRECT", "TPROXY")
+REVIEWS = Service("reviews", "default", "10.96.0.10", 9080, ("reviews-v1", "reviews-v2"))
+OTHER = Service("reviews", "test", "10.96.0.11", 9080, ())
+MYSQL = Service("mysql", "default", "10.96.0.12", 3306, ())
+HOST = "reviews.default.svc.cluster.local"
+NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
+STRANGER = "sidecar~10.77.0.99~x.test~test.svc.cluster.local"
+
+each_shape = pytest.mark.parametrize("shape", SHAPES)
+each_world = pytest.mark.parametrize(("shape", "mode"), list(product(SHAPES, MODES)))
+
+
+def world(shape: str = "current", mode: str = "REDIRECT", extra: Extra = Extra()) -> World:  # noqa: B008 - immutable
+    pods = (
+        Pod("reviews-v1", "default", "10.77.0.2", mode, 8080, "reviews"),
+        Pod("reviews-v2", "default", "10.77.0.3", mode, 9080, "reviews"),
+        Pod("caller", "default", "10.77.0.4", mode, 80, ""),
+    )
+    return World(shape, (REVIEWS, OTHER, MYSQL), pods, extra)
+
+
+def told(of: World, node: str = NODE) -> dict[Kind, dict[str, Any]]:
+    """Give what a proxy is told, by kind and name."""
+    found = resources(of, of.proxy(node))
+    return {kind: {kind.name_of(one): one for one in found[kind]} for kind in Kind}
+
+
+def members(value: Any, name: str) -> list[Any]:  # noqa: ANN401 - any JSON
+    """Find all members of a name, anywhere in a value."""
+    if isinstance(value, dict):
+        own = [value[name]] if name in value else []
+        return own + [found for member in value.values() for found in members(member, name)]
+    return [found for item in value for found in members(item, name)] if isinstance(value, list) else []
+
+
+def filters(listener: dict[str, Any]) -> list[str]:
+    return [one["name"].rpartition(".")[2] for one in listener.get("listener_filters", [])]
+
+
+@each_world
+@pytest.mark.parametrize("node", [NODE, STRANGER, "sidecar~10.77.0.4~caller.default~default.svc.cluster.local"])
+def test_every_resource_is_a_message_of_the_v3_api(shape: str, mode: str, node: str) -> None:
+    of = world(shape, mode)
+    found = resources(of, of.proxy(node))
+    assert all(found.values())
+    for kind, listed in found.items():
+        names = [message(kind, one, "test").DESCRIPTOR.full_name for one in listed]
+        assert {kind.type_url.rpartition("/")[2]} == set(names)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_istio_1_0_has_one_listener_with_a_socket(mode: str) -> None:
+    listeners = told(world("istio-1.0", mode))[Kind.LDS]
+    assert list(listeners) == ["virtual", "10.77.0.2_8080", "0.0.0.0_3306", "0.0.0.0_9080"]
+    assert [name for name, one in listeners.items() if one.get("bind_to_port", True)] == ["virtual"]
+    assert members(listeners["virtual"]["address"], "port_value") == [15001]
+    assert listeners["virtual"]["use_original_dst"] is True
+    assert filters(listeners["virtual"]) == ["original_dst"]
+    assert members(listeners["10.77.0.2_8080"]["address"], "port_value") == [8080]
+    assert members(listeners["10.77.0.2_8080"], "cluster") == [f"inbound|9080||{HOST}"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_current_shape_has_a_listener_with_a_socket_for_each_direction(mode: str) -> None:
+    listeners = told(world("current", mode))[Kind.LDS]
+    assert [name for name, one in listeners.items() if one.get("bind_to_port", True)] == [
+        "virtualOutbound",
+        "virtualInbound",
+    ]
+    inbound = listeners["virtualInbound"]
+    assert members(inbound["address"], "port_value") == [15006]
+    assert filters(inbound)[0] == "original_dst"
+    chains = {one["filter_chain_match"]["destination_port"]: one for one in inbound["filter_chains"]}
+    assert sorted(chains) == [8080, 15006]
+    assert members(chains[8080], "cluster") == ["inbound|8080||"]
+    assert members(inbound["default_filter_chain"], "cluster") == ["InboundPassthroughCluster"]
+
+
+@each_shape
+def test_only_the_listener_that_takes_inbound_connections_is_transparent_and_only_with_tproxy(shape: str) -> None:
+    taking = {"istio-1.0": "virtual", "current": "virtualInbound"}[shape]
+    transparent = {
+        mode: [name for name, one in told(world(shape, mode))[Kind.LDS].items() if one.get("transparent")] for mode in MODES
+    }
+    assert transparent == {"REDIRECT": [], "TPROXY": [taking]}
+
+
+@each_shape
+def test_with_tproxy_the_app_sees_its_clients_address(shape: str) -> None:
+    listeners = told(world(shape, "TPROXY"))[Kind.LDS]
+    from_client = [name for name, one in listeners.items() if "original_src" in filters(one)]
+    assert from_client == [name for name, one in listeners.items() if one["traffic_direction"] == "INBOUND"]
+    assert members(listeners["10.77.0.2_8080"], "mark") == [1337]
+    assert members(told(world(shape, "TPROXY"))[Kind.CDS], "source_address") == []
+    assert "original_src" not in str(told(world(shape, "REDIRECT")))
+
+
+def test_with_redirect_the_current_shape_talks_to_the_app_from_its_own_source() -> None:
+    sources = {
+        name: members(one, "source_address")[0]["address"]
+        for name, one in told(world("current"))[Kind.CDS].items()
+        if members(one, "source_address")
+    }
+    assert sources == {"InboundPassthroughCluster": "127.0.0.6", "inbound|8080||": "127.0.0.6"}
+    assert members(told(world("istio-1.0"))[Kind.CDS], "source_address") == []
+
+
+@each_shape
+def test_a_connection_to_the_proxys_own_port_goes_nowhere(shape: str) -> None:
+    first = next(iter(told(world(shape))[Kind.LDS].values()))
+    ports = {
+        one["filter_chain_match"]["destination_port"]: members(one, "cluster")
+        for one in first["filter_chains"]
+        if "destination_port" in one["filter_chain_match"]
+    }
+    assert ports == {15001: ["BlackHoleCluster"], 15006: ["BlackHoleCluster"]}
+    assert members(told(world(shape))[Kind.CDS]["BlackHoleCluster"], "endpoints") == []
+
+
+@each_shape
+def test_what_nobody_claims_passes_through_but_to_the_pod_itself_only_by_localhost(shape: str) -> None:
+    first = next(iter(told(world(shape))[Kind.LDS].values()))
+    assert members(first["default_filter_chain"], "cluster") == ["PassthroughCluster"]
+    (own,) = (one for one in first["filter_chains"] if "prefix_ranges" in one["filter_chain_match"])
+    assert members(own, "address_prefix") == ["10.77.0.2"]
+    assert members(own, "cluster") == ["InboundPassthroughCluster"]
+    assert members(own, "inline_string") == ["127.0.0.1:%DOWNSTREAM_LOCAL_PORT%"]
+
+
+@each_shape
+def test_a_stranger_gets_outbound_only(shape: str) -> None:
+    found = told(world(shape), STRANGER)
+    assert [one["traffic_direction"] for one in found[Kind.LDS].values()] == ["OUTBOUND"] * 3
+    assert [name for name in found[Kind.CDS] if "nbound" in name and not name.startswith("outbound|")] == []
+    assert f"outbound|9080||{HOST}" in found[Kind.CDS]
+
+
+def test_a_pod_without_a_service_has_no_inbound_port() -> None:
+    found = told(world(), "sidecar~10.77.0.4~caller.default~default.svc.cluster.local")
+    assert list(found[Kind.LDS]) == ["virtualOutbound", "virtualInbound", "0.0.0.0_3306", "0.0.0.0_9080"]
+    assert "InboundPassthroughCluster" in found[Kind.CDS]
+    assert [name for name in found[Kind.CDS] if name.startswith("inbound|")] == []
+
+
+def test_endpoints_are_the_pods_of_the_service() -> None:
+    found = told(world())[Kind.EDS]
+    places = members(found[f"outbound|9080||{HOST}"], "socket_address")
+    assert [(one["address"], one["port_value"]) for one in places] == [("10.77.0.2", 8080), ("10.77.0.3", 9080)]
+    assert members(found["outbound|3306||mysql.default.svc.cluster.local"], "socket_address") == []
+
+
+def test_a_service_is_known_by_each_of_its_names_with_and_without_the_port() -> None:
+    hosts = {one["name"]: one for one in told(world())[Kind.RDS]["9080"]["virtual_hosts"]}
+    names = ["reviews", "reviews.default", "reviews.default.svc", HOST, "10.96.0.10"]
+    assert sorted(hosts[f"{HOST}:9080"]["domains"]) == sorted([*names, *(f"{name}:9080" for name in names)])
+    assert members(hosts[f"{HOST}:9080"], "cluster") == [f"outbound|9080||{HOST}"]
+
+
+@pytest.mark.parametrize(("node", "namespace"), [(NODE, "default"), (STRANGER, "test"), ("nonsense", "default")])
+def test_a_name_alone_means_the_service_of_ones_own_namespace(node: str, namespace: str) -> None:
+    hosts = told(world(), node)[Kind.RDS]["9080"]["virtual_hosts"]
+    assert [one["name"] for one in hosts if "reviews" in one["domains"]] == [f"reviews.{namespace}.svc.cluster.local:9080"]
+
+
+def test_no_name_is_claimed_twice_and_unknown_hosts_pass_through() -> None:
+    for routes in told(world())[Kind.RDS].values():
+        domains = [domain for one in routes["virtual_hosts"] for domain in one["domains"]]
+        assert len(domains) == len(set(domains))
+        assert routes["virtual_hosts"][-1]["domains"] == ["*"]
+        assert members(routes["virtual_hosts"][-1], "cluster") == ["PassthroughCluster"]
+
+
+@each_world
+def test_nothing_is_tried_again_or_cut_off_by_the_proxy(shape: str, mode: str) -> None:
+    found = told(world(shape, mode))
+    assert members(found, "retry_policy") == []
+    routed = [one for one in members(found, "route") if "cluster" in one]
+    assert len(routed) > 3
+    assert {one["timeout"] for one in routed} == {"0s"}
+
+
+@each_world
+def test_every_connection_is_logged_with_its_direction(shape: str, mode: str) -> None:
+    for name, listener in told(world(shape, mode))[Kind.LDS].items():
+        logs = [log for found in members(listener, "access_log") for log in found]
+        managers = [one for one in members(listener, "typed_config") if "access_log" in one]
+        assert len(logs) == len(managers) > 0
+        formats = members(logs, "json_format")
+        assert {one["listener"] for one in formats} == {name}
+        assert all(one["downstream_local_address"] == "%DOWNSTREAM_LOCAL_ADDRESS%" for one in formats)
+        assert listener["traffic_direction"].lower() in {one["direction"] for one in formats}
+
+
+def test_statistics_are_named_as_istio_names_them() -> None:
+    prefixes = members(told(world("istio-1.0"))[Kind.LDS], "stat_prefix")
+    assert {"inbound_10.77.0.2_8080", "outbound_0.0.0.0_9080"} <= set(prefixes)
+
+
+def test_everybody_gets_a_persons_own_resources_too() -> None:
+    extra = Extra(
+        listeners=({"name": "mine"},),
+        clusters=({"name": "mine"},),
+        endpoints=({"cluster_name": "mine"},),
+        routes=({"name": "mine"},),
+    )
+    for node in (NODE, STRANGER):
+        assert {list(found)[-1] for found in told(world(extra=extra), node).values()} == {"mine"}
+
+
+def test_a_resource_that_is_no_message_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r'"mine" cannot be read: .*no_such_field.*Cluster as JSON'):
+        message(Kind.CDS, {"name": "mine", "no_such_field": 1}, "extra")
+
+
+@pytest.mark.parametrize("name", ["envoy.no.such.Type", "no.such.Type", "os.path", "", "envoy", "envoy..x.Type"])
+def test_a_type_that_nobody_knows_is_an_error(name: str) -> None:
+    filters_of = {"filters": [{"name": "x", "typed_config": {"@type": f"type.googleapis.com/{name}"}}]}
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        message(Kind.LDS, {"name": "mine", "filter_chains": [filters_of]}, "extra")
+
+
+def test_messages_that_the_control_plane_does_not_use_itself_are_known_too() -> None:
+    fault = {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault", "max_active_faults": 3}
+    listener = {"name": "mine", "filter_chains": [{"filters": [{"name": "fault", "typed_config": fault}]}]}
+    parsed = message(Kind.LDS, listener, "extra")
+    assert parsed.filter_chains[0].filters[0].typed_config.type_url.endswith("HTTPFault")
+
+
+@each_world
+def test_a_world_is_read_as_it_was_written(shape: str, mode: str) -> None:
+    written = world(shape, mode, Extra(clusters=({"name": "mine"},)))
+    assert World.from_json(written.to_json(), "file") == written
+
+
+def test_extra_resources_may_be_left_out() -> None:
+    value = json.loads(world().to_json())
+    del value["extra"]
+    assert World.from_json(json.dumps(value), "file") == world()
+    assert World.from_json(json.dumps({**value, "extra": {"routes": [{}]}}), "file").extra == Extra(routes=({},))
+
+
+NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
+    "shape": (("shape",), "istio-2.0", "'istio-2.0' is not possible (allowed: istio-1.0, current)"),
+    "unknown member": (("colour",), "red", "there is no member 'colour'"),
+    "services are no list": (("services",), {}, "file: services: {} is no list"),
+    "service is no object": (("services", 0), "reviews", "file: services[0]: 'reviews' is no object"),
+    "name": (("services", 0, "name"), "a b", "file: services[0]: name: 'a b' is no name"),
+    "empty name": (("pods", 0, "name"), "", "'' is no name"),
+    "name is no text": (("pods", 0, "name"), 1, "file: pods[0]: name: 1 is no text"),
+    "address": (("pods", 0, "address"), "10.0.0", "'10.0.0' is no address"),
+    "address of IPv6": (("pods", 0, "address"), "fd00::1", "'fd00::1' is no address"),
+    "port": (("pods", 0, "port"), 65536, "65536 is no port (allowed: 1..65535)"),
+    "port zero": (("services", 0, "port"), 0, "0 is no port"),
+    "port is text": (("services", 0, "port"), "9080", "'9080' is no port"),
+    "port is a truth": (("services", 0, "port"), True, "True is no port"),
+    "mode": (("pods", 0, "mode"), "NONE", "'NONE' is not possible (allowed: REDIRECT, TPROXY)"),
+    "unhashable mode": (("pods", 0, "mode"), [], "[] is not possible"),
+    "pod of nowhere": (("services", 0, "pods"), ["reviews-v9"], "has the pod 'reviews-v9'"),
+    "pod of another namespace": (("services", 1, "pods"), ["reviews-v1"], "not in namespace 'test'"),
+    "service of nowhere": (("pods", 0, "service"), "rating", "belongs to 'rating'"),
+    "same pod": (("pods", 1, "name"), "reviews-v1", "('default', 'reviews-v1') stands there twice"),
+    "same address": (("pods", 1, "address"), "10.77.0.2", "'10.77.0.2' stands there twice"),
+    "same service": (("services", 1, "namespace"), "default", "('default', 'reviews') stands there twice"),
+    "same virtual address": (("services", 1, "address"), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
+    "extra": (("extra",), [], "file: extra: [] is no object"),
+    "extra kind": (("extra",), {"secrets": []}, "there is no member 'secrets'"),
+    "extra resource": (("extra",), {"clusters": ["x"]}, "file: extra: clusters[0]: 'x' is no object"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "problem"), NONSENSE.values(), ids=list(NONSENSE))
+def test_nonsense_in_a_world_is_named(path: tuple[str | int, ...], value: object, problem: str) -> None:
+    broken = json.loads(world().to_json())
+    holder = broken
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = value
+    with pytest.raises(InvalidInput) as raised:
+        World.from_json(json.dumps(broken), "file")
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["shape", "services", "pods"])
+def test_a_missing_member_is_named(name: str) -> None:
+    value = json.loads(world().to_json())
+    del value[name]
+    with pytest.raises(InvalidInput, match=f"the member '{name}' is missing"):
+        World.from_json(json.dumps(value), "file")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "null"])
+def test_what_is_no_json_object_is_no_world(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^file: (this is no JSON|.* is no object)"):
+        World.from_json(text, "file")
