@@ -49,6 +49,7 @@ def lab() -> None:
 @click.option(
     "--listeners", type=click.Choice(SHAPES), default=SHAPES[0], help=f"Shape of Envoy's listeners. Default: {SHAPES[0]}."
 )
+@click.option("--no-wait", is_flag=True, help="Do not wait for proxies: to look at one that does not get ready.")
 @click.option("--mutual-tls", is_flag=True, help="Let proxies and control plane prove who they are.")
 @click.option(
     "--proxy", "proxy_words", default="", metavar="FLAGS", help="Further flags of `istio-init proxy`, in one word."

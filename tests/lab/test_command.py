@@ -1,0 +1,121 @@
+"""`istio-init lab`, as a person uses it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from istio_init.lab.client import Lab
+from istio_init.lab.settings import LabSettings
+from tests.lab.live import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = f"command-{os.getpid()}"
+SUPERVISOR = "istio_init.lab.supervisor"
+
+
+def lab(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "istio_init", "lab", words[0], "--name", NAME, *words[1:]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=90)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def of_this_machine() -> tuple[object, ...]:
+    """Give what a lab could leave behind: interfaces, rules, mounts, named namespaces, files."""
+    tools = (["ip", "-o", "link"], ["ip", "rule"], ["iptables-nft-save"], ["ip", "netns"])
+    seen = [subprocess.run(tool, check=True, capture_output=True, text=True).stdout for tool in tools]
+    places = [sorted(Path(place).iterdir()) for place in ("/run", "/etc", "/usr/local/bin", "/dev/shm")]
+    return (*seen, Path("/proc/self/mounts").read_text(encoding="utf-8"), *places)
+
+
+def processes() -> list[str]:
+    """List the processes of labs of this test."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = place.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        if SUPERVISOR in words or "istio_init.lab.sandbox" in words:
+            found.append(place.parent.name)
+    return found
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    before, running = of_this_machine(), set(processes())
+    yield
+    wait_for("the end of all processes", lambda: set(processes()) <= running)
+    assert of_this_machine() == before
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+def test_a_lab_is_made_entered_looked_at_and_ended() -> None:
+    made = lab("up", "--pods", "3", "-x", "10.96.0.12/32", "--listeners", "current")
+    assert "details-v1 10.244.0.12" in made.stderr
+    try:
+        answer = lab("exec", "productpage", "--", "curl", "-sS", "http://reviews:9080/")
+        assert '"service": "reviews"' in answer.stdout
+        assert lab("exec", "--user", "0", "reviews", "--", "id", "-u").stdout == "0\n"
+        assert lab("exec", "reviews-v1", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+        excluded = lab("exec", "productpage", "--", "curl", "-sS", "--max-time", "2", "http://details:9080/", check=False)
+        assert excluded.returncode != 0, "nothing has the address of a service, and nobody took the connection"
+        shown = lab("status").stdout
+        for word in ("listeners: current", "-z 15006", "-x 10.96.0.12/32", "reviews-v1  10.244.0.11", "LDS taken"):
+            assert word in shown
+        again = lab("up", check=False)
+        assert (again.returncode, "is up already" in again.stderr) == (1, True)
+        nowhere = lab("exec", "nobody", "--", "true", check=False)
+        assert nowhere.returncode == 2
+        assert "productpage-v1, reviews-v1, details-v1" in nowhere.stderr
+    finally:
+        lab("down")
+    assert lab("status", check=False).returncode == 1
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+def test_nothing_is_left_when_the_lab_crashes() -> None:
+    crashed = Lab.up(NAME, LabSettings(pods=1), lambda _: None)
+    assert len(processes()) >= 4
+    os.kill(crashed.supervisor, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+@pytest.mark.parametrize("delay", [0.3, 0.8, 1.5])
+def test_nothing_is_left_when_it_is_interrupted_while_it_is_made(delay: float) -> None:
+    command = [sys.executable, "-m", "istio_init", "lab", "up", "--name", NAME]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+        time.sleep(delay)  # not a wait for anything: each moment must do
+        starting.send_signal(signal.SIGINT)
+        _, stderr = starting.communicate(timeout=30)
+    assert starting.returncode == 130
+    assert "interrupted" in stderr
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(("--pods", "0"), "--pods"), (("-p", "x"), "-p"), (("--proxy", "'"), "--proxy"), (("-m", "x"), "-m")],
+)
+def test_bad_input_is_refused_before_anything_is_made(flags: tuple[str, ...], named: str) -> None:
+    failed = lab("up", *flags, check=False)
+    assert failed.returncode == 2
+    assert named in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+def test_a_proxy_that_refuses_its_flags_is_told() -> None:
+    failed = lab("up", "--proxy", "--drainDuration 0s", check=False)
+    assert failed.returncode == 1
+    assert "--drainDuration" in failed.stderr
