@@ -10,7 +10,6 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_init.errors import ChildFailed, InvalidInput
-from istio_init.errors import ChildFailed
 from istio_init.proxy.admin import Unreachable
 from istio_init.proxy.processes import NOTICE, STOPPING, Ended, Processes
 
@@ -113,7 +112,7 @@ class Launcher:
         """Start the next epoch."""
         self._start_at = None
         self._tries += 1
-        self._certificate = self._plan.certificate() or self._certificate
+        self._certificate = self._plan.certificate()
         epoch = max((one.number for one in self._running.values()), default=-1) + 1
         try:
             argv = self._plan.prepare(epoch)
