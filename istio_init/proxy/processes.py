@@ -81,37 +81,6 @@ class RealProcesses:
         )
 
     def ended(self) -> Iterator[Ended]:
-        """Take in each child that has ended, also those that were somebody else's before."""
-
-    def send(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal to a child."""
-
-
-class RealProcesses:
-    """The system's own."""
-
-    def now(self) -> float:
-        """Give the monotonic clock's time."""
-        return time.monotonic()
-
-    def wait(self, seconds: float | None) -> signal.Signals | None:
-        """Wait for a signal."""
-        if seconds is None:
-            return signal.Signals(signal.sigwait(AWAITED))
-        found = signal.sigtimedwait(AWAITED, max(seconds, 0.0))
-        return signal.Signals(found.si_signo) if found else None
-
-    def start(self, argv: tuple[str, ...]) -> int:
-        """Start a program with this one's output and environment, and its signals as if Python were not between.
-
-        It has a process group of its own: ctrl-C at a terminal is for the launcher, which drains first.
-        """
-        nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-        return os.posix_spawnp(
-            argv[0], argv, os.environ, file_actions=[nothing], setsigmask=[], setsigdef=IGNORED_BY_PYTHON, setpgroup=0
-        )
-
-    def ended(self) -> Iterator[Ended]:
         """Reap."""
         with suppress(ChildProcessError):  # there are none
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
