@@ -11,7 +11,9 @@ import pwd
 from typing import TYPE_CHECKING
 
 from istio_init.errors import InvalidInput
-from istio_init.settings import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS, Accounts, Settings, Value, parse_settings
+from istio_init.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
+from istio_init.settings import Accounts, Settings, parse_settings
+from istio_init.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

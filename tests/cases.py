@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.environment import collect
 from istio_init.layouts import build_plan
-from istio_init.settings import NO_ACCOUNTS, OPTIONS, parse_settings
+from istio_init.options import OPTIONS
+from istio_init.settings import NO_ACCOUNTS, parse_settings
 
 if TYPE_CHECKING:
     from istio_init.model import Plan

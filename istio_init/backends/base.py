@@ -137,20 +137,15 @@ class Backend(ABC):
         with self._locked():
             before = self.read(families)
             changes = {family: compare(desired(plan, family), before[family]) for family in families}
-            route_added = plan.route is not None and self.add_route(plan.route)
-            try:
+            with self._routes_added(plan) as added:
                 skipped = self._commit_or_put_back(before, changes, plan.optional)
-            except BaseException:
-                if route_added and plan.route is not None:
-                    self.delete_route(plan.route, only_ours=True)
-                raise
             # The rules of an earlier plan tell whether it had a route, so that pods without one need not look.
             marks = _marks(before)
-            stale = bool(marks) and self._delete_routes(marks, keep=plan.route)
+            stale = bool(marks) and self._delete_routes(marks, keep=plan.routes)
             left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
             unread = {family: why for family, why in self.unread().items() if family not in skipped}
             unseen = [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
-            return self._report(families, changes, (*left_out, *unseen), routed=route_added or stale)
+            return self._report(families, changes, (*left_out, *unseen), routed=added or stale)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Remove all that is ours and nothing else; it is no error when there is nothing.
@@ -175,9 +170,21 @@ class Backend(ABC):
         with namespace_lock(self.lock_wait), signals_held():
             yield
 
-    def _delete_routes(self, marks: frozenset[int], keep: TproxyRoute | None = None) -> bool:
+    @contextmanager
+    def _routes_added(self, plan: Plan) -> Iterator[bool]:
+        """Make sure of the plan's routes for a block, and take back those that were made if it fails."""
+        made: list[TproxyRoute] = []
+        try:
+            made.extend(route for route in plan.routes if self.add_route(route))
+            yield bool(made)
+        except BaseException:
+            for route in made:
+                self.delete_route(route, only_ours=True)
+            raise
+
+    def _delete_routes(self, marks: frozenset[int], keep: tuple[TproxyRoute, ...] = ()) -> bool:
         # A route of ours that another's rule leads to is part of the one that is kept.
-        kept = (keep, keep._replace(mark=NO_MARK)) if keep else ()
+        kept = (*keep, *(route._replace(mark=NO_MARK) for route in keep))
         stale = [route for route in self.routes(marks) if route not in kept]
         for route in stale:
             self.delete_route(route)
@@ -227,7 +234,10 @@ class Backend(ABC):
             backend=self.name,
             variants=self.variants(families),
             chains=sum(len(change.chains) + len(change.dropped) for change in made),
-            rules=sum(sum(map(len, change.chains.values())) + len(change.added_jumps) for change in made),
+            rules=sum(
+                sum(map(len, change.chains.values())) + len(change.added_jumps) + len(change.inserted_jumps)
+                for change in made
+            ),
             changed=bool(made) or routed,
             routed=routed,
             warnings=warnings,

@@ -96,12 +96,16 @@ class FakeBackend(Backend):
 def _made(tables: Snapshot, change: TableChange) -> TableState:
     before = tables.get(change.table, NOTHING)
     chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
-    kept = tuple(jump for jump in before.jumps if jump not in change.removed_jumps)
-    return TableState(chains, kept + change.added_jumps, before.foreign, before.users)
+    heads, jumps = (
+        tuple(one for one in side if one not in change.removed_jumps) for side in (before.inserted, before.jumps)
+    )
+    return before._replace(chains=chains, jumps=jumps + change.added_jumps, inserted=change.inserted_jumps + heads)
 
 
 def _lost_jump(state: TableState) -> str:
     """Name a chain that a rule jumps to and that does not exist; a kernel refuses such a transaction."""
-    rules = [rule for rules in state.chains.values() for rule in rules] + [rule for _, rule in state.jumps]
+    rules = [rule for rules in state.chains.values() for rule in rules] + [
+        rule for _, rule in (*state.inserted, *state.jumps)
+    ]
     goals = (rule.target.chain for rule in rules if isinstance(rule, Rule))
     return next((goal for goal in goals if goal and goal not in state.chains), "")

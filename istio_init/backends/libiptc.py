@@ -25,7 +25,7 @@ from istio_init.model import (
     TableState,
     Variant,
 )
-from istio_init.render.iptables import MATCH_WORDS, TableReader, render_target
+from istio_init.render.iptables import MARKS, MATCH_WORDS, OF_PROTOCOL, TableReader, protocol_of, render_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -212,6 +212,8 @@ def _make(family: Family, change: TableChange) -> None:
     for name, rules in change.chains.items():
         for rule in rules:
             chain(name).append_rule(_native(family, rule))
+    for name, rule in reversed(change.inserted_jumps):
+        chain(name).insert_rule(_native(family, rule))
     for name, rule in change.added_jumps:
         chain(name).append_rule(_native(family, rule))
     for name in change.dropped:
@@ -226,12 +228,13 @@ def _native(family: Family, rule: KernelRule) -> Any:  # noqa: ANN401 - as above
     iptc = _iptc()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     for match in rule.matches:
-        value = f"{'!' * match.negated}{match.value}"
+        text = f"{match.value:#x}" if match.kind in MARKS else match.value
+        value = f"{'!' * match.negated}{text}"
         if match.kind in ATTRIBUTES:
             setattr(native, ATTRIBUTES[match.kind], value)
             continue
         extension, option = MATCH_WORDS[match.kind]
-        made = native.create_match(extension)
+        made = native.create_match(protocol_of(rule) if extension == OF_PROTOCOL else extension)
         if option:
             made.set_parameter(option.removeprefix("--"), value)
     _, name, *options = render_target(rule.target).split()

@@ -12,7 +12,8 @@ from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
 from istio_init.errors import InvalidInput
 from istio_init.model import PROXY_UID
-from istio_init.settings import ID_MAX, Settings
+from istio_init.settings import Settings
+from istio_init.values import ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,7 +164,8 @@ def _read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) ->
     """Read what an init container is given, as `apply` reads it."""
     from istio_init.cli.apply import apply  # noqa: PLC0415 - most calls have no rules
     from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - as above
-    from istio_init.settings import NO_ACCOUNTS, OPTIONS, parse_settings  # noqa: PLC0415 - as above
+    from istio_init.options import OPTIONS  # noqa: PLC0415 - as above
+    from istio_init.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
 
     given = _parse(apply, words, where)
     # Neither this machine's own environment files nor its users are the pod's.

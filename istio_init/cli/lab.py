@@ -15,7 +15,7 @@ from istio_init.cli.options import log_options, setting_options, take_log
 from istio_init.environment import read_settings
 from istio_init.errors import InvalidInput, Unsupported
 from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab

@@ -10,7 +10,7 @@ import click
 from istio_init import __version__
 from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 
 COMMANDS = ("apply", "clean", "bootstrap", "proxy", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it

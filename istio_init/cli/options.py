@@ -7,7 +7,7 @@ import click
 
 from istio_init.cli.log import Level, Log
 from istio_init.model import Family, Variant
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.backends.base import Backend
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Function = Callable[..., None]
 Decorator = Callable[[Function], Function]
 
+TAKEN = frozenset({"-q"})  # today's -q is a list of ports; here it has been --quiet from the start
 VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 
@@ -65,13 +66,14 @@ def setting_options(command: Function) -> Function:
         command,
         [
             click.option(
-                *option.flags,
+                *(flag for flag in option.flags if flag not in TAKEN),
                 option.name,
                 type=TextValue(),
                 metavar=option.metavar,
                 help=f"{option.help} [{', '.join(option.variables)}]",
             )
             for option in OPTIONS
+            if option.flags
         ],
     )
 

@@ -10,7 +10,6 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_init.errors import ChildFailed, InvalidInput
-from istio_init.errors import ChildFailed
 from istio_init.proxy.admin import Unreachable
 from istio_init.proxy.processes import NOTICE, STOPPING, Ended, Processes
 

@@ -5,19 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from istio_init.model import UINT32_MAX, Mode
-from istio_init.settings import (
-    ALL,
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    ID_MAX,
-    NO_ACCOUNTS,
-    OPTIONS,
-    PORT_MAX,
-    RESERVED_ROUTE_TABLES,
-    Settings,
-    Value,
-    parse_settings,
-)
+from istio_init.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
+from istio_init.settings import NO_ACCOUNTS, Settings, parse_settings
+from istio_init.values import ALL, ID_MAX, PORT_MAX, RESERVED_ROUTE_TABLES, Value
 
 NAMES = tuple(option.name for option in OPTIONS)
 

@@ -13,7 +13,7 @@ import pytest
 import istio_init
 from istio_init.errors import IstioInitError
 from istio_init.model import MatchKind, Mode, TargetKind
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.cases import CASES
 from tests.unit.test_cli_apply import ERRORS
 
@@ -176,7 +176,7 @@ def test_every_flag_has_a_case(flag: str) -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_every_setting_has_a_case_with_its_variable(option: istio_init.settings.Option) -> None:
+def test_every_setting_has_a_case_with_its_variable(option: istio_init.options.Option) -> None:
     assert [case.name for case in CASES if set(option.variables) & set(case.environment)] != []
 
 

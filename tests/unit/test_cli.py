@@ -13,7 +13,7 @@ import pytest
 
 from istio_init import Settings, __version__, build_plan, render
 from istio_init.model import Family, Variant
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, call, printed, refused
 

@@ -15,7 +15,7 @@ from istio_init.backends.fake import FakeBackend
 from istio_init.cli.main import run
 from istio_init.errors import ChildFailed, CommandError, InvalidInput, IstioInitError, LockHeld, NotPermitted, Unsupported
 from istio_init.model import Family, Table
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, command
 

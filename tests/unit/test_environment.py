@@ -11,7 +11,9 @@ import pytest
 from istio_init import environment
 from istio_init.environment import collect, read_settings
 from istio_init.errors import InvalidInput
-from istio_init.settings import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS, Option, Settings, Value
+from istio_init.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS, Option
+from istio_init.settings import Settings
+from istio_init.values import Value
 
 if TYPE_CHECKING:
     from pathlib import Path

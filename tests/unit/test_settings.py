@@ -8,16 +8,9 @@ import pytest
 
 from istio_init.errors import InvalidInput
 from istio_init.model import Mode
-from istio_init.settings import (
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    NO_ACCOUNTS,
-    OPTIONS,
-    Accounts,
-    Settings,
-    Value,
-    parse_settings,
-)
+from istio_init.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
+from istio_init.settings import NO_ACCOUNTS, Accounts, Settings, parse_settings
+from istio_init.values import Value
 from tests.unit.strategies import NAMES
 
 DEFAULTS = {

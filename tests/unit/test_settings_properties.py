@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from istio_init.errors import InvalidInput
 from istio_init.layouts import build_plan
+from istio_init.options import ENABLE_INBOUND_IPV6, ENVOY_USER
 from istio_init.render import render
-from istio_init.settings import (
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    NO_ACCOUNTS,
-    Accounts,
-    Settings,
-    Value,
-    parse_ipv4_cidr,
-    parse_settings,
-)
+from istio_init.settings import NO_ACCOUNTS, Accounts, Settings, parse_settings
+from istio_init.values import Value, parse_ipv4_cidr
 from tests.unit.strategies import NAMES, any_text, cidrs, nearly_valid, port_lists
 
 EVERYBODY = Accounts(uid=lambda _: 1000, gid=lambda _: 1000)
