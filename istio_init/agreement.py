@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.bootstrap.common import PROMETHEUS_PORT
-from istio_init.bootstrap.settings import ADMIN_PORT
+from istio_init.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT
 from istio_init.model import DNS_PORT, ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT
 from istio_init.values import ALL
 

@@ -1,287 +1,245 @@
 # ruff: noqa: INP001 - a script, not a module of a package
-"""The demonstration: a pod and a client in two network namespaces, the rules, and a connection in each direction.
+"""The demonstration: one request from app to app through two Envoys, each leg with its evidence, and what goes around them.
 
-Exits with 0 if each connection reached whom it should, and with 1 if not. Run it as root, through scripts/demo.
+Exits with 0 if every piece of evidence is as it should be, and with 1 if not. Run it as root, through scripts/demo.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import multiprocessing
+import json
 import os
-import re
-import shlex
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import textwrap
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from istio_init.model import ENVOY_PORT, PROXY_UID
+from demo_picture import Note, draw
+from rich.console import Console
+
+from istio_init.lab.client import Lab
+from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
+from istio_init.model import PROXY_UID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Iterator
 
-APP_UID = 1000
-APP_PORT = 9080
-SERVICE_PORT = 80
-POD_ADDRESS = "10.77.0.1"
-CLIENT_ADDRESS = "10.77.0.2"
-SERVICE_ADDRESS = "10.96.0.10"
-LOCALHOST = "127.0.0.1"
-ENVOY = f"envoy:{ENVOY_PORT}"
-FLAGS = f"-p {ENVOY_PORT} -u {PROXY_UID} -m REDIRECT -i '*' -x '' -b {APP_PORT} -d ''"
+ROOT = Path(__file__).resolve().parent.parent
+PICTURE = ROOT / "build" / "demo.svg"
+EXCLUDED_PORT = 9091
+SETTINGS = LabSettings(interception=(("-b", "*"), ("-d", f"{EXCLUDED_PORT},15020,15090")))
+PRODUCTPAGE, REVIEWS = mesh_pods(SETTINGS)
+URL = f"http://{REVIEWS.service}:{APP_PORT}/"
+REQUEST_ID = "one-request"
+PATIENCE = 20.0  # seconds
+HOST = f"{REVIEWS.service}.{REVIEWS.domain}"
 
-# The rules that decide about the connections below, as iptables-save writes them.
-DECIDING_RULES = (
-    f"ISTIO_INBOUND -p tcp -m tcp --dport {APP_PORT} -j ISTIO_IN_REDIRECT",
-    f"ISTIO_OUTPUT -m owner --uid-owner {PROXY_UID} -j RETURN",
-    "ISTIO_OUTPUT -j ISTIO_REDIRECT",
-)
+# Rules as iptables-save writes them, and statistics of Envoy.
+DIVERTED = "-A ISTIO_OUTPUT -j ISTIO_REDIRECT"
+OWN_TRAFFIC = f"-A ISTIO_OUTPUT -m owner --uid-owner {PROXY_UID} -j RETURN"
+CAPTURED = "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT"
+EXCLUDED = f"-A ISTIO_INBOUND -p tcp -m tcp --dport {EXCLUDED_PORT} -j RETURN"
+OUTBOUND_CLUSTER = f"cluster.outbound|{APP_PORT}||{HOST}.upstream_rq_total"
+INBOUND_CLUSTER = f"cluster.inbound|{APP_PORT}||{HOST}.upstream_rq_total"
+OUTBOUND_LISTENER = f"listener.0.0.0.0_{APP_PORT}.downstream_cx_total"
+INBOUND_LISTENER = f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total"
 
-# What the reader's shell has set (ISTIO_SERVICE_CIDR, a PATH without sbin) must not change what is shown.
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-ISTIO_INIT = str(Path(sys.executable).with_name("istio-init"))
-
-CLONE_NEWNET = 0x40000000  # linux/sched.h
-SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
-TIMEOUT = 3.0  # seconds, for one connection
-BOLD, RED, GREEN = "1", "31", "32"  # console_codes(4)
-
-# Forked, not started anew: a child that became another user need not be able to read this checkout.
-processes = multiprocessing.get_context("fork")
-libc = ctypes.CDLL(None, use_errno=True)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-class Place(NamedTuple):
-    """A network namespace, and the user that a process there runs as."""
+class Counters(NamedTuple):
+    """What a pod has counted so far: packets of rules, and Envoy's statistics."""
 
-    namespace: str
-    uid: int = 0
-
-    def as_user(self, uid: int) -> Place:
-        """Give the same namespace for another user."""
-        return self._replace(uid=uid)
-
-    def run(self, *argv: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program in this namespace as root."""
-        return run("nsenter", f"--net=/run/netns/{self.namespace}", *argv, stdin=stdin, check=check)
-
-    def set_up(self, *commands: str) -> None:
-        """Run commands of ip(8) in this namespace, in one batch."""
-        self.run("ip", "-batch", "-", stdin="\n".join(commands))
-
-    def start(self, function: Callable[[Connection], None]) -> Connection:
-        """Call a function here, in a process of its own, with one end of a pipe; give the other end."""
-        ours, theirs = processes.Pipe()
-        processes.Process(target=self._enter_and_call, args=(function, theirs), daemon=True).start()
-        theirs.close()
-        return ours
-
-    def _enter_and_call(self, function: Callable[[Connection], None], pipe: Connection) -> None:
-        # An interrupt reaches the whole group of processes; the parent is the one that cleans up.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with Path("/run/netns", self.namespace).open() as namespace:
-            if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        os.setgroups([])
-        os.setresgid(self.uid, self.uid, self.uid)
-        os.setresuid(self.uid, self.uid, self.uid)
-        function(pipe)
+    rules: dict[str, int]
+    stats: dict[str, int]
 
 
-class Leg(NamedTuple):
-    """One connection: who opens it, where to, and the server that should receive it."""
+class Stage(NamedTuple):
+    """The lab, and the outcomes so far."""
 
-    who: str
-    origin: Place
-    address: str
-    port: int
-    receiver: str
+    lab: Lab
+    outcomes: list[bool]
 
-    @property
-    def destination(self) -> str:
-        """The address and port that are asked for."""
-        return f"{self.address}:{self.port}"
+    def run(self, pod: str, *argv: str, uid: int = APP_UID) -> str:
+        """Run a program in a pod, and end the demonstration if it fails."""
+        done = subprocess.run(
+            self.lab.command(pod, argv, uid), check=False, capture_output=True, text=True, timeout=PATIENCE
+        )
+        if done.returncode:
+            sys.exit(f"scripts/demo: {' '.join(argv)} in {pod}: status {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
 
-    @property
-    def expected(self) -> str:
-        """The answer of the right receiver."""
-        if self.receiver == ENVOY:
-            return f"{ENVOY}, which reads original destination {self.destination}"
-        return f"{self.receiver} itself"
+    def counters(self, pod: str) -> Counters:
+        """Read what a pod has counted."""
+        saved = self.run(pod, "iptables-nft-save", "-c", "-t", "nat", uid=0)
+        if "ISTIO_" not in saved:
+            saved = self.run(pod, "iptables-legacy-save", "-c", "-t", "nat", uid=0)
+        rules = {}
+        for line in saved.splitlines():
+            if line.startswith("["):
+                counted, _, rule = line.partition(" ")
+                rules[rule] = int(counted[1:].partition(":")[0])
+        stats = {}
+        for line in self.run(pod, "curl", "-sS", "http://127.0.0.1:15000/stats").splitlines():
+            name, _, value = line.rpartition(": ")
+            if value.isdecimal():
+                stats[name] = int(value)
+        return Counters(rules, stats)
+
+    def access_log(self, pod: str) -> dict[str, Any]:
+        """Find the request in the access log of a pod's Envoy, which Envoy flushes now and then."""
+        log = self.lab.pod(pod)["programs"]["proxy"]["log"]
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for line in self.run(pod, "cat", log, uid=0).splitlines():
+                if REQUEST_ID in line:
+                    entry: dict[str, Any] = json.loads(line)
+                    return entry
+            time.sleep(0.2)
+        return {}
+
+    def check(self, text: str, *, right: bool) -> None:
+        """Print one piece of evidence."""
+        self.outcomes.append(right)
+        console.print(f"   [green]✓[/green] {text}" if right else f"   [bold red]✗ {text}[/bold red]", soft_wrap=True)
+
+    def check_grown(self, names: tuple[str, ...], before: dict[str, int], after: dict[str, int]) -> str:
+        """Print each counter that must have grown, and give them, a line each."""
+        found = []
+        for name in names:
+            then, now = before.get(name, 0), after.get(name, 0)
+            found.append(f"{name}  {then} → {now}")
+            self.check(found[-1].replace("[", r"\["), right=now > then)
+        return "\n".join(found)
 
 
 def main() -> int:
     """Show everything, and take it down again whatever happens."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    pod, client = (Place(f"istio-init-demo-{os.getpid()}-{role}") for role in ("pod", "client"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    outcomes: list[bool] = []
     try:
-        make_pod_and_client(pod, client)
-        start_servers(pod, client)
-        show_rules(pod)
-        as_expected = show_connections(pod, client)
-        as_expected &= show_counters(pod)
+        with lab() as made:
+            stage = Stage(made, outcomes)
+            notes = show_request(stage)
+            show_bypasses(stage)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    finally:
-        # A second interrupt must not stop the cleaning up. The servers end with this process.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        for place in (pod, client):
-            run("ip", "netns", "delete", place.namespace, check=False)
-    say("\nEverything is as expected." if as_expected else "\nNot everything is as expected: see above.")
-    return 0 if as_expected else 1
-
-
-def make_pod_and_client(pod: Place, client: Place) -> None:
-    """Make both namespaces and join them."""
-    title("1. A pod and a client, each in a network namespace of its own")
-    say(f"  pod     {POD_ADDRESS:10}  an app on port {APP_PORT} (uid {APP_UID})")
-    say(f"  {'':18}  a stand-in for Envoy on port {ENVOY_PORT} (uid {PROXY_UID})")
-    say(f"  client  {CLIENT_ADDRESS:10}  a service at {SERVICE_ADDRESS}:{SERVICE_PORT}")
-    for place in (pod, client):
-        run("ip", "netns", "add", place.namespace)
-    client.set_up(
-        "link set lo up",
-        f"link add eth0 type veth peer name eth0 netns {pod.namespace}",
-        f"address add {CLIENT_ADDRESS}/24 dev eth0",
-        f"address add {SERVICE_ADDRESS}/32 dev lo",
-        "link set eth0 up",
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_text(draw((PRODUCTPAGE[::3], REVIEWS[::3]), notes), encoding="utf-8")
+    console.print(f"\nThe picture of this path: {PICTURE.relative_to(ROOT)}")
+    console.print(
+        "Everything is as expected." if all(outcomes) else "[bold red]Not everything is as expected: see ✗ above.[/bold red]"
     )
-    pod.set_up(
-        "link set lo up",
-        f"address add {POD_ADDRESS}/24 dev eth0",
-        "link set eth0 up",
-        f"route add default via {CLIENT_ADDRESS}",
-    )
+    return 0 if all(outcomes) else 1
 
 
-def start_servers(pod: Place, client: Place) -> None:
-    """Start each server in a process of its own, and wait until it listens."""
-    for place, name, port in (
-        (pod.as_user(PROXY_UID), ENVOY, ENVOY_PORT),
-        (pod.as_user(APP_UID), f"app:{APP_PORT}", APP_PORT),
-        (client, f"service:{SERVICE_PORT}", SERVICE_PORT),
-    ):
-        place.start(functools.partial(serve, name, port)).recv()
-
-
-def show_rules(pod: Place) -> None:
-    """Apply the pod's arguments, and print what was written and why."""
-    title("2. The rules that istio-init writes in the pod, each with its reason")
-    say(f"  $ istio-init {FLAGS}")
-    say(indented(pod.run(ISTIO_INIT, *shlex.split(FLAGS)).stderr))
-    say(f"\n  $ istio-init --dry-run --format table {FLAGS}")
-    say(indented(pod.run(ISTIO_INIT, "--dry-run", "--format", "table", *shlex.split(FLAGS)).stdout))
-
-
-def show_connections(pod: Place, client: Place) -> bool:
-    """Open a connection in each direction, and the one on from Envoy, which no rule may send back to it."""
-    app, envoy, stranger = pod.as_user(APP_UID), pod.as_user(PROXY_UID), client.as_user(APP_UID)
-    directions = {
-        "out of the pod, and on from Envoy": (
-            Leg("app", app, SERVICE_ADDRESS, SERVICE_PORT, ENVOY),
-            Leg("envoy", envoy, SERVICE_ADDRESS, SERVICE_PORT, f"service:{SERVICE_PORT}"),
-        ),
-        "into the pod, and on from Envoy": (
-            Leg("client", stranger, POD_ADDRESS, APP_PORT, ENVOY),
-            Leg("envoy", envoy, LOCALHOST, APP_PORT, f"app:{APP_PORT}"),
-        ),
-    }
-    title("3. Connections, and who receives them")
-    as_expected = True
-    for direction, legs in directions.items():
-        say(f"  {direction}")
-        for leg in legs:
-            answer = leg.origin.start(functools.partial(connect, leg.address, leg.port)).recv()
-            text = f"{leg.who} (uid {leg.origin.uid}) → {leg.destination} … received by {answer}"
-            as_expected &= verdict(text, right=answer == leg.expected, expected=f"received by {leg.expected}")
-    return as_expected
-
-
-def show_counters(pod: Place) -> bool:
-    """Print the kernel's own rules, with how many of the connections each of them decided."""
-    title("4. The same rules in the kernel, and the connections that each has counted (iptables-save -c)")
-    # One of the variants holds the rules, the other has nothing or does not work here.
-    saved = "".join(
-        pod.run(f"iptables-{variant}-save", "-c", "-t", "nat", check=False).stdout for variant in ("nft", "legacy")
-    )
-    rules = {text: int(packets) for packets, text in re.findall(r"^\[(\d+):\d+\] -A (.+)$", saved, re.MULTILINE)}
-    for text, packets in rules.items():
-        say(f"  {packets:4}  {text}")
-    missing = [text for text in DECIDING_RULES if not rules.get(text)]
-    for text in missing:
-        verdict(text, right=False, expected="this rule, and a connection that it has counted")
-    return not missing
-
-
-def serve(name: str, port: int, ready: Connection) -> None:
-    """Tell each client who received it; Envoy also tells where the client wanted to go."""
-    with socket.create_server(("", port)) as server:
-        ready.send("listening")
-        while True:
-            connection, _ = server.accept()
-            with connection:
-                known = (
-                    f", which reads original destination {original_destination(connection)}" if name == ENVOY else " itself"
-                )
-                connection.sendall(f"{name}{known}".encode())
-
-
-def original_destination(connection: socket.socket) -> str:
-    """Ask conntrack for the destination before the redirect, as Envoy's listener filter `original_dst` does."""
-    port, address = struct.unpack("!2xH4s8x", connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
-    return f"{socket.inet_ntoa(address)}:{port}"
-
-
-def connect(address: str, port: int, answer: Connection) -> None:
-    """Open a connection, and send what the one who received it says."""
+@contextmanager
+def lab() -> Iterator[Lab]:
+    """Make the lab, and show how far it is."""
+    title("Two pods with apps and real Envoys, rules by istio-init, and a control plane")
+    begun = time.monotonic()
+    with console.status("starting") as status:
+        made = Lab.up(f"demo-{os.getpid()}", SETTINGS, _progress(status.update))
+    console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in SETTINGS.rules)}")
+    console.print(f"   ready after {time.monotonic() - begun:.1f} s")
     try:
-        with socket.create_connection((address, port), TIMEOUT) as connection, connection.makefile() as lines:
-            answer.send(lines.read())
-    except OSError as error:
-        answer.send(f"nobody: {error}")
+        yield made
+    finally:
+        made.down()
 
 
-def run(*argv: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a program; where it may not fail, end with what it said."""
-    result = subprocess.run(argv, check=False, capture_output=True, text=True, input=stdin, env=ENVIRONMENT)
-    if check and result.returncode:
-        sys.exit(f"scripts/demo: `{shlex.join(argv)}` exited with status {result.returncode}: {result.stderr.strip()}")
-    return result
+def _progress(update: Callable[[str], None]) -> Callable[[str], None]:
+    def step(text: str) -> None:
+        update(text)
+        console.print(f"   … {text}")
+
+    return step
 
 
-def verdict(text: str, *, right: bool, expected: str) -> bool:
-    """Print one outcome, and what it should have been if it is wrong."""
-    say(f"    {styled('✓', GREEN)} {text}" if right else f"    {styled('✗', RED)} {text}\n      expected: {expected}")
-    return right
+def show_request(stage: Stage) -> list[Note]:
+    """Send one request, and show each leg of its way."""
+    title(f"productpage's app asks for {URL}")
+    before = {pod: stage.counters(pod) for pod in (PRODUCTPAGE.name, REVIEWS.name)}
+    answer = json.loads(stage.run(PRODUCTPAGE.name, "curl", "-sS", "-H", f"x-request-id: {REQUEST_ID}", URL))
+    after = {pod: stage.counters(pod) for pod in before}
+    legs = (
+        ("the app's connection is diverted to Envoy", PRODUCTPAGE.name, (DIVERTED,), ()),
+        ("productpage's Envoy takes it: listener, cluster", PRODUCTPAGE.name, (), (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
+        ("Envoy's own connection leaves the pod as it is", PRODUCTPAGE.name, (OWN_TRAFFIC,), ()),
+        ("at reviews it is diverted to Envoy", REVIEWS.name, (CAPTURED,), ()),
+        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, (), (INBOUND_LISTENER, INBOUND_CLUSTER)),
+    )
+    notes = []
+    for number, (what, pod, rules, stats) in enumerate(legs, start=1):
+        console.print(f" [bold]{number}[/bold] {what}")
+        then, now = before[pod], after[pod]
+        evidence = stage.check_grown(rules, then.rules, now.rules) or stage.check_grown(stats, then.stats, now.stats)
+        notes.append(Note(number, what, evidence))
+    notes.append(Note(6, "the app answers", show_answer(stage, answer)))
+    return notes
+
+
+def show_answer(stage: Stage, answer: dict[str, Any]) -> str:
+    """Show what the app saw, and what both access logs say of the same request."""
+    console.print(" [bold]6[/bold] the app answers, and both access logs have the request")
+    seen = f"reviews saw caller {answer['caller']}, host {answer['headers'].get('host')}, x-request-id "
+    seen += str(answer["headers"].get("x-request-id"))
+    stage.check(seen, right=answer["service"] == REVIEWS.service and answer["headers"].get("x-request-id") == REQUEST_ID)
+    for pod, direction in ((PRODUCTPAGE.name, "outbound"), (REVIEWS.name, "inbound")):
+        entry = stage.access_log(pod)
+        words = ("direction", "downstream_local_address", "response_code", "upstream_cluster", "upstream_host")
+        text = ", ".join(f"{word} {entry.get(word)}" for word in words)
+        stage.check(f"{pod}: {text}", right=entry.get("direction") == direction and entry.get("response_code") == 200)  # noqa: PLR2004 - OK
+    return seen
+
+
+def show_bypasses(stage: Stage) -> None:
+    """Show what goes around the Envoys, and by which rule."""
+    title("What goes around Envoy")
+    console.print(
+        f" [bold]•[/bold] port {EXCLUDED_PORT} of reviews is excluded (-d), and a client outside the mesh asks there"
+    )
+    with server_on_excluded_port(stage):
+        before = stage.counters(REVIEWS.name)
+        answer = json.loads(stage.run("client", "curl", "-sS", f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
+        after = stage.counters(REVIEWS.name)
+    stage.check_grown((EXCLUDED,), before.rules, after.rules)
+    caller = answer["caller"].rpartition(":")[0]
+    stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod().address)
+
+    console.print(f" [bold]•[/bold] what the proxy's user (uid {PROXY_UID}) sends is not diverted")
+    before = stage.counters(PRODUCTPAGE.name)
+    stage.run(PRODUCTPAGE.name, "curl", "-sS", "-o", "/dev/null", f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
+    after = stage.counters(PRODUCTPAGE.name)
+    stage.check_grown((OWN_TRAFFIC,), before.rules, after.rules)
+    then, now = before.stats[OUTBOUND_CLUSTER], after.stats[OUTBOUND_CLUSTER]
+    stage.check(f"productpage's Envoy did not see it: {OUTBOUND_CLUSTER}  {then} → {now}", right=then == now)
+
+
+@contextmanager
+def server_on_excluded_port(stage: Stage) -> Iterator[None]:
+    """Run one more app in the pod of reviews; it ends with the lab."""
+    argv = (sys.executable, "-m", "istio_init.lab.app", "--service", "excluded", "--port", str(EXCLUDED_PORT))
+    command = stage.lab.command(REVIEWS.name, argv)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout, "it was started with a pipe"  # noqa: S101 - for the type checker
+            server.stdout.readline()  # it says where it listens
+            yield
+        finally:
+            server.terminate()
 
 
 def title(text: str) -> None:
     """Print a section's title."""
-    say(f"\n{styled(text, BOLD)}\n")
+    console.print(f"\n[bold]{text}[/bold]")
 
 
-def styled(text: str, style: str) -> str:
-    """Add a style where a terminal shows it."""
-    return f"\033[{style}m{text}\033[0m" if sys.stdout.isatty() else text
-
-
-def indented(text: str) -> str:
-    """Set program output off from the demo's own words."""
-    return textwrap.indent(text.rstrip(), "  ")
-
-
-def say(text: str) -> None:
-    """Print at once: the reader of a pipe waits, too."""
-    print(text, flush=True)  # noqa: T201 - the demonstration
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 LOCALHOST = "127.0.0.1"
-PROMETHEUS_PORT = 15090
 PROMETHEUS_PATH = "/stats/prometheus"
 CERTIFICATES = "/etc/certs"
 

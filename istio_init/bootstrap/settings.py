@@ -15,6 +15,7 @@ from istio_init.errors import InvalidInput
 HOUR = 3600 * SECOND
 MILLISECOND = SECOND // 1000
 PORT_MAX = 65535
+PROMETHEUS_PORT = 15090
 ROLES = ("sidecar", "ingress", "router")
 NONE, MUTUAL_TLS = "NONE", "MUTUAL_TLS"
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "err", "error", "critical", "off")  # envoy --help
@@ -160,7 +161,7 @@ def parse_proxy_settings(
         binary_path=given["binaryPath"],
         drain=drain,
         parent_shutdown=_duration(given, "parentShutdownDuration", drain + SECOND, HOUR, whole_seconds=True),
-        status_port=_port(given["statusPort"], "--statusPort", lowest=0),
+        status_port=_status_port(given),
         xds=HostPort(discovery.host, _port(xds_port, "--discoveryGrpcPort")),
         refresh_delay=_duration(given, "discoveryRefreshDelay", SECOND, 600 * SECOND),
         zipkin=_optional_host_port(given, "zipkinAddress"),
@@ -291,6 +292,13 @@ def _host_port(text: str, where: str) -> HostPort:
     if not (HOST_IN_BRACKETS.fullmatch(host) or HOST_NAME.fullmatch(host)):
         raise InvalidInput(where, f"{text!r} is not an address with a port", "HOST:PORT, such as istio-pilot:15010")
     return HostPort(bare, _port(port, where))
+
+
+def _status_port(given: Mapping[str, str]) -> int:
+    port = _port(given["statusPort"], "--statusPort", lowest=0)
+    if port in (_port(given["proxyAdminPort"], "--proxyAdminPort"), PROMETHEUS_PORT):
+        raise InvalidInput("--statusPort", f"{port} is a port of Envoy's own", "a port that is free, such as 15020")
+    return port
 
 
 def _statsd(text: str) -> HostPort | None:

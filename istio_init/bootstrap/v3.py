@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from istio_init.bootstrap.common import (
     CERTIFICATES,
     LOCALHOST,
-    PROMETHEUS_PORT,
     Json,
     address,
     address_of,
@@ -22,6 +21,7 @@ from istio_init.bootstrap.common import (
     stats_config,
     tls_certificates,
 )
+from istio_init.bootstrap.settings import PROMETHEUS_PORT
 
 if TYPE_CHECKING:
     from istio_init.bootstrap.settings import ProxySettings

@@ -52,8 +52,6 @@ def proxy(role: str, **options: Any) -> None:  # noqa: ANN401 - click passes eac
         problem = f"{settings.binary_path!r} is no program that can be run"
         raise InvalidInput("--binaryPath", problem, "the path of an Envoy")
     text = wanted.text()  # a bad file of the user's ends the program here, before anything is written
-    if not settings.custom_config_file:
-        make_private_directory(settings.config_path, "--configPath")
     admin = Admin(settings.admin_port)
     plan = Plan(
         prepare=partial(_prepare, wanted, text),
@@ -67,6 +65,8 @@ def proxy(role: str, **options: Any) -> None:  # noqa: ANN401 - click passes eac
         stack.enter_context(signals_awaited())
         readiness = Readiness(admin, settings.node.ip, settings.application_ports)
         stack.enter_context(serve(readiness, settings.status_port))
+        if not settings.custom_config_file:
+            make_private_directory(settings.config_path, "--configPath")
         _watch_certificates(stack, log)
         status = Launcher(plan, RealProcesses()).run()
     click.get_current_context().exit(status)

@@ -185,6 +185,7 @@ class App(ThreadingHTTPServer):
         """Accept nothing more, and wait for what is under way; connections without a request are closed."""
         self.stopping = True
         self.shutdown()
+        self.socket.close()
         with self._lock:
             for connection in self._connections:
                 # Ends the wait for a further request; one that has come can still be read, and answered.

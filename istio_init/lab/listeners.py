@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ANY = "0.0.0.0"  # noqa: S104 - captured connections have any destination
 INBOUND_PORT = 15006
+ADMIN_PORT = 15000  # the default of `istio-init proxy`
+OWN_PORTS = (ADMIN_PORT, ENVOY_PORT, INBOUND_PORT)
 PASSTHROUGH = "PassthroughCluster"
 INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
 BLACK_HOLE = "BlackHoleCluster"
@@ -85,7 +87,6 @@ def _capture(name: str, pod: Pod | None, *, all_inbound: bool) -> Json:
 
     What it hands to nobody goes on to where it was bound for; were that this pod, iptables would send it back here for ever.
     """
-    guards = [_black_hole(name, port) for port in (ENVOY_PORT, INBOUND_PORT)]
     own = [_inbound_passthrough(name) | {"filter_chain_match": _only_to(pod.address)}] if pod else []
     transparent = {"transparent": True} if pod and pod.mode == Mode.TPROXY and all_inbound else {}
     return {
@@ -94,7 +95,7 @@ def _capture(name: str, pod: Pod | None, *, all_inbound: bool) -> Json:
         "traffic_direction": OUTBOUND,
         "use_original_dst": True,
         "listener_filters": [_original_destination()],
-        "filter_chains": [*guards, *own],
+        "filter_chains": [*_guards(name), *own],
         "default_filter_chain": {"name": PASSTHROUGH, "filters": [_tcp(PASSTHROUGH, name, OUTBOUND)]},
         **transparent,
     }
@@ -109,7 +110,7 @@ def _virtual_inbound(world: World, pod: Pod) -> Json:
         "address": address(ANY, INBOUND_PORT),
         "traffic_direction": INBOUND,
         "listener_filters": [_original_destination(), *_original_source(pod)],
-        "filter_chains": [*app, _black_hole(name, INBOUND_PORT)],
+        "filter_chains": [*app, *_guards(name)],
         "default_filter_chain": _inbound_passthrough(name),
         **({"transparent": True} if pod.mode == Mode.TPROXY else {}),
     }
@@ -153,7 +154,8 @@ def _outbound(port: int) -> Json:
 def _inbound_passthrough(listener: str) -> Json:
     """Bring a connection to any port of the pod to the app.
 
-    It goes to localhost, which no layout of rules captures; by the pod's address it would come back.
+    It goes to localhost, which no layout of rules captures; by the pod's address it would come back. So a port that is open
+    on localhost only can be reached, too.
     """
     value = {"text_format_source": {"inline_string": f"{LOCALHOST}:%DOWNSTREAM_LOCAL_PORT%"}}
     state = _typed(
@@ -169,13 +171,16 @@ def _inbound_passthrough(listener: str) -> Json:
     }
 
 
-def _black_hole(listener: str, port: int) -> Json:
-    """Close connections to a port of Envoy's own: passed on, they would come back for ever."""
-    return {
-        "name": f"{BLACK_HOLE}_{port}",
-        "filter_chain_match": {"destination_port": port},
-        "filters": [_tcp(BLACK_HOLE, listener, INBOUND)],
-    }
+def _guards(listener: str) -> list[Json]:
+    """Close connections to Envoy's own ports: passed on, they would come back for ever, or reach its administration."""
+    return [
+        {
+            "name": f"{BLACK_HOLE}_{port}",
+            "filter_chain_match": {"destination_port": port},
+            "filters": [_tcp(BLACK_HOLE, listener, INBOUND)],
+        }
+        for port in OWN_PORTS
+    ]
 
 
 def _only_to(host: str) -> Json:

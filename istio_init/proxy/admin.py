@@ -10,7 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.bootstrap.common import LOCALHOST, PROMETHEUS_PORT
+from istio_init.bootstrap.common import LOCALHOST
+from istio_init.bootstrap.settings import PROMETHEUS_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

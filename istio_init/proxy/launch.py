@@ -112,7 +112,7 @@ class Launcher:
         """Start the next epoch."""
         self._start_at = None
         self._tries += 1
-        self._certificate = self._plan.certificate() or self._certificate
+        self._certificate = self._plan.certificate()
         epoch = max((one.number for one in self._running.values()), default=-1) + 1
         try:
             argv = self._plan.prepare(epoch)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NOTICE = signal.SIGUSR1  # sent to ourselves, by the thread that watches certificates
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 AWAITED = STOPPING | {signal.SIGCHLD, NOTICE}
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Ended(NamedTuple):
@@ -70,9 +71,14 @@ class RealProcesses:
         return signal.Signals(found.si_signo) if found else None
 
     def start(self, argv: tuple[str, ...]) -> int:
-        """Start a program with this one's output and environment, and no signal blocked."""
+        """Start a program with this one's output and environment, and its signals as if Python were not between.
+
+        It has a process group of its own: ctrl-C at a terminal is for the launcher, which drains first.
+        """
         nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-        return os.posix_spawnp(argv[0], argv, os.environ, file_actions=[nothing], setsigmask=[])
+        return os.posix_spawnp(
+            argv[0], argv, os.environ, file_actions=[nothing], setpgroup=0, setsigmask=[], setsigdef=IGNORED_BY_PYTHON
+        )
 
     def ended(self) -> Iterator[Ended]:
         """Reap."""
@@ -88,10 +94,13 @@ class RealProcesses:
 @contextmanager
 def signals_awaited() -> Iterator[None]:
     """Block the signals of `AWAITED` in this thread and those that it starts from now on."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it was ignored, ends of children would go unnoticed
     before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     try:
         yield
     finally:
+        while signal.sigtimedwait(AWAITED, 0):  # whatever came too late must not end the program when it is let in
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

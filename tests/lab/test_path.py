@@ -11,7 +11,7 @@ import pytest
 
 from istio_init.bootstrap.settings import XDS_PORT
 from istio_init.lab.settings import APP_PORT, SHAPES, LabSettings, client_pod, control_pod, mesh_pods
-from tests.lab.live import Live, live
+from tests.lab.live import Live, live, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ def test_a_request_passes_outbound_and_inbound_through_both_envoys(lab: Live, ex
     assert answer["headers"]["x-request-id"] == "1-2-3"
     assert answer["caller"].rpartition(":")[0] == expected_caller
     for pod in ("productpage", "reviews"):
+        wait_for("the access log, which Envoy flushes now and then", lambda pod=pod: "1-2-3" in lab.log(pod))  # type: ignore[misc]
         (line,) = [line for line in lab.log(pod).splitlines() if "1-2-3" in line]
         assert f"|{APP_PORT}||" in line
 

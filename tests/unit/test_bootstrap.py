@@ -197,6 +197,8 @@ BAD = {
     "id with a tilde": ({"id": "a~b"}, "sidecar", "--id"),
     "host with two dots": ({"discoveryAddress": "a..b:80"}, "sidecar", "--discoveryAddress"),
     "half a bracket": ({"discoveryAddress": "[::1:80"}, "sidecar", "--discoveryAddress"),
+    "status port of the administration": ({"statusPort": "15000"}, "sidecar", "--statusPort"),
+    "status port of the metrics": ({"statusPort": "15090"}, "sidecar", "--statusPort"),
     "missing file": ({"customConfigFile": "/nowhere.json"}, "sidecar", "--customConfigFile"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -120,6 +121,18 @@ def test_a_name_that_is_too_long_leaves_the_old_file(tmp_path: Path) -> None:
     file.write_text("old", encoding="utf-8")
     refuses_to_write(file)
     assert file.read_text(encoding="utf-8") == "old"
+
+
+def test_a_disk_that_refuses_at_the_last_moment_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = tmp_path / "x"
+    file.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(type(file), "replace", refuse)
+    assert "No space left" in refuses_to_write(file)
+    assert file.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["x"]
 
 
 def test_a_private_directory_is_for_its_user_alone_and_those_above_are_made(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,16 @@ def app(calls: str = "", service: str = "reviews") -> Iterator[App]:
 
 
 @contextmanager
-def connection_to(serving: App) -> Iterator[http.client.HTTPConnection]:
-    connection = http.client.HTTPConnection(LOCALHOST, serving.server_address[1], timeout=PATIENCE)
+def connection_to_port(port: int) -> Iterator[http.client.HTTPConnection]:
+    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=PATIENCE)
     try:
         yield connection
     finally:
         connection.close()
+
+
+def connection_to(serving: App) -> AbstractContextManager[http.client.HTTPConnection]:
+    return connection_to_port(serving.server_address[1])
 
 
 def get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
@@ -173,11 +177,11 @@ def test_each_request_is_one_line_of_the_log(capsys: pytest.CaptureFixture[str])
 
 def test_sigterm_finishes_what_is_under_way_and_drops_idle_connections() -> None:
     command = [sys.executable, "-m", "istio_init.lab.app", "--service", "reviews", "--address", LOCALHOST, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program, ExitStack() as stack:
+        stack.callback(program.kill)
         assert program.stdout is not None
         port = int(program.stdout.readline().rpartition("port=")[2])
-        idle = http.client.HTTPConnection(LOCALHOST, port, timeout=PATIENCE)
-        busy = http.client.HTTPConnection(LOCALHOST, port, timeout=PATIENCE)
+        idle, busy = (stack.enter_context(connection_to_port(port)) for _ in range(2))
         get(idle, "/")
         get(busy, "/")
         busy.request("GET", "/?delay=2")
@@ -189,8 +193,6 @@ def test_sigterm_finishes_what_is_under_way_and_drops_idle_connections() -> None
         response = busy.getresponse()
         assert (response.status, response.getheader("connection")) == (200, "close")
         assert json.loads(response.read())["path"] == "/?delay=2"
-        idle.close()
-        busy.close()
         assert program.wait(PATIENCE) == 0
         assert program.stdout.read().splitlines()[-1] == "app stopped service=reviews"
 

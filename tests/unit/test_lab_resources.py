@@ -86,7 +86,7 @@ def test_the_current_shape_has_a_listener_with_a_socket_for_each_direction(mode:
     assert members(inbound["address"], "port_value") == [15006]
     assert filters(inbound)[0] == "original_dst"
     chains = {one["filter_chain_match"]["destination_port"]: one for one in inbound["filter_chains"]}
-    assert sorted(chains) == [8080, 15006]
+    assert sorted(chains) == [8080, 15000, 15001, 15006]
     assert members(chains[8080], "cluster") == ["inbound|8080||"]
     assert members(inbound["default_filter_chain"], "cluster") == ["InboundPassthroughCluster"]
 
@@ -121,14 +121,16 @@ def test_with_redirect_the_current_shape_talks_to_the_app_from_its_own_source() 
 
 
 @each_shape
-def test_a_connection_to_the_proxys_own_port_goes_nowhere(shape: str) -> None:
-    first = next(iter(told(world(shape))[Kind.LDS].values()))
-    ports = {
-        one["filter_chain_match"]["destination_port"]: members(one, "cluster")
-        for one in first["filter_chains"]
-        if "destination_port" in one["filter_chain_match"]
-    }
-    assert ports == {15001: ["BlackHoleCluster"], 15006: ["BlackHoleCluster"]}
+def test_a_connection_to_the_proxys_own_ports_goes_nowhere(shape: str) -> None:
+    for listener in told(world(shape))[Kind.LDS].values():
+        ports = {
+            one["filter_chain_match"]["destination_port"]: members(one, "cluster")
+            for one in listener["filter_chains"]
+            if "destination_port" in one.get("filter_chain_match", {})
+        }
+        guarded = {port: clusters for port, clusters in ports.items() if port != 8080}
+        expected = [15000, 15001, 15006] if listener.get("bind_to_port", True) else []
+        assert guarded == {port: ["BlackHoleCluster"] for port in expected}
     assert members(told(world(shape))[Kind.CDS]["BlackHoleCluster"], "endpoints") == []
 
 

@@ -333,10 +333,19 @@ def test_an_end_with_success_of_a_successor_is_no_end_while_the_former_epoch_goe
 
 def test_a_new_certificate_gives_all_tries_again_and_does_not_wait_for_the_next() -> None:
     world = World(*[FAILING] * 8, *[FAILING] * 10)
+    world.initializing = True  # as a former Envoy on the same port would say
     world.certificate_at(TRIES[7] + 3.0, "second")
     with pytest.raises(ChildFailed):
         world.run()
     assert moments(world)[8:] == tries_from(TRIES[7] + 4.0)
+
+
+def test_an_envoy_that_started_without_a_whole_certificate_is_followed_when_it_is_whole() -> None:
+    world = World(Life(40.0), Life(100.0))
+    world.certificate = ""
+    world.certificate_at(20.0, "first")
+    assert world.run() == 0
+    assert moments(world) == [0.0, 21.0]
 
 
 def test_a_try_after_the_change_has_the_new_certificate_already() -> None:
