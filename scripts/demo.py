@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "build" / "demo.svg"
 EXCLUDED_PORT = 9091
-SETTINGS = LabSettings(interception=(("-b", "*"), ("-d", f"{EXCLUDED_PORT},15020,15090")))
+SETTINGS = LabSettings(interception=(("inbound_ports", "*"), ("inbound_exclude_ports", f"{EXCLUDED_PORT},15020,15090")))
 PRODUCTPAGE, REVIEWS = mesh_pods(SETTINGS)
 URL = f"http://{REVIEWS.service}:{APP_PORT}/"
 REQUEST_ID = "one-request"

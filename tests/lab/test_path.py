@@ -28,7 +28,7 @@ INBOUND = {
 @pytest.fixture(scope="module", params=list(itertools.product(SHAPES, MODES)), ids=":".join)
 def lab(request: pytest.FixtureRequest) -> Iterator[Live]:
     shape, mode = request.param
-    with live(LabSettings(shape=shape, interception=(("-m", mode),))) as made:
+    with live(LabSettings(shape=shape, interception=(("mode", mode),))) as made:
         yield made
 
 
