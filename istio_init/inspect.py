@@ -71,7 +71,7 @@ def _compare_table(table: Table, wanted: TableState, current: TableState) -> Tab
                 f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
             )
             raise Unsupported(message)
-    jumps_differ = not _same_jumps((*wanted.inserted, *wanted.jumps), (*current.inserted, *current.jumps))
+    jumps_differ = not all(_same_jumps(wanted, current, chain) for chain in BUILTIN_CHAINS)
     if not (chains or dropped or jumps_differ):
         return None
     return TableChange(
@@ -90,9 +90,11 @@ def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] 
     return all(ours.does_the_same_as(theirs) for ours, theirs in zip(wanted, current, strict=True))
 
 
-def _same_jumps(wanted: tuple[tuple[str, KernelRule], ...], current: tuple[tuple[str, KernelRule], ...]) -> bool:
-    """Compare the jumps of each built-in chain in order; the order *between* built-in chains means nothing."""
-    return all(_same_rules(_jumps_of(wanted, chain), _jumps_of(current, chain)) for chain in BUILTIN_CHAINS)
+def _same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
+    """Compare what is ours in one built-in chain, in order; what belongs at its head must have no foreign rule before it."""
+    heads, found = _jumps_of(wanted.inserted, chain), _jumps_of(current.inserted, chain)
+    others = _jumps_of(wanted.jumps, chain), _jumps_of(current.jumps, chain)
+    return len(heads) <= len(found) and _same_rules(heads + others[0], found + others[1])
 
 
 def _jumps_of(jumps: tuple[tuple[str, KernelRule], ...], chain: str) -> tuple[KernelRule, ...]:

@@ -226,6 +226,8 @@ class Plan(NamedTuple):
         )
 
 
+Marks = frozenset[tuple[Family, int]]  # packet marks, each of one family
+
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
 # The chains that are ours, by name: those of both layouts, so that a switch of layouts leaves nothing behind. A chain of

@@ -13,6 +13,7 @@ PORT_MAX = 65535
 ID_MAX = 4294967294  # 2^32 - 1 is the kernel's "no such id"
 IPV4_BITS = 32
 INTERFACE_BYTES = 15  # linux/if.h: IFNAMSIZ, less the zero byte
+SPECIAL = frozenset("/\"'`\\$&|;<>()*?[]{}!#~")  # to the kernel, a shell, or iptables-restore
 RESERVED_ROUTE_TABLES = range(253, 256)  # default, main and local: iproute2's /etc/iproute2/rt_tables
 # Go's strconv.ParseBool, which reads these variables in today's tool.
 BOOLS = {"1": True, "t": True, "T": True, "true": True, "TRUE": True, "True": True,
@@ -188,16 +189,11 @@ def route_table(text: str, where: str) -> int:
 
 def interface(text: str, where: str) -> str:
     """Read the name of an interface; a + at its end stands for anything (iptables(8))."""
-    plain = not any(character.isspace() or character == "/" for character in text)
-    if (
-        not plain
-        or text.startswith("-")
-        or text == "+"
-        or not 1 <= len(text.encode()) <= INTERFACE_BYTES
-        or not text.isprintable()
-    ):
+    plain = text.isprintable() and not any(character.isspace() or character in SPECIAL for character in text)
+    if not plain or text.startswith("-") or text == "+" or not 1 <= len(text.encode()) <= INTERFACE_BYTES:
         allowed = (
-            f"1..{INTERFACE_BYTES} bytes without / and white space, not beginning with -; a + at the end stands for anything"
+            f"1..{INTERFACE_BYTES} bytes without white space, quotes, / and what else is special to a shell, not beginning "
+            "with -; a + at the end stands for anything"
         )
         raise InvalidInput(where, f"{text!r} is not the name of an interface", allowed)
     return text

@@ -171,7 +171,7 @@ def _read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) ->
     # Neither this machine's own environment files nor its users are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
     try:
-        values = collect({option.name: given[option.name] for option in OPTIONS}, {**no_files, **environ})
+        values = collect({option.name: given.get(option.name) for option in OPTIONS}, {**no_files, **environ})
         return parse_settings(values, NO_ACCOUNTS)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None

@@ -173,6 +173,11 @@ def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
         for protocol in (TCP, UDP):
             yield _nat(chain, (protocol, to_port(port)), RETURN, f"destination port {port} is excluded (-o)")
     yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, "the proxy talks to its app from this address")
+    if settings.mode is Mode.TPROXY:
+        # Today's tool has no such rule: there, a proxy of user 0 and group 1337 gets by with the rule for others' traffic,
+        # which hides those of the group.
+        marked = "the proxy, as which client it may come, talks to its app with this mark"
+        yield _nat(chain, (OUT_LO, TCP, _marked(settings.tproxy_mark)), RETURN, marked)
     yield from _owners(settings, net)
     yield from _groups(settings)
     if settings.redirect_dns and is_captured(settings, net.of_family(settings.nameservers)):

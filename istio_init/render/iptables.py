@@ -68,12 +68,13 @@ WHOLE_MARK = re.compile(r"0x[0-9a-f]{1,8}(/0xffffffff)?")
 TABLES = {table.value: table for table in Table}
 EXTENSIONS = frozenset(extension for extension, _ in KINDS if extension)
 NUMBERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
+CIDRS = (MatchKind.SOURCE, MatchKind.DESTINATION)
 MARKS = (MatchKind.MARK, MatchKind.CONNMARK)
 
 CONNMARK_WORDS = {TargetKind.SAVE_MARK: "--save-mark", TargetKind.RESTORE_MARK: "--restore-mark"}
 
 # What iptables-save adds to TPROXY although nobody asked for it: "the address of the incoming interface".
-DEFAULT_ADDRESS = ("--on-ip", "0.0.0.0")  # noqa: S104 - no address to listen on
+DEFAULT_ADDRESSES = (("--on-ip", "0.0.0.0"), ("--on-ip", "::"))  # noqa: S104 - no address to listen on
 
 
 def render_restore(plan: Plan, family: Family) -> str:
@@ -81,13 +82,13 @@ def render_restore(plan: Plan, family: Family) -> str:
 
     The policy route of TPROXY is not iptables' business and stands there as comments.
     """
-    route = [f"# also needed: {command}\n" for command in _route_commands(plan, family)]
+    route = [f"# also needed: {command}\n" for command in route_commands(plan, family)]
     return "".join(route) + render_changes(compare(desired(plan, family), {}))
 
 
 def render_commands(plan: Plan, family: Family, variant: Variant = Variant.PLAIN) -> str:
     """Write commands that a person can paste into a root shell of a namespace without our rules."""
-    lines = list(_route_commands(plan, family))
+    lines = list(route_commands(plan, family))
     for change in compare(desired(plan, family), {}):
         command = f"{command_name(family, variant)} -w -t {change.table}"
         lines.extend(f"{command} -N {name}" for name in change.chains)
@@ -186,7 +187,10 @@ def parse_rule(text: str) -> KernelRule:
         if word == "!":
             negated = True
         elif kind := KINDS.get((extension, word)) or KINDS.get(("", word)):
-            matches.append(Match(kind, _value(kind, next(words, "")), negated))
+            value = _value(kind, next(words, ""))
+            if value is None:
+                break
+            matches.append(Match(kind, value, negated))
             negated = False
         elif word == "-m" and (extension := next(words, "")) in EXTENSIONS:
             if extension == "socket":
@@ -200,11 +204,16 @@ def parse_rule(text: str) -> KernelRule:
     return OpaqueRule(text)
 
 
-def _value(kind: MatchKind, text: str) -> int | str:
-    if kind in NUMBERS and text.isdecimal():
-        return int(text)
-    if kind in MARKS and WHOLE_MARK.fullmatch(text):
-        return _mark_of(text)
+def _value(kind: MatchKind, text: str) -> int | str | None:
+    """Read the value of a condition; None for one that the model has no words for."""
+    if kind in NUMBERS:
+        return int(text) if text.isdecimal() else None
+    if kind in MARKS:
+        return _mark_of(text) if WHOLE_MARK.fullmatch(text) else None
+    if kind in CIDRS and "." in text and ":" in text:
+        from ipaddress import ip_network  # noqa: PLC0415 - hardly any plan has an IPv6 address with an IPv4 one in it
+
+        return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
     return text
 
 
@@ -233,7 +242,7 @@ class TableReader:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
         goal = _goal(text)
-        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in text):
+        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in QUOTED.sub("", text)):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
             return
@@ -262,7 +271,7 @@ def _goal(text: str) -> str:
 
 
 def _parse_target(name: str, options: list[str]) -> Target | None:  # noqa: PLR0911 - one for each kind of target
-    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair != DEFAULT_ADDRESS]
+    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair not in DEFAULT_ADDRESSES]
     match name, pairs:
         case "REDIRECT", [("--to-ports", str(port))] if port.isdecimal():
             return Target(TargetKind.REDIRECT, port=int(port))
@@ -324,7 +333,8 @@ def _appended_rules(change: TableChange) -> Iterator[str]:
         yield f"-A {chain} {render_rule(rule)}"
 
 
-def _route_commands(plan: Plan, family: Family) -> Iterator[str]:
+def route_commands(plan: Plan, family: Family) -> Iterator[str]:
+    """Write what else a plan needs of one family, as commands of ip(8): addresses of lo, policy rules and routes."""
     ip = "ip" if family is Family.IPV4 else "ip -6"
     if family is Family.IPV6:
         yield from (f"ip -6 addr add {address} dev lo" for address in plan.addresses)
