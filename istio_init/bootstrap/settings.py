@@ -6,6 +6,7 @@ One row of `OPTIONS` is one flag. Names and defaults are those of Istio 1.0.5, `
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ XDS_TLS_PORT = 15011
 TRUST_DOMAIN = "cluster.local"
 HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")  # a name as DNS has it, or an IPv4 address
 HOST_IN_BRACKETS = re.compile(r"\[[0-9A-Fa-f:.]+\]")
+LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+")
 META_PREFIX = "ISTIO_META_"
 METAJSON_PREFIX = "ISTIO_METAJSON_"
 
@@ -167,7 +169,7 @@ def parse_proxy_settings(
         zipkin=_optional_host_port(given, "zipkinAddress"),
         connect_timeout=_duration(given, "connectTimeout", MILLISECOND, 30 * SECOND),
         statsd=_statsd(given["statsdUdpAddress"]),
-        admin_port=_port(given["proxyAdminPort"], "--proxyAdminPort"),
+        admin_port=_admin_port(given),
         control_plane_identity=_identity(discovery.host, given["domain"], environ) if secure else "",
         custom_config_file=given["customConfigFile"],
         log_level=_one_of(given, "proxyLogLevel", LOG_LEVELS),
@@ -244,8 +246,8 @@ def _word(text: str, where: str) -> str:
 
 def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
     """Say who the control plane must prove to be (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
-    labels = host.split(".")
-    if len(labels) == 1:
+    labels = host.removesuffix(".").split(".")
+    if len(labels) == 1 and ":" not in host:
         owner = environ.get("POD_NAMESPACE", "")
         if not owner:
             problem = f"{host!r} does not say which namespace the control plane is in, and POD_NAMESPACE is not set"
@@ -258,10 +260,12 @@ def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
 
 
 def _address(text: str, where: str) -> str:
-    try:
-        return str(ip_address(text)) if text else ""
-    except ValueError:
-        raise InvalidInput(where, f"{text!r} is not an IP address", "the pod's address") from None
+    if not text:
+        return ""
+    if "%" not in text:  # a scope is of no use to others
+        with suppress(ValueError):
+            return str(ip_address(text))
+    raise InvalidInput(where, f"{text!r} is not an IP address", "an address such as 10.1.1.1 or fd00::1")
 
 
 def _duration(
@@ -289,16 +293,35 @@ def _host_port(text: str, where: str) -> HostPort:
     """Read `host:port`; an IPv6 address stands in brackets."""
     host, _, port = text.rpartition(":")
     bare = host[1:-1] if HOST_IN_BRACKETS.fullmatch(host) else host
-    if not (HOST_IN_BRACKETS.fullmatch(host) or HOST_NAME.fullmatch(host)):
+    if not _is_host(host):
         raise InvalidInput(where, f"{text!r} is not an address with a port", "HOST:PORT, such as istio-pilot:15010")
     return HostPort(bare, _port(port, where))
 
 
+def _admin_port(given: Mapping[str, str]) -> int:
+    port = _port(given["proxyAdminPort"], "--proxyAdminPort")
+    if port == PROMETHEUS_PORT:
+        raise InvalidInput("--proxyAdminPort", f"{port} is where Envoy serves metrics", "a port that is free, such as 15000")
+    return port
+
+
 def _status_port(given: Mapping[str, str]) -> int:
     port = _port(given["statusPort"], "--statusPort", lowest=0)
-    if port in (_port(given["proxyAdminPort"], "--proxyAdminPort"), PROMETHEUS_PORT):
+    if port in (_admin_port(given), PROMETHEUS_PORT):
         raise InvalidInput("--statusPort", f"{port} is a port of Envoy's own", "a port that is free, such as 15020")
     return port
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether a text is a name, an IPv4 address, or an IPv6 address in brackets."""
+    in_brackets = HOST_IN_BRACKETS.fullmatch(text) is not None
+    if not in_brackets and not LOOKS_LIKE_IPV4.fullmatch(text):
+        return HOST_NAME.fullmatch(text) is not None
+    try:
+        address = ip_address(text.strip("[]"))
+    except ValueError:
+        return False
+    return in_brackets == (address.version == 6)  # noqa: PLR2004 - IP's own number
 
 
 def _statsd(text: str) -> HostPort | None:

@@ -12,13 +12,13 @@ from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
 from istio_init.errors import InvalidInput
 from istio_init.model import PROXY_UID
-from istio_init.settings import Settings
 from istio_init.values import ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from istio_init.bootstrap.settings import ProxySettings
+    from istio_init.settings import Settings
 
 
 class Pod(NamedTuple):
@@ -55,7 +55,7 @@ class Pod(NamedTuple):
                 raise InvalidInput("--manifest", "the manifest has the flags that --interception gives", "one of the two")
             return _of_manifest(manifest, uid)
         if flags is not None:
-            rules = _read_rules(_split(flags), {}, "--interception")
+            rules = read_rules(_split(flags), {}, "--interception")
             return cls(role, options, os.environ, rules, PROXY_UID if uid is None else uid)
         if uid is not None:
             problem = "it is compared with the rules, and none were given"
@@ -129,7 +129,7 @@ def _of_manifest(path: str, uid: int | None) -> Pod:
 
     where = f"--manifest {path}"
     manifest = read_manifest(read_text(path, "--manifest"), where)
-    given = _parse(proxy, manifest.proxy.words, f"{where}: container {PROXY}")
+    given = parse_words(proxy, manifest.proxy.words, f"{where}: container {PROXY}")
     context = click.get_current_context()
     options: dict[str, Any] = {
         name: given[name] if name in given and _is_left_to_the_manifest(context, name) else value
@@ -140,7 +140,7 @@ def _of_manifest(path: str, uid: int | None) -> Pod:
         options.pop("role"),
         options,
         {"INSTANCE_IP": PLACEHOLDER_ADDRESS, **manifest.proxy.environ},
-        _read_rules(manifest.rules.words, manifest.rules.environ, f"{where}: init container {INIT}"),
+        read_rules(manifest.rules.words, manifest.rules.environ, f"{where}: init container {INIT}"),
         known_uid if uid is None else uid,
         manifest.run_as_gid if uid is None else None,
         manifest.container_ports,
@@ -160,25 +160,34 @@ def _split(text: str) -> list[str]:
         raise InvalidInput("--interception", f"{text!r}: {error}", "flags as a shell splits them") from None
 
 
-def _read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> Settings:
-    """Read what an init container is given, as `apply` reads it."""
+def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> Settings:
+    """Read what an init container is given, as `apply` reads it.
+
+    Raises:
+        InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
+    """
     from istio_init.cli.apply import apply  # noqa: PLC0415 - most calls have no rules
     from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - as above
     from istio_init.options import OPTIONS  # noqa: PLC0415 - as above
     from istio_init.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
 
-    given = _parse(apply, words, where)
+    given = parse_words(apply, words, where)
     # Neither this machine's own environment files nor its users are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
     try:
-        values = collect({option.name: given.get(option.name) for option in OPTIONS}, {**no_files, **environ})
-        return parse_settings(values, NO_ACCOUNTS)
+        flags = {option.name: given.get(option.name) for option in OPTIONS}
+        values = collect(flags, {**no_files, **environ}, given["layout"])
+        return parse_settings(values, NO_ACCOUNTS, given["layout"])
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
 
 
-def _parse(command: click.Command, words: Sequence[str], where: str) -> dict[str, Any]:
-    """Read a command line without running it."""
+def parse_words(command: click.Command, words: Sequence[str], where: str) -> dict[str, Any]:
+    """Read a command line without running it.
+
+    Raises:
+        InvalidInput: it is not one of the command's; `where` says whose it is.
+    """
     reader = click.Command(command.name, params=command.params, add_help_option=False)
     try:
         return reader.make_context(str(command.name), list(words)).params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,15 +42,16 @@ def bootstrap(role: str, **options: Any) -> None:  # noqa: ANN401 - click passes
     text = wanted.text()
     require_agreement(pod, wanted.settings, text, log)
     if options["check"]:
-        _validate(text, log)
+        _validate(text, Path(wanted.settings.custom_config_file).suffix or ".json", log)
     if options["output"] is None:
         click.echo(text, nl=False)
     else:
         write_text(options["output"], text, "--output")
 
 
-def _validate(text: str, log: Log) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
+def _validate(text: str, suffix: str, log: Log) -> None:
+    # Envoy tells JSON from YAML by the name.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=suffix) as file:
         file.write(text)
         file.flush()
         command = Command(("envoy", "--mode", "validate", "--log-level", "error", "-c", file.name))

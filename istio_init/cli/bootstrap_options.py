@@ -56,7 +56,7 @@ class Wanted(NamedTuple):
             InvalidInput: the user's file cannot be read.
         """
         if self.settings.custom_config_file:
-            return read_text(self.settings.custom_config_file, "--customConfigFile")
+            return _custom_text(self.settings.custom_config_file)
         return render_bootstrap(self.settings, self.flavour, self.override)
 
 
@@ -95,16 +95,26 @@ def _first_address(values: Mapping[str, str | None], environ: Mapping[str, str])
 
 
 def _load(path: str) -> dict[str, Any]:
-    """Read an override; YAML is a superset of JSON."""
-    import yaml  # noqa: PLC0415 - most pods have no override
+    """Read an override."""
+    return _object(read_text(path, "--bootstrap-override"), path, "--bootstrap-override")
 
-    text = read_text(path, "--bootstrap-override")
+
+def _custom_text(path: str) -> str:
+    """Read a user's own bootstrap file, which must at least be an object; what is in it, Envoy says."""
+    text = read_text(path, "--customConfigFile")
+    _object(text, path, "--customConfigFile")
+    return text
+
+
+def _object(text: str, path: str, where: str) -> dict[str, Any]:
+    from istio_init.manifest import read_yaml  # noqa: PLC0415 - most pods have no files of their own
+
     try:
-        loaded = json.loads(json.dumps(yaml.safe_load(text), allow_nan=False))
-    # The parser lets through whatever a value's own constructor raises.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        documents = json.loads(json.dumps(read_yaml(text), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         problem = f"{path!r} cannot be read as JSON or YAML: {error}"
-        raise InvalidInput("--bootstrap-override", problem, "one object of JSON values") from None
-    if not isinstance(loaded, dict):
-        raise InvalidInput("--bootstrap-override", f"{path!r} is not an object", "an object, such as {admin: …}")
+        raise InvalidInput(where, problem, "one object of JSON values") from None
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InvalidInput(where, f"{path!r} is not one object", "an object, such as {admin: …}")
+    loaded: dict[str, Any] = documents[0]
     return loaded

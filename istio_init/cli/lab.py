@@ -14,7 +14,9 @@ from istio_init.cli.log import Level
 from istio_init.cli.options import log_options, setting_options, take_log
 from istio_init.environment import read_settings
 from istio_init.errors import InvalidInput, Unsupported
-from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings
+from istio_init.lab.protocol import DEFAULT_NAME
+from istio_init.lab.protocol import down as down_command
+from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings, mesh_pods, proxy_arguments, proxy_environment
 from istio_init.options import ISTIO_1_0, LAYOUTS, OPTIONS
 
 if TYPE_CHECKING:
@@ -24,7 +26,9 @@ EXTRA = ("cryptography", "grpc", "envoy")  # what the extra `lab` brings, by the
 
 BACKENDS = ("auto", "restore", "libiptc", "nft")
 
-name_option = click.option("--name", default="lab", metavar="NAME", help="For several labs side by side. Default: lab.")
+name_option = click.option(
+    "--name", default=DEFAULT_NAME, metavar="NAME", help="For several labs side by side. Default: lab."
+)
 
 EPILOG = """\b
 Examples:
@@ -74,9 +78,11 @@ def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each o
         mutual_tls=options["mutual_tls"],
         patience=0 if options["no_wait"] else PATIENCE,
     )
+    for contradiction in _contradictions(settings):
+        log.write(Level.WARNING, contradiction)
     made = _lab().up(name, settings, partial(log.write, Level.INFO))
     addresses = ", ".join(f"{one['name']} {one['address']}" for one in made.status()["pods"])
-    log.write(Level.INFO, f"lab {name!r} is up: {addresses}; `istio-init lab down` ends it")
+    log.write(Level.INFO, f"lab {name!r} is up: {addresses}; `{down_command(name)}` ends it")
 
 
 @lab.command(name="exec", context_settings={"ignore_unknown_options": True})
@@ -111,6 +117,19 @@ def status(name: str) -> None:
 def down(name: str) -> None:
     """End the lab; nothing of it stays."""
     _lab().find(name).down()
+
+
+def _contradictions(settings: LabSettings) -> tuple[str, ...]:
+    """Say where rules and proxies of a lab do not fit each other; a proxy's bad flag is refused."""
+    from istio_init.agreement import Pair, contradictions  # noqa: PLC0415 - only for `up`
+    from istio_init.cli.agreement import parse_words, read_rules  # noqa: PLC0415 - as above
+    from istio_init.cli.bootstrap_options import Wanted  # noqa: PLC0415 - as above
+    from istio_init.cli.proxy import proxy  # noqa: PLC0415 - as above
+
+    pod = mesh_pods(settings)[0]
+    given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")
+    wanted = Wanted.take(given.pop("role"), given, proxy_environment(settings, pod))
+    return contradictions(Pair(read_rules(settings.rules, {}, "lab up"), wanted.settings))
 
 
 def _lab() -> type[Lab]:

@@ -14,9 +14,15 @@ from typing import Any
 from istio_init.errors import IstioInitError
 
 NAME = "istio-init-lab"
+DEFAULT_NAME = "lab"
 PATIENCE = 30.0  # seconds for an answer
 CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 Message = dict[str, Any]
+
+
+def down(name: str) -> str:
+    """Give the command that ends a lab."""
+    return "istio-init lab down" if name == DEFAULT_NAME else f"istio-init lab down --name {name}"
 
 
 def listen(name: str) -> socket.socket:
@@ -30,7 +36,9 @@ def listen(name: str) -> socket.socket:
         server.bind(_address(name))
     except OSError as error:
         server.close()
-        message = f"a lab {name!r} is up already ({error.strerror}); `istio-init lab down` ends it, `--name` makes another"
+        message = (
+            f"a lab {name!r} is up already, or being made ({error.strerror}); `{down(name)}` ends it, --name makes another"
+        )
         raise IstioInitError(message) from None
     return server
 

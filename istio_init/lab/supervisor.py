@@ -172,6 +172,8 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.patience
         for plan in mesh_pods(self._settings):
             while reason := _unready(plan):
+                if _is_abandoned():
+                    raise IstioInitError("nobody waits for this lab any more")
                 self._reap()
                 ended = self._running[plan.name, pods.PROXY].status
                 if ended is not None or time.monotonic() > deadline:
@@ -208,6 +210,13 @@ def main(arguments: list[str]) -> None:
     server.listen()
     report({"ready": True})
     supervisor.serve(server)
+
+
+def _is_abandoned() -> bool:
+    """Tell whether the command that makes this lab, and reads our output, has ended."""
+    output = select.poll()
+    output.register(1, 0)  # an error is told unasked
+    return bool(output.poll(0))
 
 
 def mount_home() -> None:

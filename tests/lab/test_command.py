@@ -117,5 +117,31 @@ def test_bad_input_is_refused_before_anything_is_made(flags: tuple[str, ...], na
 @pytest.mark.usefixtures("nothing_is_left")
 def test_a_proxy_that_refuses_its_flags_is_told() -> None:
     failed = lab("up", "--proxy", "--drainDuration 0s", check=False)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "--drainDuration" in failed.stderr
+    assert "namespaces" not in failed.stderr
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+def test_rules_and_proxies_that_do_not_fit_are_told() -> None:
+    shown = lab("up", "--no-wait", "-p", "15002").stderr
+    try:
+        assert "warning: -p" in shown
+        assert f"istio-init lab down --name {NAME}" in shown
+    finally:
+        lab("down")
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_command_ends_while_proxies_are_waited_for(number: signal.Signals) -> None:
+    # No control plane listens there, so no proxy gets ready.
+    command = [sys.executable, "-m", "istio_init", "lab", "up", "--name", NAME, "--proxy", "--discoveryGrpcPort 1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+        assert starting.stderr
+        for line in starting.stderr:
+            if "configuration" in line:
+                break
+        starting.send_signal(number)
+        starting.wait(timeout=30)
+    assert starting.returncode == -number

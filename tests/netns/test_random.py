@@ -98,7 +98,7 @@ def foretold(plan: Plan, probe: Connection) -> str:
 
 
 # Each example takes seconds, and so to shrink one takes minutes.
-@settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
 @example({"-m": "TPROXY", "-b": "*", "-i": "*", "--dual-stack": "true", "--redirect-dns": "true", "-u": "1337,1338"})
 @example({"-c": "net+", "--dual-stack": "true"})  # names of interfaces count in all their letters
 @given(st.fixed_dictionaries({}, optional=FLAGS))

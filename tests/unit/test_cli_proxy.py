@@ -491,3 +491,12 @@ def test_a_new_certificate_starts_the_next_epoch_with_a_file_of_its_own(stage: S
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 0
     assert not [pid for pid in stage.pids() if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", "{a: 1}\n---\n{b: 2}\n", "a: [\n", "\t{", ""])
+def test_a_custom_file_that_is_no_object_is_named_and_envoy_is_not_started(text: str, stage: Stage) -> None:
+    file = stage.directory / "custom.yaml"
+    file.write_text(text, encoding="utf-8")
+    error = refused(call(*stage.arguments(customConfigFile=str(file))))
+    assert "--customConfigFile" in error
+    assert not stage.config.exists()
