@@ -247,7 +247,7 @@ def _word(text: str, where: str) -> str:
 def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
     """Say who the control plane must prove to be (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
     labels = host.removesuffix(".").split(".")
-    if len(labels) == 1 and ":" not in host:
+    if len(labels) == 1:
         owner = environ.get("POD_NAMESPACE", "")
         if not owner:
             problem = f"{host!r} does not say which namespace the control plane is in, and POD_NAMESPACE is not set"

@@ -133,7 +133,6 @@ def test_the_control_plane_is_asked_at_its_ads_port(flags: dict[str, str], place
         ("istio-pilot.mesh:15007", {}, "mesh"),
         ("istio-pilot.:15007", {}, "default"),
         ("istio-pilot.mesh.:15007", {}, "mesh"),
-        ("[fd00::1]:15007", {}, "istio-system"),
         ("10.1.1.2:15007", {}, "istio-system"),
         ("pilot.example.com:15007", {}, "istio-system"),
         ("pilot.example.com:15007", {"ISTIO_NAMESPACE": "mesh"}, "mesh"),
