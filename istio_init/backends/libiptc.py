@@ -69,6 +69,9 @@ ATTRIBUTES = {
     MatchKind.OUT_INTERFACE: "out_interface",
     MatchKind.PROTOCOL: "protocol",
 }
+# python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
+INTERFACE_MASKS = {MatchKind.IN_INTERFACE: "iniface_mask", MatchKind.OUT_INTERFACE: "outiface_mask"}
+INTERFACE_BYTES = 16  # linux/if.h: IFNAMSIZ
 ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
 
 
@@ -336,6 +339,8 @@ def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
         value = f"{'!' * match.negated}{text}"
         if match.kind in ATTRIBUTES:
             setattr(native, ATTRIBUTES[match.kind], value)
+            if family is Family.IPV6 and match.kind in INTERFACE_MASKS:
+                setattr(native.entry.ipv6, INTERFACE_MASKS[match.kind], _interface_mask(str(match.value)))
             continue
         extension, option = MATCH_WORDS[match.kind]
         made = native.create_match(protocol_of(rule) if extension == OF_PROTOCOL else extension)
@@ -349,6 +354,12 @@ def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
             # A name that another one follows, such as --save-mark, has no value.
             target.set_parameter(word.removeprefix("--"), "".join(one for one in after if not one.startswith("--")))
     return native
+
+
+def _interface_mask(name: str) -> bytes:
+    """Give the mask that compares a whole name with its zero byte, or what stands before a +."""
+    compared = len(name.encode()) + 1 if not name.endswith("+") else len(name.encode()) - 1
+    return (b"\xff" * compared).ljust(INTERFACE_BYTES, b"\0")
 
 
 def _failure(error: Exception, family: Family, table: str) -> IstioInitError:
