@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT
 from istio_init.model import DNS_PORT, ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT
-from istio_init.settings import ALL
+from istio_init.values import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,7 @@
     ├── Unsupported               4  the kernel or a tool cannot do what the plan needs
     │   └── CommandError          4  a tool failed: carries argv, exit status and standard error
     ├── LockHeld                  5  another program holds the lock, and the wait for it is over
+    ├── ValidationFailed        126  rules are not what they should be: connections go elsewhere
     └── ChildFailed               its own: a program that was run for the user failed for good
 """
 
@@ -73,6 +74,12 @@ class LockHeld(IstioInitError):
     """Another program holds the lock that a change needs, and did not give it up in time."""
 
     exit_code = 5
+
+
+class ValidationFailed(IstioInitError):
+    """Connections that were tried did not go where the rules should send them, or could not be tried at all."""
+
+    exit_code = 126  # what today's `istio-iptables` ends with, and what its CNI plugin's repair looks for
 
 
 class ChildFailed(IstioInitError):

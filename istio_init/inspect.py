@@ -17,6 +17,7 @@ class TableChange(NamedTuple):
         dropped: chains to remove.
         removed_jumps: `(built-in chain, rule)` to delete.
         added_jumps: `(built-in chain, rule)` to append.
+        inserted_jumps: `(built-in chain, rule)` to put at the head, in the order in which they are to stand.
     """
 
     table: Table
@@ -24,6 +25,7 @@ class TableChange(NamedTuple):
     dropped: tuple[str, ...] = ()
     removed_jumps: tuple[tuple[str, KernelRule], ...] = ()
     added_jumps: tuple[tuple[str, KernelRule], ...] = ()
+    inserted_jumps: tuple[tuple[str, KernelRule], ...] = ()
 
 
 def desired(plan: Plan, family: Family) -> Snapshot:
@@ -34,7 +36,10 @@ def desired(plan: Plan, family: Family) -> Snapshot:
             continue
         state = tables.get(chain.table, NOTHING)
         if chain.name in BUILTIN_CHAINS:
-            state = state._replace(jumps=(*state.jumps, *((chain.name, rule) for rule in chain.rules)))
+            state = state._replace(
+                jumps=(*state.jumps, *((chain.name, rule) for rule in chain.rules)),
+                inserted=(*state.inserted, *((chain.name, rule) for rule in chain.inserted)),
+            )
         else:
             state = state._replace(chains={**state.chains, chain.name: chain.rules})
         tables[chain.table] = state
@@ -66,15 +71,16 @@ def _compare_table(table: Table, wanted: TableState, current: TableState) -> Tab
                 f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
             )
             raise Unsupported(message)
-    jumps_differ = not _same_jumps(wanted.jumps, current.jumps)
+    jumps_differ = not all(_same_jumps(wanted, current, chain) for chain in BUILTIN_CHAINS)
     if not (chains or dropped or jumps_differ):
         return None
     return TableChange(
         table,
         chains,
         dropped,
-        removed_jumps=current.jumps if jumps_differ else (),
+        removed_jumps=(*current.inserted, *current.jumps) if jumps_differ else (),
         added_jumps=wanted.jumps if jumps_differ else (),
+        inserted_jumps=wanted.inserted if jumps_differ else (),
     )
 
 
@@ -84,9 +90,11 @@ def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] 
     return all(ours.does_the_same_as(theirs) for ours, theirs in zip(wanted, current, strict=True))
 
 
-def _same_jumps(wanted: tuple[tuple[str, KernelRule], ...], current: tuple[tuple[str, KernelRule], ...]) -> bool:
-    """Compare the jumps of each built-in chain in order; the order *between* built-in chains means nothing."""
-    return all(_same_rules(_jumps_of(wanted, chain), _jumps_of(current, chain)) for chain in BUILTIN_CHAINS)
+def _same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
+    """Compare what is ours in one built-in chain, in order; what belongs at its head must have no foreign rule before it."""
+    heads, found = _jumps_of(wanted.inserted, chain), _jumps_of(current.inserted, chain)
+    others = _jumps_of(wanted.jumps, chain), _jumps_of(current.jumps, chain)
+    return len(heads) <= len(found) and _same_rules(heads + others[0], found + others[1])
 
 
 def _jumps_of(jumps: tuple[tuple[str, KernelRule], ...], chain: str) -> tuple[KernelRule, ...]:

@@ -19,8 +19,16 @@ TPROXY_MARK = 1337
 TPROXY_ROUTE_TABLE = 133
 NO_MARK = 0  # what a packet has that nobody marked
 SSH_PORT = 22
+TUNNEL_PORT = 15008  # HBONE, of today's meshes
+RESOLVER_PORT = 53
+LOOP_MARK = 1338  # what the proxy sends to its own pod with TPROXY, and what must be captured all the same (Istio)
 LOOPBACK_CIDR = "127.0.0.1/32"
+LOOPBACK_CIDR_IPV6 = "::1/128"
+PROXY_SOURCE = "127.0.0.6/32"  # the source from which today's proxy talks to its app
+PROXY_SOURCE_IPV6 = "::6/128"
 ANY_IPV4 = "0.0.0.0/0"
+ANY_IPV6 = "::/0"
+OWNER_COMMENT = "istio-init"  # marks our rules in chains that are not ours
 UINT32_MAX = 4294967295
 
 
@@ -63,11 +71,16 @@ class MatchKind(StrEnum):
     IN_INTERFACE = "in-interface"
     OUT_INTERFACE = "out-interface"
     PROTOCOL = "protocol"
+    SOURCE_PORT = "source-port"
     DESTINATION_PORT = "destination-port"
+    DESTINATION_PORTS = "destination-ports"
     UID_OWNER = "uid-owner"
     GID_OWNER = "gid-owner"
     SOCKET = "socket"
     CTSTATE = "ctstate"
+    MARK = "mark"
+    CONNMARK = "connmark"
+    COMMENT = "comment"
 
 
 class Match(NamedTuple):
@@ -75,8 +88,8 @@ class Match(NamedTuple):
 
     Attributes:
         kind: what is looked at.
-        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or `first:last` port range as
-            text; a port or an id as a number; empty for `SOCKET`, which has no value.
+        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a comment or a
+            `first:last` port range as text; an id or a mark as a number; empty for `SOCKET`, which has no value.
         negated: whether the condition is that it does *not* match.
     """
 
@@ -95,6 +108,10 @@ class TargetKind(StrEnum):
     REDIRECT = "REDIRECT"
     TPROXY = "TPROXY"
     MARK = "MARK"
+    DROP = "DROP"
+    SAVE_MARK = "SAVE_MARK"
+    RESTORE_MARK = "RESTORE_MARK"
+    ZONE = "ZONE"
 
 
 class Target(NamedTuple):
@@ -105,6 +122,7 @@ class Target(NamedTuple):
         chain: where a `JUMP` goes.
         port: the port of a `REDIRECT` or `TPROXY`.
         mark: the packet mark that `TPROXY` or `MARK` sets, all 32 bits of it.
+        zone: the conntrack zone of a `ZONE` (CT --zone).
         reject_with: the ICMP message of a `REJECT`; its name tells the family, so a script for one is refused by the other.
     """
 
@@ -113,6 +131,7 @@ class Target(NamedTuple):
     port: int | None = None
     mark: int | None = None
     reject_with: str = ""
+    zone: int | None = None
 
 
 class Rule(NamedTuple):
@@ -151,13 +170,16 @@ KernelRule = Rule | OpaqueRule
 class Chain(NamedTuple):
     """Rules for one chain of one table, in order.
 
-    `rules` is the whole content of a chain of ours, and for a built-in chain what is appended to it.
+    Attributes:
+        rules: the whole content of a chain of ours, and for a built-in chain what is appended to it.
+        inserted: what is put at the head of a built-in chain, in the order in which it stands there.
     """
 
     family: Family
     table: Table
     name: str
     rules: tuple[Rule, ...]
+    inserted: tuple[Rule, ...] = ()
 
 
 class TproxyRoute(NamedTuple):
@@ -170,6 +192,7 @@ class TproxyRoute(NamedTuple):
 
     mark: int
     table: int
+    family: Family = Family.IPV4
 
 
 class Plan(NamedTuple):
@@ -178,14 +201,16 @@ class Plan(NamedTuple):
     Attributes:
         layout: the name of the layout that made it.
         chains: in the order in which they are made.
-        route: the policy route that TPROXY needs.
+        routes: the policy routes that TPROXY needs, one for each family.
+        addresses: what the interface lo has besides, such as `::6/128`.
         optional: families whose chains may be left out, with a warning, where the machine has no such family.
     """
 
     layout: str
     chains: tuple[Chain, ...]
-    route: TproxyRoute | None = None
+    routes: tuple[TproxyRoute, ...] = ()
     optional: frozenset[Family] = frozenset()
+    addresses: tuple[str, ...] = ()
 
     def families(self) -> tuple[Family, ...]:
         """Give the families that have chains, IPv4 first."""
@@ -195,10 +220,13 @@ class Plan(NamedTuple):
         """Give the part of the plan for `families`; families that were asked for by name are no longer optional."""
         return self._replace(
             chains=tuple(chain for chain in self.chains if chain.family in families),
-            route=self.route if Family.IPV4 in families else None,
+            routes=tuple(route for route in self.routes if route.family in families),
+            addresses=self.addresses if Family.IPV6 in families else (),
             optional=self.optional if set(families) == set(Family) else frozenset(),
         )
 
+
+Marks = frozenset[tuple[Family, int]]  # packet marks, each of one family
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
@@ -223,7 +251,9 @@ class TableState(NamedTuple):
 
     Attributes:
         chains: each chain of ours with its rules.
-        jumps: `(built-in chain, rule)` for each rule there that leads into a chain of ours, in order.
+        jumps: `(built-in chain, rule)` for each further rule of ours there, in order: it leads into a chain of ours, or
+            bears our comment.
+        inserted: those of them that stand before any foreign rule of their chain.
         foreign: whether the table holds rules or chains that are not ours.
         users: `(our chain, foreign chain)` for each foreign chain that jumps to one of ours.
     """
@@ -232,6 +262,7 @@ class TableState(NamedTuple):
     jumps: tuple[tuple[str, KernelRule], ...] = ()
     foreign: bool = False
     users: tuple[tuple[str, str], ...] = ()
+    inserted: tuple[tuple[str, KernelRule], ...] = ()
 
 
 Snapshot = dict[Table, TableState]

@@ -1,27 +1,42 @@
-"""Policy routing for TPROXY: rule `fwmark MARK → table TABLE`, and in that table `local default dev lo`.
+"""What a plan needs besides rules: the policy routes of TPROXY, and addresses of lo.
 
-What is made here carries a protocol number of its own (rtnetlink's `RTPROT_*`, kept by the kernel for routes and, since
-Linux 4.17, for rules), which tells it from what others made. What the old script made bears no such sign; it is known by
-its mark.
+A policy route is a rule `fwmark MARK → table TABLE`, and in that table `local default dev lo`, for one family.
+
+What is made here carries a protocol number of its own (rtnetlink's `RTPROT_*` and `IFAPROT_*`), which tells it from what
+others made; the kernel keeps it for routes, since Linux 4.17 for rules, and since 5.18 for addresses. What Istio's own
+tools made bears no such sign: their policy routes are known by their mark; their address, `::6/128`, could be anybody's,
+and stays.
 """
 
 from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
-from socket import AF_INET
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from istio_init.errors import NotPermitted, Unsupported
-from istio_init.model import NO_MARK, TPROXY_MARK, TPROXY_ROUTE_TABLE, UINT32_MAX, TproxyRoute
+from istio_init.model import (
+    ANY_IPV4,
+    ANY_IPV6,
+    NO_MARK,
+    PROXY_SOURCE_IPV6,
+    TPROXY_MARK,
+    TPROXY_ROUTE_TABLE,
+    UINT32_MAX,
+    Family,
+    TproxyRoute,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos
+    from istio_init.model import Marks
+
+PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos and rt_addrprotos
 RTN_LOCAL = 2  # linux/rtnetlink.h
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 RT_SCOPE_HOST = 254  # linux/rtnetlink.h
@@ -29,39 +44,52 @@ FR_ACT_TO_TBL = 1  # linux/fib_rules.h
 FIB_RULE_INVERT = 2  # linux/fib_rules.h: `ip rule add not …`
 MAIN_PRIORITY = 32766  # ip-rule(8)
 LOOPBACK = 1  # `lo` is the first interface of every network namespace
-
-OLD_SCRIPTS_DEFAULT = TproxyRoute(TPROXY_MARK, TPROXY_ROUTE_TABLE)
+ADDRESS_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+FAMILIES = {number: family for family, number in ADDRESS_FAMILIES.items()}
+ANYWHERE = {Family.IPV4: ANY_IPV4, Family.IPV6: ANY_IPV6}
+IPV6_SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
 # What a rule has that asks for nothing but a mark; one with more is somebody else's.
 PLAIN_ATTRIBUTES = frozenset(
     {"FRA_TABLE", "FRA_FWMARK", "FRA_FWMASK", "FRA_PRIORITY", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN"}
 )
 
+# What is changed, and what the kernel must have for it.
+POLICY_ROUTE = "the policy route of TPROXY"
+FOR_A_ROUTE = (
+    "policy routing in the kernel (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES), and the interface lo up"
+)
+FOR_AN_ADDRESS = "IPv6 in the kernel"
 
-def find(marks: frozenset[int]) -> tuple[TproxyRoute, ...]:
-    """List the policy routes of ours, and those of the old script.
+
+def find(marks: Marks) -> tuple[TproxyRoute, ...]:
+    """List the policy routes of ours, and those of Istio's own tools, IPv4 first.
 
     Args:
-        marks: marks that the old script is known to have used; a rule for one of them is its rule if it leads to a table
-            that delivers everything to this host, and neither is ours.
+        marks: marks that those tools are known to have used; a rule for one of them is theirs if it leads to a table that
+            delivers everything to this host, and neither is ours.
 
     Raises:
-        NotPermitted, Unsupported: the kernel refused, or has no policy routing.
+        NotPermitted, Unsupported: the kernel refused.
     """
-    with _netlink() as ipr:
-        rules = _rules(ipr)
-        found = [_route_of(rule) for rule in rules if not _is_others(rule)]
-        # Where a rule of ours has a mark, another one for it is not the old script's.
-        marks -= {route.mark for route in found}
-        found += [
-            route
-            for route in map(_route_of, filter(_is_others, rules))
-            if (route.mark in marks or route == OLD_SCRIPTS_DEFAULT) and _is_others(_local_default(ipr, route.table))
-        ]
-        # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
-        tables = {route.get("table") for route in ipr.get_routes(family=AF_INET) if route["proto"] == PROTOCOL}
-        found += [TproxyRoute(NO_MARK, table) for table in tables - {route.table for route in found}]
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
+        found = [route for family in Family for route in _find(ipr, family, marks)]
     return tuple(dict.fromkeys(found))
+
+
+def _find(ipr: IPRoute, family: Family, marks: Marks) -> list[TproxyRoute]:
+    rules = _rules(ipr, family)
+    found = [_route_of(rule) for rule in rules if not _is_others(rule)]
+    # Where a rule of ours has a mark, another one for it is not Istio's.
+    marks -= {(family, route.mark) for route in found}
+    found += [
+        route
+        for route in map(_route_of, filter(_is_others, rules))
+        if _is_istios(route, marks) and _is_others(_local_default(ipr, route))
+    ]
+    # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
+    tables = {route.get("table") for route in _routes(ipr, family) if route["proto"] == PROTOCOL}
+    return found + [TproxyRoute(NO_MARK, table, family) for table in tables - {route.table for route in found}]
 
 
 def add(route: TproxyRoute) -> bool:
@@ -70,15 +98,15 @@ def add(route: TproxyRoute) -> bool:
     The route comes before the rule, so that no packet is sent to an empty table.
 
     Raises:
-        NotPermitted, Unsupported: the kernel refused, or has no policy routing.
+        NotPermitted, Unsupported: the kernel refused, or has no policy routing, or no IPv6 here.
     """
-    with _netlink() as ipr:
-        route_missing = not _local_default(ipr, route.table)
-        rule_missing = route not in (_route_of(rule) for rule in _rules(ipr) if _is_before_main(rule))
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
+        route_missing = _local_default(ipr, route) is None
+        rule_missing = route not in (_route_of(rule) for rule in _rules(ipr, route.family) if _is_before_main(rule))
         if route_missing:
-            ipr.route("add", **_local_default_spec(route.table), proto=PROTOCOL)
+            ipr.route("add", **_local_default_spec(route), proto=PROTOCOL)
         if rule_missing:
-            ipr.rule("add", family=AF_INET, fwmark=route.mark, table=route.table, protocol=PROTOCOL)
+            ipr.rule("add", **_rule_spec(route), protocol=PROTOCOL)
     return route_missing or rule_missing
 
 
@@ -92,52 +120,123 @@ def delete(route: TproxyRoute, *, only_ours: bool) -> None:
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
-    with _netlink() as ipr:
-        # The old script made both parts: to a route of ours, rules of others lead for reasons of their own.
-        only_ours = only_ours or not _is_others(_local_default(ipr, route.table))
-        rules = [rule for rule in _rules(ipr) if _route_of(rule) == route and not (only_ours and _is_others(rule))]
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
+        # Istio's tools make both parts: to a route of ours, rules of others lead for reasons of their own.
+        only_ours = only_ours or not _is_others(_local_default(ipr, route))
+        plain = _rules(ipr, route.family)
+        rules = [rule for rule in plain if _route_of(rule) == route and not (only_ours and _is_others(rule))]
         for rule in rules:
-            selectors = {"fwmark": route.mark, "table": route.table, "priority": rule.get("priority")}
-            ipr.rule("del", family=AF_INET, protocol=rule.get("protocol"), **selectors)
-        default = _local_default(ipr, route.table)
-        leading = [rule for rule in _rules(ipr) if rule.get("table") == route.table]
+            ipr.rule("del", **_rule_spec(route), priority=rule.get("priority"), protocol=rule.get("protocol"))
+        default = _local_default(ipr, route)
+        leading = [rule for rule in _rules(ipr, route.family) if rule.get("table") == route.table]
         if _is_others(default):
             unused = any(map(_is_others, rules)) and not leading
         else:
             unused = default is not None and all(map(_is_others, leading))
         if unused:
-            ipr.route("del", **_local_default_spec(route.table))
+            ipr.route("del", **_local_default_spec(route))
+
+
+def addresses() -> tuple[str, ...]:
+    """List the addresses of lo that are ours, as CIDRs.
+
+    Raises:
+        NotPermitted, Unsupported: the kernel refused.
+    """
+    with _netlink("addresses of lo", FOR_AN_ADDRESS) as ipr:
+        found = _addresses_of_lo(ipr)
+    # `::1` shows whether this kernel, and this pyroute2, know protocol numbers of addresses. Where they do not, `::6` itself
+    # tells: nobody but Istio uses it.
+    if any(address.get("proto") for address in found):
+        ours = [address for address in found if address.get("proto") == PROTOCOL]
+    else:
+        ours = [address for address in found if _cidr_of(address) == PROXY_SOURCE_IPV6]
+    return tuple(map(_cidr_of, ours))
+
+
+def add_address(cidr: str) -> bool:
+    """Make sure that lo has an IPv6 address, and tell whether it was missing.
+
+    Raises:
+        NotPermitted, Unsupported: the kernel refused, or has no IPv6 here.
+    """
+    address, _, prefix = cidr.partition("/")
+    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as ipr:
+        missing = address not in (found.get("address") for found in _addresses_of_lo(ipr))
+        if missing:
+            ipr.addr("add", index=LOOPBACK, address=address, prefixlen=int(prefix), family=AF_INET6, proto=PROTOCOL)
+    return missing
+
+
+def delete_address(cidr: str) -> None:
+    """Take an address that `addresses` listed, or `add_address` added, from lo.
+
+    Raises:
+        NotPermitted, Unsupported: the kernel refused.
+    """
+    address, _, prefix = cidr.partition("/")
+    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as ipr:
+        ipr.addr("del", index=LOOPBACK, address=address, prefixlen=int(prefix), family=AF_INET6)
 
 
 def first_address() -> str:
-    """Give this host's first address that is neither loopback nor link-local, or an empty text."""
+    """Give this host's first address that is neither of lo nor link-local, or an empty text."""
     with IPRoute() as ipr:
-        addresses = [message.get("address") for message in ipr.get_addr() if message["scope"] == RT_SCOPE_UNIVERSE]
-    return next((address for address in addresses if address), "")
+        messages = [message for message in ipr.get_addr() if message["index"] != LOOPBACK]
+    found = [message.get("address") for message in messages if message["scope"] == RT_SCOPE_UNIVERSE]
+    return next((address for address in found if address), "")
 
 
 @contextmanager
-def _netlink() -> Iterator[IPRoute]:
+def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
     try:
         with IPRoute() as ipr:
             yield ipr
     except NetlinkError as error:
+        if error.code == errno.EACCES and _is_ipv6_disabled():
+            message = (
+                f"{what} is not possible: IPv6 is disabled in this network namespace; enable it "
+                "(sysctl net.ipv6.conf.all.disable_ipv6=0), or leave out --dual-stack"
+            )
+            raise Unsupported(message) from error
         if error.code in (errno.EPERM, errno.EACCES):
-            message = "the policy route of TPROXY was refused; give the container the capability NET_ADMIN"
-            raise NotPermitted(message) from error
-        message = (
-            f"the policy route of TPROXY cannot be changed: {error}; it needs policy routing in the kernel "
-            "(CONFIG_IP_MULTIPLE_TABLES), and the interface lo up"
-        )
-        raise Unsupported(message) from error
+            raise NotPermitted(f"{what} was refused; give the container the capability NET_ADMIN") from error
+        raise Unsupported(f"{what} cannot be changed: {error}; it needs {needs}") from error
 
 
-def _rules(ipr: IPRoute) -> list[Any]:
+def _is_ipv6_disabled() -> bool:
+    try:
+        with open(IPV6_SWITCH, encoding="ascii") as switch:  # noqa: PTH123 - pathlib is dear to import
+            return switch.read().strip() != "0"
+    except OSError:  # no /proc here, or a kernel without IPv6, which says so in other words
+        return False
+
+
+def _rules(ipr: IPRoute, family: Family) -> list[Any]:
     """Read the rules that lead to a table and ask for a whole mark, and for nothing else."""
-    return [rule for rule in ipr.get_rules(family=AF_INET) if _is_plain(rule)]
+    try:
+        return [rule for rule in ipr.get_rules(family=ADDRESS_FAMILIES[family]) if _is_plain(rule)]
+    except NetlinkError as error:
+        if error.code != errno.EAFNOSUPPORT:
+            raise
+        return []  # this kernel has no such family, or no policy routing for it
 
 
-def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - pyroute2's messages have no static type
+def _routes(ipr: IPRoute, family: Family, **selectors: int) -> list[Any]:
+    """Read routes; a kernel that lacks a family answers with those of all others."""
+    number = ADDRESS_FAMILIES[family]
+    return [route for route in ipr.get_routes(family=number, **selectors) if route["family"] == number]
+
+
+def _addresses_of_lo(ipr: IPRoute) -> list[Any]:
+    return [address for address in ipr.get_addr(family=AF_INET6, index=LOOPBACK) if address["family"] == AF_INET6]
+
+
+def _cidr_of(address: Any) -> str:  # noqa: ANN401 - pyroute2's messages have no static type
+    return f"{address.get('address')}/{address['prefixlen']}"
+
+
+def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - as above
     # The lengths are those of `from` and `to`.
     fields = (rule["action"], rule["flags"] & FIB_RULE_INVERT, rule["src_len"], rule["dst_len"], rule["tos"])
     names = {name for name, _ in rule["attrs"]}
@@ -156,22 +255,31 @@ def _is_others(made: Any) -> bool:  # noqa: ANN401 - as above
     return made is not None and PROTOCOL not in (made.get("protocol"), made.get("proto"))
 
 
+def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
+    """Tell whether Istio's own tools may have made a rule that is not ours: its mark is known, or it is their default."""
+    return (route.family, route.mark) in marks or (route.mark, route.table) == (TPROXY_MARK, TPROXY_ROUTE_TABLE)
+
+
 def _route_of(rule: Any) -> TproxyRoute:  # noqa: ANN401 - as above
-    return TproxyRoute(rule.get("fwmark"), rule.get("table"))
+    return TproxyRoute(rule.get("fwmark"), rule.get("table"), FAMILIES[rule["family"]])
 
 
-def _local_default(ipr: IPRoute, table: int) -> Any:  # noqa: ANN401 - as above
+def _local_default(ipr: IPRoute, wanted: TproxyRoute) -> Any:  # noqa: ANN401 - as above
     """Give the route that delivers everything to this host, or None."""
-    routes = ipr.get_routes(family=AF_INET, table=table)
+    routes = _routes(ipr, wanted.family, table=wanted.table)
     return next((route for route in routes if route["type"] == RTN_LOCAL and route["dst_len"] == 0), None)
 
 
-def _local_default_spec(table: int) -> dict[str, Any]:
+def _rule_spec(route: TproxyRoute) -> dict[str, Any]:
+    return {"family": ADDRESS_FAMILIES[route.family], "fwmark": route.mark, "table": route.table}
+
+
+def _local_default_spec(route: TproxyRoute) -> dict[str, Any]:
     return {
-        "family": AF_INET,
-        "dst": "0.0.0.0/0",
+        "family": ADDRESS_FAMILIES[route.family],
+        "dst": ANYWHERE[route.family],
         "type": RTN_LOCAL,
         "scope": RT_SCOPE_HOST,
         "oif": LOOPBACK,
-        "table": table,
+        "table": route.table,
     }

@@ -13,7 +13,8 @@ from istio_init.model import Family, Match, MatchKind, Plan, Rule, Table, Target
 OUTBOUND = tuple((table, "OUTPUT") for table in Table)
 INBOUND = ((Table.RAW, "PREROUTING"), (Table.MANGLE, "PREROUTING"), (Table.NAT, "PREROUTING"), (Table.FILTER, "INPUT"))
 
-DIVERTING = (TargetKind.REDIRECT, TargetKind.TPROXY, TargetKind.REJECT)
+DIVERTING = (TargetKind.REDIRECT, TargetKind.TPROXY, TargetKind.REJECT, TargetKind.DROP)
+NOT_FINAL = (TargetKind.MARK, TargetKind.SAVE_MARK, TargetKind.RESTORE_MARK, TargetKind.ZONE)
 
 
 class Packet(NamedTuple):
@@ -30,6 +31,9 @@ class Packet(NamedTuple):
         gid: the sender's group, if it is outbound.
         has_socket: whether a socket here already has this connection.
         ctstate: its conntrack state.
+        source_port: the sender's port.
+        mark: the mark that the packet bears when it begins its way.
+        connmark: that of its connection.
     """
 
     destination: str
@@ -42,6 +46,9 @@ class Packet(NamedTuple):
     gid: int = 0
     has_socket: bool = False
     ctstate: str = "NEW"
+    source_port: int = 0
+    mark: int = 0
+    connmark: int = 0
 
 
 class Step(NamedTuple):
@@ -67,7 +74,7 @@ class Trace(NamedTuple):
 def trace(plan: Plan, packet: Packet) -> Trace:
     """Follow a packet through the chains of a plan."""
     family = Family.IPV6 if ip_address(packet.destination).version == 6 else Family.IPV4  # noqa: PLR2004 - IP's own number
-    chains = {(chain.table, chain.name): chain.rules for chain in plan.chains if chain.family is family}
+    chains = {(chain.table, chain.name): (*chain.inserted, *chain.rules) for chain in plan.chains if chain.family is family}
     steps: list[Step] = []
     for table, hook in OUTBOUND if packet.outbound else INBOUND:
         outcome = _walk(chains, table, hook, packet, steps)
@@ -95,7 +102,7 @@ def _walk(
                 outcome = _walk(chains, table, rule.target.chain, packet, steps)
                 if outcome is not None:
                     return outcome
-            case TargetKind.MARK:
+            case kind if kind in NOT_FINAL:
                 continue
             case _:
                 return rule.target
@@ -115,16 +122,27 @@ def _in_range(port: int, ports: int | str) -> bool:
     return int(first) <= port <= int(last or first)
 
 
+def _is_interface(name: str, wanted: int | str) -> bool:
+    """Compare interfaces; a trailing + stands for anything (iptables(8))."""
+    text = str(wanted)
+    return name.startswith(text[:-1]) if text.endswith("+") else name == text
+
+
 # When a condition holds, its negation aside.
 CONDITIONS: dict[MatchKind, Callable[[Packet, int | str], bool]] = {
     MatchKind.SOURCE: lambda packet, cidr: _in_cidr(packet.source, cidr),
     MatchKind.DESTINATION: lambda packet, cidr: _in_cidr(packet.destination, cidr),
-    MatchKind.IN_INTERFACE: lambda packet, name: not packet.outbound and packet.interface == name,
-    MatchKind.OUT_INTERFACE: lambda packet, name: packet.outbound and packet.interface == name,
+    MatchKind.IN_INTERFACE: lambda packet, name: not packet.outbound and _is_interface(packet.interface, name),
+    MatchKind.OUT_INTERFACE: lambda packet, name: packet.outbound and _is_interface(packet.interface, name),
     MatchKind.PROTOCOL: lambda packet, name: packet.protocol == name,
+    MatchKind.SOURCE_PORT: lambda packet, ports: _in_range(packet.source_port, ports),
     MatchKind.DESTINATION_PORT: lambda packet, ports: _in_range(packet.port, ports),
+    MatchKind.DESTINATION_PORTS: lambda packet, ports: any(_in_range(packet.port, one) for one in str(ports).split(",")),
     MatchKind.UID_OWNER: lambda packet, uid: packet.outbound and packet.uid == uid,
     MatchKind.GID_OWNER: lambda packet, gid: packet.outbound and packet.gid == gid,
     MatchKind.SOCKET: lambda packet, _: packet.has_socket,
     MatchKind.CTSTATE: lambda packet, states: packet.ctstate in str(states).split(","),
+    MatchKind.MARK: lambda packet, mark: packet.mark == mark,
+    MatchKind.CONNMARK: lambda packet, mark: packet.connmark == mark,
+    MatchKind.COMMENT: lambda packet, comment: True,  # noqa: ARG005 - it is for readers
 }

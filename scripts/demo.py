@@ -6,8 +6,10 @@ Exits with 0 if every piece of evidence is as it should be, and with 1 if not. R
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,47 +21,69 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from demo_picture import Note, draw
 from rich.console import Console
 
+from istio_init import Settings, build_plan
 from istio_init.lab.client import Lab
 from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
 from istio_init.model import PROXY_UID
+from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS
+from istio_init.render.iptables import render_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "build" / "demo.svg"
 EXCLUDED_PORT = 9091
-SETTINGS = LabSettings(interception=(("-b", "*"), ("-d", f"{EXCLUDED_PORT},15020,15090")))
-PRODUCTPAGE, REVIEWS = mesh_pods(SETTINGS)
+PRODUCTPAGE, REVIEWS = mesh_pods(LabSettings())
 URL = f"http://{REVIEWS.service}:{APP_PORT}/"
 REQUEST_ID = "one-request"
 PATIENCE = 20.0  # seconds
 HOST = f"{REVIEWS.service}.{REVIEWS.domain}"
 
-# Rules as iptables-save writes them, and statistics of Envoy.
-DIVERTED = "-A ISTIO_OUTPUT -j ISTIO_REDIRECT"
-OWN_TRAFFIC = f"-A ISTIO_OUTPUT -m owner --uid-owner {PROXY_UID} -j RETURN"
-CAPTURED = "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT"
-EXCLUDED = f"-A ISTIO_INBOUND -p tcp -m tcp --dport {EXCLUDED_PORT} -j RETURN"
+# Reasons of rules, by which their counters are found, and statistics of Envoy.
+DIVERTED = re.compile(r"every other destination is captured")
+OWN_TRAFFIC = re.compile(rf"the proxy's own traffic \(uid {PROXY_UID}\)")
+CAPTURED = re.compile(r"every other port is captured")
+EXCLUDED = re.compile(rf"\b{EXCLUDED_PORT}\b.*excluded \(-d\)")
 OUTBOUND_CLUSTER = f"cluster.outbound|{APP_PORT}||{HOST}.upstream_rq_total"
-INBOUND_CLUSTER = f"cluster.inbound|{APP_PORT}||{HOST}.upstream_rq_total"
 OUTBOUND_LISTENER = f"listener.0.0.0.0_{APP_PORT}.downstream_cx_total"
-INBOUND_LISTENER = f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total"
+INBOUND = {  # by the shape of listeners: the listener, and the cluster
+    ISTIO_1_0: (
+        f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total",
+        f"cluster.inbound|{APP_PORT}||{HOST}.upstream_rq_total",
+    ),
+    CURRENT: ("listener.0.0.0.0_15006.downstream_cx_total", f"cluster.inbound|{APP_PORT}||.upstream_rq_total"),
+}
+SAVED = re.compile(r"\[(\d+):\d+\] (.*)")
+LISTED = re.compile(r'\s*(.*?) ?counter packets (\d+) bytes \d+ (.*) comment "(.*)"')
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+class Rule(NamedTuple):
+    """A rule in a pod: its reason, its text, and the packets that it has counted."""
+
+    why: str
+    text: str
+    packets: int
 
 
 class Counters(NamedTuple):
     """What a pod has counted so far: packets of rules, and Envoy's statistics."""
 
-    rules: dict[str, int]
+    rules: tuple[Rule, ...]
     stats: dict[str, int]
+
+    def packets(self, reasons: tuple[re.Pattern[str], ...]) -> dict[str, int]:
+        """Give the packets of the rules with these reasons, by the rules' texts."""
+        return {rule.text: rule.packets for rule in self.rules if any(reason.search(rule.why) for reason in reasons)}
 
 
 class Stage(NamedTuple):
     """The lab, and the outcomes so far."""
 
     lab: Lab
+    settings: LabSettings
     outcomes: list[bool]
 
     def run(self, pod: str, *argv: str, uid: int = APP_UID) -> str:
@@ -73,20 +97,26 @@ class Stage(NamedTuple):
 
     def counters(self, pod: str) -> Counters:
         """Read what a pod has counted."""
-        saved = self.run(pod, "iptables-nft-save", "-c", "-t", "nat", uid=0)
-        if "ISTIO_" not in saved:
-            saved = self.run(pod, "iptables-legacy-save", "-c", "-t", "nat", uid=0)
-        rules = {}
-        for line in saved.splitlines():
-            if line.startswith("["):
-                counted, _, rule = line.partition(" ")
-                rules[rule] = int(counted[1:].partition(":")[0])
         stats = {}
         for line in self.run(pod, "curl", "-sS", "http://127.0.0.1:15000/stats").splitlines():
             name, _, value = line.rpartition(": ")
             if value.isdecimal():
                 stats[name] = int(value)
-        return Counters(rules, stats)
+        return Counters(tuple(self._rules(pod)), stats)
+
+    def _rules(self, pod: str) -> Iterator[Rule]:
+        if self.settings.backend == "nft":
+            for line in self.run(pod, "nft", "list", "table", "ip", "istio-init", uid=0).splitlines():
+                if found := LISTED.fullmatch(line):
+                    match, packets, verdict, why = found.groups()
+                    yield Rule(why, f"{match} {verdict}".strip(), int(packets))
+            return
+        plan = build_plan(Settings.of(self.settings.layout, **self.settings.values))
+        reasons = {f"-A {chain.name} {render_rule(rule)}": rule.why for chain in plan.chains for rule in chain.rules}
+        for variant in ("nft", "legacy"):
+            for line in self.run(pod, f"iptables-{variant}-save", "-c", "-t", "nat", uid=0).splitlines():
+                if found := SAVED.fullmatch(line):
+                    yield Rule(reasons.get(found[2], ""), found[2], int(found[1]))
 
     def access_log(self, pod: str) -> dict[str, Any]:
         """Find the request in the access log of a pod's Envoy, which Envoy flushes now and then."""
@@ -105,24 +135,32 @@ class Stage(NamedTuple):
         self.outcomes.append(right)
         console.print(f"   [green]✓[/green] {text}" if right else f"   [bold red]✗ {text}[/bold red]", soft_wrap=True)
 
-    def check_grown(self, names: tuple[str, ...], before: dict[str, int], after: dict[str, int]) -> str:
-        """Print each counter that must have grown, and give them, a line each."""
+    def check_grown(self, names: Iterable[str], before: dict[str, int], after: dict[str, int]) -> str:
+        """Print each counter that must have grown, and give them, a line each; that there is none is a failure."""
         found = []
         for name in names:
             then, now = before.get(name, 0), after.get(name, 0)
             found.append(f"{name}  {then} → {now}")
             self.check(found[-1].replace("[", r"\["), right=now > then)
+        if not found:
+            self.check("there is no such rule", right=False)
         return "\n".join(found)
+
+    def check_packets(self, reason: re.Pattern[str], before: Counters, after: Counters) -> str:
+        """Print the counter of the rule with a reason, which must have grown."""
+        now = after.packets((reason,))
+        return self.check_grown(now, before.packets((reason,)), now)
 
 
 def main() -> int:
     """Show everything, and take it down again whatever happens."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    settings = parse_arguments()
     outcomes: list[bool] = []
     try:
-        with lab() as made:
-            stage = Stage(made, outcomes)
+        with lab(settings) as made:
+            stage = Stage(made, settings, outcomes)
             notes = show_request(stage)
             show_bypasses(stage)
     except KeyboardInterrupt:
@@ -136,14 +174,24 @@ def main() -> int:
     return 0 if all(outcomes) else 1
 
 
+def parse_arguments() -> LabSettings:
+    """Read which rules are shown, and how they are written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layout", choices=LAYOUTS, default=ISTIO_1_0, help="of the rules, and of Envoy's listeners")
+    parser.add_argument("--backend", choices=("auto", "restore", "libiptc", "nft"), default="auto", help="of istio-init")
+    options = parser.parse_args()
+    ports = (("inbound_ports", "*"), ("inbound_exclude_ports", f"{EXCLUDED_PORT},15020,15090"))
+    return LabSettings(layout=options.layout, backend=options.backend, interception=ports)
+
+
 @contextmanager
-def lab() -> Iterator[Lab]:
+def lab(settings: LabSettings) -> Iterator[Lab]:
     """Make the lab, and show how far it is."""
     title("Two pods with apps and real Envoys, rules by istio-init, and a control plane")
     begun = time.monotonic()
     with console.status("starting") as status:
-        made = Lab.up(f"demo-{os.getpid()}", SETTINGS, _progress(status.update))
-    console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in SETTINGS.rules)}")
+        made = Lab.up(f"demo-{os.getpid()}", settings, _progress(status.update))
+    console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in settings.rules)}")
     console.print(f"   ready after {time.monotonic() - begun:.1f} s")
     try:
         yield made
@@ -165,18 +213,21 @@ def show_request(stage: Stage) -> list[Note]:
     before = {pod: stage.counters(pod) for pod in (PRODUCTPAGE.name, REVIEWS.name)}
     answer = json.loads(stage.run(PRODUCTPAGE.name, "curl", "-sS", "-H", f"x-request-id: {REQUEST_ID}", URL))
     after = {pod: stage.counters(pod) for pod in before}
-    legs = (
-        ("the app's connection is diverted to Envoy", PRODUCTPAGE.name, (DIVERTED,), ()),
-        ("productpage's Envoy takes it: listener, cluster", PRODUCTPAGE.name, (), (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
-        ("Envoy's own connection leaves the pod as it is", PRODUCTPAGE.name, (OWN_TRAFFIC,), ()),
-        ("at reviews it is diverted to Envoy", REVIEWS.name, (CAPTURED,), ()),
-        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, (), (INBOUND_LISTENER, INBOUND_CLUSTER)),
+    legs: tuple[tuple[str, str, re.Pattern[str] | tuple[str, str]], ...] = (
+        ("the app's connection is diverted to Envoy", PRODUCTPAGE.name, DIVERTED),
+        ("productpage's Envoy takes it: listener, cluster", PRODUCTPAGE.name, (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
+        ("Envoy's own connection leaves the pod as it is", PRODUCTPAGE.name, OWN_TRAFFIC),
+        ("at reviews it is diverted to Envoy", REVIEWS.name, CAPTURED),
+        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, INBOUND[stage.settings.listeners]),
     )
     notes = []
-    for number, (what, pod, rules, stats) in enumerate(legs, start=1):
+    for number, (what, pod, grown) in enumerate(legs, start=1):
         console.print(f" [bold]{number}[/bold] {what}")
         then, now = before[pod], after[pod]
-        evidence = stage.check_grown(rules, then.rules, now.rules) or stage.check_grown(stats, then.stats, now.stats)
+        if isinstance(grown, re.Pattern):
+            evidence = stage.check_packets(grown, then, now)
+        else:
+            evidence = stage.check_grown(grown, then.stats, now.stats)
         notes.append(Note(number, what, evidence))
     notes.append(Note(6, "the app answers", show_answer(stage, answer)))
     return notes
@@ -206,7 +257,7 @@ def show_bypasses(stage: Stage) -> None:
         before = stage.counters(REVIEWS.name)
         answer = json.loads(stage.run("client", "curl", "-sS", f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
         after = stage.counters(REVIEWS.name)
-    stage.check_grown((EXCLUDED,), before.rules, after.rules)
+    stage.check_packets(EXCLUDED, before, after)
     caller = answer["caller"].rpartition(":")[0]
     stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod().address)
 
@@ -214,7 +265,7 @@ def show_bypasses(stage: Stage) -> None:
     before = stage.counters(PRODUCTPAGE.name)
     stage.run(PRODUCTPAGE.name, "curl", "-sS", "-o", "/dev/null", f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
     after = stage.counters(PRODUCTPAGE.name)
-    stage.check_grown((OWN_TRAFFIC,), before.rules, after.rules)
+    stage.check_packets(OWN_TRAFFIC, before, after)
     then, now = before.stats[OUTBOUND_CLUSTER], after.stats[OUTBOUND_CLUSTER]
     stage.check(f"productpage's Envoy did not see it: {OUTBOUND_CLUSTER}  {then} → {now}", right=then == now)
 

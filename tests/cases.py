@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.environment import collect
 from istio_init.layouts import build_plan
-from istio_init.settings import NO_ACCOUNTS, OPTIONS, parse_settings
+from istio_init.options import ISTIO_1_0, OPTIONS
+from istio_init.settings import NO_ACCOUNTS, NO_FACTS, HostFacts, parse_settings
 
 if TYPE_CHECKING:
     from istio_init.model import Plan
@@ -55,22 +56,32 @@ class Connection(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A way to call the program, and what must be true of connections then."""
+    """A way to call the program, and what must be true of connections then.
+
+    Attributes:
+        flags: those of settings only.
+        layout: which rules are asked for, besides.
+        facts: the machine that they are asked for on.
+    """
 
     name: str
     flags: tuple[str, ...]
     connections: tuple[Connection, ...]
     environment: dict[str, str] = {}  # noqa: RUF012 - never written to
+    layout: str = ISTIO_1_0
+    facts: HostFacts = NO_FACTS
 
     def plan(self) -> Plan:
         """Make the plan as the command line would, on a machine that has no user or group by name."""
-        return build_plan(parse_settings(collect(parse_flags(self.flags), self.environment), NO_ACCOUNTS))
+        values = collect(parse_flags(self.flags), self.environment, self.layout)
+        return build_plan(parse_settings(values, NO_ACCOUNTS, self.layout, self.facts))
 
 
 def parse_flags(flags: tuple[str, ...]) -> dict[str, str | None]:
-    """Pair flags with their values; the table always writes them apart."""
-    names = {flag: option.name for option in OPTIONS for flag in option.flags}
-    return {names[flag]: value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    """Pair flags with their values; the table always writes them apart, and switches alone."""
+    options = {flag: option for option in OPTIONS for flag in option.flags}
+    words = iter(flags)
+    return {options[flag].name: "true" if options[flag].is_switch else next(words) for flag in words}
 
 
 def out(address: str, port: int, outcome: str, owner: tuple[int, int] = APP, protocol: str = "tcp") -> Connection:

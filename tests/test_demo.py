@@ -46,7 +46,7 @@ def test_the_picture_has_each_leg_with_all_of_its_evidence(script: ModuleType) -
 @pytest.mark.parametrize("script", ["demo"], indirect=True)
 def test_a_counter_that_does_not_grow_is_told(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes: list[bool] = []
-    stage = script.Stage(None, outcomes)
+    stage = script.Stage(None, None, outcomes)
     evidence = stage.check_grown(("grows", "stays"), {"grows": 1, "stays": 2}, {"grows": 3, "stays": 2})
     assert outcomes == [True, False]
     assert evidence.splitlines() == ["grows  1 → 3", "stays  2 → 2"]

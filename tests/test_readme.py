@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.netns.namespaces import Namespace
 from tests.privileges import need_namespaces
 

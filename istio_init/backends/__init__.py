@@ -1,4 +1,4 @@
-"""The only part that changes a kernel: `restore`, `libiptc`, and `fake` for tests."""
+"""The only part that changes a kernel: `restore`, `libiptc`, `nft`, and `fake` for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def open_backend(name: str, variant: Variant | None, lock_wait: int, observe: Ob
     """Make a backend by the names that the command line uses.
 
     Args:
-        name: `restore` or `libiptc`; `auto` is `restore`, which was measured to be faster on every variant.
+        name: `restore`, `libiptc` or `nft`; `auto` is `restore`, which was measured to be faster than `libiptc` on every
+            variant, and `nft` where no variant of iptables can be used.
         variant: which iptables is meant; None finds out.
         lock_wait: seconds to wait for another program that holds a lock.
         observe: is told what is done.
@@ -31,6 +32,17 @@ def open_backend(name: str, variant: Variant | None, lock_wait: int, observe: Ob
         from istio_init.backends.libiptc import LibiptcBackend  # noqa: PLC0415 - python-iptables is dear to import
 
         return LibiptcBackend(lock_wait)
-    from istio_init.backends.restore import RestoreBackend  # noqa: PLC0415 - the other backend does without
+    if name == "nft":
+        if variant is Variant.LEGACY:
+            problem = "'nft' reaches nf_tables only, and --iptables-variant is 'legacy'"
+            raise InvalidInput("--backend", problem, "restore with legacy, or nft alone")
+        from istio_init.backends.nft import NftBackend  # noqa: PLC0415 - the other backends do without
+
+        return NftBackend(lock_wait, observe)
+    if name == "auto" and variant is None:
+        from istio_init.backends.auto import AutoBackend  # noqa: PLC0415 - as above
+
+        return AutoBackend(lock_wait, observe)
+    from istio_init.backends.restore import RestoreBackend  # noqa: PLC0415 - as above
 
     return RestoreBackend(variant, lock_wait, observe)

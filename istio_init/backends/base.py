@@ -11,21 +11,42 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from istio_init.errors import IstioInitError, LockHeld, Unsupported
 from istio_init.inspect import TableChange, compare, desired
-from istio_init.model import NO_MARK, Family, Plan, Rule, Snapshot, Table, TproxyRoute, Variant
+from istio_init.model import (
+    NO_MARK,
+    PROXY_SOURCE_IPV6,
+    Family,
+    Marks,
+    Match,
+    MatchKind,
+    Plan,
+    Rule,
+    Snapshot,
+    Table,
+    TproxyRoute,
+    Variant,
+)
 
 LOCK_WAIT = 10  # seconds
 LOCK_POLL = 0.02  # seconds
 # A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
 NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
 BOTH_FAMILIES = tuple(Family)
+NO_PLAN = Plan("", ())
 
 Snapshots = dict[Family, Snapshot]
 Changes = dict[Family, list[TableChange]]
+
+
+class Surroundings(NamedTuple):
+    """What was changed besides rules: see `Report`."""
+
+    routed: bool = False
+    addressed: bool = False
 
 
 class Report(NamedTuple):
@@ -36,8 +57,9 @@ class Report(NamedTuple):
         variants: the iptables variant that each family was read and written through.
         chains: how many chains were written or removed; 0 when all was as it should be.
         rules: how many rules were written.
-        changed: whether anything was written, the policy route included.
+        changed: whether anything was written, policy routes and addresses included.
         routed: whether a policy route was made or removed.
+        addressed: whether lo was given an address, or one was taken from it.
         warnings: what was left out, and why.
     """
 
@@ -47,6 +69,7 @@ class Report(NamedTuple):
     rules: int
     changed: bool
     routed: bool
+    addressed: bool
     warnings: tuple[str, ...]
 
     @property
@@ -103,8 +126,8 @@ class Backend(ABC):
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Tell which variant each family is read and written through."""
 
-    def routes(self, marks: frozenset[int] = frozenset()) -> tuple[TproxyRoute, ...]:
-        """List the policy routes of ours that are in place, and those of the old script with one of these marks."""
+    def routes(self, marks: Marks = frozenset()) -> tuple[TproxyRoute, ...]:
+        """List the policy routes of ours that are in place, and those of Istio's own tools with one of these marks."""
         from istio_init import routing  # noqa: PLC0415 - pyroute2 takes a quarter of a second to import
 
         return routing.find(marks)
@@ -121,6 +144,32 @@ class Backend(ABC):
 
         routing.delete(route, only_ours=only_ours)
 
+    def addresses(self) -> tuple[str, ...]:
+        """List the addresses of lo that are ours, as CIDRs; all of them are of IPv6."""
+        from istio_init import routing  # noqa: PLC0415 - as above
+
+        return routing.addresses()
+
+    def add_address(self, cidr: str) -> bool:
+        """Make sure that lo has an address, and tell whether it was missing."""
+        from istio_init import routing  # noqa: PLC0415 - as above
+
+        return routing.add_address(cidr)
+
+    def delete_address(self, cidr: str) -> None:
+        """Take an address of ours from lo."""
+        from istio_init import routing  # noqa: PLC0415 - as above
+
+        routing.delete_address(cidr)
+
+    def difference(self, wanted: Snapshot, current: Snapshot) -> list[TableChange]:
+        """Find the changes that lead one family from `current`, as it was read, to `wanted`; none when all is in place.
+
+        Raises:
+            Unsupported: a foreign rule uses a chain that would have to go.
+        """
+        return compare(wanted, current)
+
     def unread(self) -> dict[Family, IstioInitError]:
         """Tell the families of which the last `read` may have missed something, and why."""
         return {}
@@ -136,21 +185,18 @@ class Backend(ABC):
         plan = plan.only(families)
         with self._locked():
             before = self.read(families)
-            changes = {family: compare(desired(plan, family), before[family]) for family in families}
-            route_added = plan.route is not None and self.add_route(plan.route)
-            try:
+            changes = {family: self.difference(desired(plan, family), before[family]) for family in families}
+            with self._surroundings_added(plan) as added:
                 skipped = self._commit_or_put_back(before, changes, plan.optional)
-            except BaseException:
-                if route_added and plan.route is not None:
-                    self.delete_route(plan.route, only_ours=True)
-                raise
-            # The rules of an earlier plan tell whether it had a route, so that pods without one need not look.
-            marks = _marks(before)
-            stale = bool(marks) and self._delete_routes(marks, keep=plan.route)
+            # The rules of an earlier plan tell what it had besides, so that pods without any of it need not look.
+            gone = Surroundings(
+                routed=bool(_marks(before)) and self._delete_routes(before, plan),
+                addressed=_have_proxy_source(before) and self._delete_addresses(plan),
+            )
             left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
             unread = {family: why for family, why in self.unread().items() if family not in skipped}
             unseen = [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
-            return self._report(families, changes, (*left_out, *unseen), routed=route_added or stale)
+            return self._report(families, changes, (*left_out, *unseen), added, gone)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Remove all that is ours and nothing else; it is no error when there is nothing.
@@ -165,22 +211,51 @@ class Backend(ABC):
                 if family is Family.IPV4 or families != BOTH_FAMILIES:
                     raise error
                 warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
-            changes = {family: compare({}, before[family]) for family in families}
+            changes = {family: self.difference({}, before[family]) for family in families}
             self._commit_or_put_back(before, changes, frozenset())
-            routed = Family.IPV4 in families and self._delete_routes(_marks(before))
-            return self._report(families, changes, tuple(warnings), routed=routed)
+            # A family whose rules cannot be read keeps what they may need.
+            read = {family: snapshot for family, snapshot in before.items() if family not in self.unread()}
+            gone = Surroundings(
+                routed=self._delete_routes(read, NO_PLAN),
+                addressed=Family.IPV6 in read and self._delete_addresses(NO_PLAN),
+            )
+            return self._report(families, changes, tuple(warnings), gone)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with namespace_lock(self.lock_wait), signals_held():
             yield
 
-    def _delete_routes(self, marks: frozenset[int], keep: TproxyRoute | None = None) -> bool:
+    @contextmanager
+    def _surroundings_added(self, plan: Plan) -> Iterator[Surroundings]:
+        """Make sure of the plan's addresses and routes for a block, and take back those that were made if it fails."""
+        with ExitStack() as undo:
+            addresses, routes = [], []
+            for cidr in plan.addresses:
+                if self.add_address(cidr):
+                    addresses.append(cidr)
+                    undo.callback(self.delete_address, cidr)
+            for route in plan.routes:
+                if self.add_route(route):
+                    routes.append(route)
+                    undo.callback(self.delete_route, route, only_ours=True)
+            yield Surroundings(bool(routes), bool(addresses))
+            undo.pop_all()
+
+    def _delete_routes(self, before: Snapshots, keep: Plan) -> bool:
+        """Remove the routes of the families in `before` that a plan does not have."""
         # A route of ours that another's rule leads to is part of the one that is kept.
-        kept = (keep, keep._replace(mark=NO_MARK)) if keep else ()
-        stale = [route for route in self.routes(marks) if route not in kept]
+        kept = (*keep.routes, *(route._replace(mark=NO_MARK) for route in keep.routes))
+        stale = [route for route in self.routes(_marks(before)) if route.family in before and route not in kept]
         for route in stale:
             self.delete_route(route)
+        return bool(stale)
+
+    def _delete_addresses(self, keep: Plan) -> bool:
+        """Remove the addresses that a plan does not have."""
+        stale = [cidr for cidr in self.addresses() if cidr not in keep.addresses]
+        for cidr in stale:
+            self.delete_address(cidr)
         return bool(stale)
 
     def _commit_or_put_back(
@@ -221,24 +296,42 @@ class Backend(ABC):
             raise IstioInitError(message) from cause
         cause.add_note("what was there before is in place again" if undo else "nothing had been changed")
 
-    def _report(self, families: tuple[Family, ...], changes: Changes, warnings: tuple[str, ...], *, routed: bool) -> Report:
+    def _report(
+        self, families: tuple[Family, ...], changes: Changes, warnings: tuple[str, ...], *besides: Surroundings
+    ) -> Report:
         made = [change for wanted in changes.values() for change in wanted]
         return Report(
             backend=self.name,
             variants=self.variants(families),
             chains=sum(len(change.chains) + len(change.dropped) for change in made),
-            rules=sum(sum(map(len, change.chains.values())) + len(change.added_jumps) for change in made),
-            changed=bool(made) or routed,
-            routed=routed,
+            rules=sum(
+                sum(map(len, change.chains.values())) + len(change.added_jumps) + len(change.inserted_jumps)
+                for change in made
+            ),
+            changed=bool(made) or any(map(any, besides)),
+            routed=any(changed.routed for changed in besides),
+            addressed=any(changed.addressed for changed in besides),
             warnings=warnings,
         )
 
 
-def _marks(snapshots: Snapshots) -> frozenset[int]:
-    """Give the marks that rules of ours, or of the old script, divert packets with."""
-    mangle = snapshots.get(Family.IPV4, {}).get(Table.MANGLE)
-    rules = mangle.chains.get("ISTIO_DIVERT", ()) if mangle else ()
-    return frozenset(rule.target.mark for rule in rules if isinstance(rule, Rule) and rule.target.mark is not None)
+def _marks(snapshots: Snapshots) -> Marks:
+    """Give the marks that rules of ours, or of Istio's own tools, divert packets with."""
+    return frozenset(
+        (family, rule.target.mark)
+        for family, tables in snapshots.items()
+        if Table.MANGLE in tables
+        for rule in tables[Table.MANGLE].chains.get("ISTIO_DIVERT", ())
+        if isinstance(rule, Rule) and rule.target.mark is not None
+    )
+
+
+def _have_proxy_source(snapshots: Snapshots) -> bool:
+    """Tell whether rules look for what the proxy sends from the address that it has on lo in IPv6."""
+    states = snapshots.get(Family.IPV6, {}).values()
+    rules = (rule for state in states for chain in state.chains.values() for rule in chain)
+    wanted = Match(MatchKind.SOURCE, PROXY_SOURCE_IPV6)
+    return any(isinstance(rule, Rule) and wanted in rule.matches for rule in rules)
 
 
 @contextmanager

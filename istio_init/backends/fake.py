@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.errors import IstioInitError, Unsupported
 from istio_init.inspect import NOTHING
-from istio_init.model import Family, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
+from istio_init.model import Family, Marks, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,6 +41,7 @@ class FakeBackend(Backend):
         self._broken = set(broken)
         self._missing = missing
         self._routes: set[TproxyRoute] = set()
+        self._addresses: set[str] = set()
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """There is only one variant of a fake."""
@@ -74,9 +75,9 @@ class FakeBackend(Backend):
             self.transactions += 1
         return None
 
-    def routes(self, marks: frozenset[int] = frozenset()) -> tuple[TproxyRoute, ...]:  # noqa: ARG002 - all are ours
+    def routes(self, marks: Marks = frozenset()) -> tuple[TproxyRoute, ...]:  # noqa: ARG002 - all are ours
         """List the policy routes in place."""
-        return tuple(self._routes)
+        return tuple(sorted(self._routes, key=lambda route: (tuple(Family).index(route.family), route)))
 
     def add_route(self, route: TproxyRoute) -> bool:
         """Remember a policy route."""
@@ -88,6 +89,20 @@ class FakeBackend(Backend):
         """Forget a policy route."""
         self._routes.discard(route)
 
+    def addresses(self) -> tuple[str, ...]:
+        """List the addresses of lo that were given."""
+        return tuple(sorted(self._addresses))
+
+    def add_address(self, cidr: str) -> bool:
+        """Remember an address of lo."""
+        missing = cidr not in self._addresses
+        self._addresses.add(cidr)
+        return missing
+
+    def delete_address(self, cidr: str) -> None:
+        """Forget an address of lo."""
+        self._addresses.discard(cidr)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         yield
@@ -96,12 +111,16 @@ class FakeBackend(Backend):
 def _made(tables: Snapshot, change: TableChange) -> TableState:
     before = tables.get(change.table, NOTHING)
     chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
-    kept = tuple(jump for jump in before.jumps if jump not in change.removed_jumps)
-    return TableState(chains, kept + change.added_jumps, before.foreign, before.users)
+    heads, jumps = (
+        tuple(one for one in side if one not in change.removed_jumps) for side in (before.inserted, before.jumps)
+    )
+    return before._replace(chains=chains, jumps=jumps + change.added_jumps, inserted=change.inserted_jumps + heads)
 
 
 def _lost_jump(state: TableState) -> str:
     """Name a chain that a rule jumps to and that does not exist; a kernel refuses such a transaction."""
-    rules = [rule for rules in state.chains.values() for rule in rules] + [rule for _, rule in state.jumps]
+    rules = [rule for rules in state.chains.values() for rule in rules] + [
+        rule for _, rule in (*state.inserted, *state.jumps)
+    ]
     goals = (rule.target.chain for rule in rules if isinstance(rule, Rule))
     return next((goal for goal in goals if goal and goal not in state.chains), "")

@@ -1,15 +1,23 @@
 """The backend that calls libiptc, through python-iptables: legacy tables without starting a program.
 
 One commit a table, never auto-commit. python-iptables takes no lock, so this takes the one that iptables-legacy takes.
+
+Each family is worked on in a copy of this process: libxtables registers an extension for the one family that is in use
+when it loads it, and never for the other one afterwards (1.8.9: TPROXY, REDIRECT and multiport), and some of its errors end
+the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
+import pickle
+import sys
+import warnings
 from contextlib import contextmanager
 from ipaddress import ip_interface
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from istio_init.backends.base import Backend, Changes, Snapshots, flock
 from istio_init.backends.legacy import LOCK_FILE_REMEDY, legacy_tables
@@ -20,17 +28,28 @@ from istio_init.model import (
     KernelRule,
     MatchKind,
     OpaqueRule,
+    Rule,
     Snapshot,
     Table,
     TableState,
     Variant,
 )
-from istio_init.render.iptables import MATCH_WORDS, TableReader, render_target
+from istio_init.render.iptables import (
+    MARKS,
+    MATCH_WORDS,
+    OF_PROTOCOL,
+    TableReader,
+    parse_rule,
+    protocol_of,
+    render_target,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from istio_init.inspect import TableChange
+
+T = TypeVar("T")
 
 # The lock of iptables-legacy, and the variable that moves it (iptables(8)).
 XTABLES_LOCK = "/run/xtables.lock"
@@ -50,7 +69,17 @@ ATTRIBUTES = {
     MatchKind.OUT_INTERFACE: "out_interface",
     MatchKind.PROTOCOL: "protocol",
 }
+# python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
+INTERFACE_MASKS = {MatchKind.IN_INTERFACE: "iniface_mask", MatchKind.OUT_INTERFACE: "outiface_mask"}
+INTERFACE_BYTES = 16  # linux/if.h: IFNAMSIZ
 ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
+
+
+class Raw(NamedTuple):
+    """A rule as libiptc takes it, and which of its bits tell it from others when it is to be deleted."""
+
+    entry: bytes
+    mask: bytes
 
 
 class LibiptcBackend(Backend):
@@ -68,31 +97,26 @@ class LibiptcBackend(Backend):
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
         """Read the tables that exist, and make none."""
-        return {family: self._read_family(family) for family in families}
+        return {family: _apart(_read_family, family) for family in families}
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Open each table, add an empty chain, commit, and take it back."""
         broken = {}
         for family, name in tables.items():
             try:
-                for make in ("create_chain", "delete_chain"):
-                    table = _open(family, name)
-                    getattr(table, make)(TRIAL_CHAIN)
-                    table.commit()
-            except _errors() as error:
-                broken[family] = str(_failure(error, family, name))
+                _apart(_try, family, name)
+            except IstioInitError as error:
+                broken[family] = str(error)
         return broken
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
         """Change table after table, each with one commit; a family ends at its first failure."""
         failed: dict[Family, IstioInitError] = {}
         for family, wanted in changes.items():
-            for change in wanted:
-                try:
-                    _make(family, change)
-                except _errors() as error:
-                    failed[family] = _failure(error, family, change.table)
-                    break
+            try:
+                _apart(_make, family, wanted)
+            except IstioInitError as error:
+                failed[family] = error
         return failed
 
     @contextmanager
@@ -101,12 +125,6 @@ class LibiptcBackend(Backend):
         with super()._locked(), _lock_file(path) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
             yield
-
-    def _read_family(self, family: Family) -> Snapshot:
-        try:
-            return {name: _read_table(family, name) for name in legacy_tables(family)}
-        except _errors() as error:
-            raise _failure(error, family, "") from error
 
 
 @contextmanager
@@ -122,6 +140,51 @@ def _lock_file(path: str) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _apart(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a copy of this process (fork(2)), and give what it returns or raise what it raises.
+
+    Raises:
+        Unsupported: the copy ended without a word.
+    """
+    _iptc()  # once, here, and not in each copy
+    sys.stdout.flush()  # python-iptables flushes it, too, and the copy has the same bytes waiting
+    messages = os.memfd_create("xtables")
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads may hold; what the copy does needs none of theirs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _be_the_copy(writing, messages, function, arguments)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(messages, "rb") as said:
+        outcome = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if not outcome:
+            said.seek(0)
+            text = said.read().decode(errors="replace").strip() or "no message"
+            message = f"libiptc ended with status {os.waitstatus_to_exitcode(status)}: {text}; try --backend restore"
+            raise Unsupported(message)
+    result: T | Exception = pickle.loads(outcome)  # noqa: S301 - from a copy of this very process
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _be_the_copy(writing: int, messages: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """Write what a function returns to a file, or the error that it raises, and end."""
+    try:
+        os.dup2(messages, 2)
+        try:
+            result: object = function(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised by the process that waits
+            result = error
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(result, pipe)
+    finally:
+        os._exit(0)
 
 
 def _iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
@@ -154,13 +217,32 @@ def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above
     return table
 
 
+def _read_family(family: Family) -> Snapshot:
+    try:
+        return {name: _read_table(family, name) for name in legacy_tables(family)}
+    except _errors() as error:
+        raise _failure(error, family, "") from error
+
+
+def _try(family: Family, name: Table) -> None:
+    try:
+        for make in ("create_chain", "delete_chain"):
+            table = _open(family, name)
+            getattr(table, make)(TRIAL_CHAIN)
+            table.commit()
+    except _errors() as error:
+        raise _failure(error, family, name) from error
+
+
 def _read_table(family: Family, name: Table) -> TableState:
     table = _open(family, name)
     reader = TableReader()
     for chain in table.chains:
         reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
         for rule in chain.rules:
-            reader.add_rule(chain.name, _text(rule), rule)
+            text = _text(rule)
+            unknown = isinstance(parse_rule(text), OpaqueRule)
+            reader.add_rule(chain.name, text, Raw(bytes(rule.rule), bytes(rule.mask)) if unknown else None)
     return reader.state()
 
 
@@ -185,60 +267,99 @@ def _cidr(text: str) -> str:
 
 
 def _options(extension: Any) -> list[str]:  # noqa: ANN401 - as above
-    parameters = extension.get_all_parameters()
-    return [word for name, values in parameters.items() for value in values for word in _option(f"--{name}", value)]
+    words = []
+    for name, values in extension.get_all_parameters().items():
+        negated = values[:1] == ["!"]
+        quoted = (f'"{value}"' if " " in value else value for value in values[negated:])
+        words += [*(["!"] * negated), f"--{name}", *quoted]
+    return words
 
 
 def _option(option: str, value: str) -> list[str]:
-    quoted = f'"{value}"' if " " in value else value
-    return ["!", option, quoted[1:]] if value.startswith("!") else [option, quoted]
+    return ["!", option, value[1:]] if value.startswith("!") else [option, value]
 
 
-def _make(family: Family, change: TableChange) -> None:
-    """Make one change; nothing happens before the commit, and nothing at all if it fails."""
-    iptc = _iptc()
+def _make(family: Family, changes: list[TableChange]) -> None:
+    """Make changes; all of them are prepared before the first one is committed, so that commits follow closely."""
+    name = ""
+    try:
+        prepared = []
+        for change in changes:
+            name = change.table
+            prepared.append(_prepared(family, change))
+        for table in prepared:
+            name = table.name
+            table.commit()
+    except _errors() as error:
+        raise _failure(error, family, name) from error
+
+
+def _prepared(family: Family, change: TableChange) -> Any:  # noqa: ANN401 - as above
+    """Give a table with a change; nothing happens before its commit, and nothing at all if that fails."""
     table = _open(family, change.table)
-
-    def chain(name: str) -> Any:  # noqa: ANN401 - as above
-        return iptc.Chain(table, name)
-
     for name in (*change.chains, *change.dropped):
         if table.is_chain(name):
             table.flush_entries(name)
         else:
             table.create_chain(name)
     for name, rule in change.removed_jumps:
-        chain(name).delete_rule(_native(family, rule))
+        entry, mask = map(_buffer, _raw(family, rule))
+        table.delete_entry(name, entry, mask)
     for name, rules in change.chains.items():
         for rule in rules:
-            chain(name).append_rule(_native(family, rule))
+            table.append_entry(name, _buffer(_raw(family, rule).entry))
+    for name, rule in reversed(change.inserted_jumps):
+        table.insert_entry(name, _buffer(_raw(family, rule).entry), 0)
     for name, rule in change.added_jumps:
-        chain(name).append_rule(_native(family, rule))
+        table.append_entry(name, _buffer(_raw(family, rule).entry))
     for name in change.dropped:
         table.delete_chain(name)
-    table.commit()
+    return table
 
 
-def _native(family: Family, rule: KernelRule) -> Any:  # noqa: ANN401 - as above
-    """Turn a rule into one of python-iptables."""
+def _buffer(raw: bytes) -> Any:  # noqa: ANN401 - as above
+    return (ctypes.c_ubyte * len(raw)).from_buffer_copy(raw)
+
+
+def _raw(family: Family, rule: KernelRule) -> Raw:
+    """Turn a rule into what libiptc takes."""
     if isinstance(rule, OpaqueRule):
-        return rule.native
+        return cast("Raw", rule.native)
+    native = _native(family, rule)
+    native.final_check()
+    return Raw(bytes(native.rule), bytes(native.mask))
+
+
+def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
+    """Turn a rule into one of python-iptables."""
     iptc = _iptc()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     for match in rule.matches:
-        value = f"{'!' * match.negated}{match.value}"
+        text = f"{match.value:#x}" if match.kind in MARKS else match.value
+        value = f"{'!' * match.negated}{text}"
         if match.kind in ATTRIBUTES:
             setattr(native, ATTRIBUTES[match.kind], value)
+            if family is Family.IPV6 and match.kind in INTERFACE_MASKS:
+                setattr(native.entry.ipv6, INTERFACE_MASKS[match.kind], _interface_mask(str(match.value)))
             continue
         extension, option = MATCH_WORDS[match.kind]
-        made = native.create_match(extension)
+        made = native.create_match(protocol_of(rule) if extension == OF_PROTOCOL else extension)
         if option:
             made.set_parameter(option.removeprefix("--"), value)
-    _, name, *options = render_target(rule.target).split()
+    _, name, *words = render_target(rule.target).split()
     target = native.create_target(name)
-    for option, value in zip(options[::2], options[1::2], strict=True):
-        target.set_parameter(option.removeprefix("--"), value)
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            after = words[index + 1 : index + 2]
+            # A name that another one follows, such as --save-mark, has no value.
+            target.set_parameter(word.removeprefix("--"), "".join(one for one in after if not one.startswith("--")))
     return native
+
+
+def _interface_mask(name: str) -> bytes:
+    """Give the mask that compares a whole name with its zero byte, or what stands before a +."""
+    compared = len(name.encode()) + 1 if not name.endswith("+") else len(name.encode()) - 1
+    return (b"\xff" * compared).ljust(INTERFACE_BYTES, b"\0")
 
 
 def _failure(error: Exception, family: Family, table: str) -> IstioInitError:

@@ -12,12 +12,13 @@ from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
 from istio_init.errors import InvalidInput
 from istio_init.model import PROXY_UID
-from istio_init.settings import ID_MAX, Settings
+from istio_init.values import ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from istio_init.bootstrap.settings import ProxySettings
+    from istio_init.settings import Settings
 
 
 class Pod(NamedTuple):
@@ -167,14 +168,16 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
     """
     from istio_init.cli.apply import apply  # noqa: PLC0415 - most calls have no rules
     from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - as above
-    from istio_init.settings import NO_ACCOUNTS, OPTIONS, parse_settings  # noqa: PLC0415 - as above
+    from istio_init.options import OPTIONS  # noqa: PLC0415 - as above
+    from istio_init.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
 
     given = parse_words(apply, words, where)
     # Neither this machine's own environment files nor its users are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
     try:
-        values = collect({option.name: given[option.name] for option in OPTIONS}, {**no_files, **environ})
-        return parse_settings(values, NO_ACCOUNTS)
+        flags = {option.name: given.get(option.name) for option in OPTIONS}
+        values = collect(flags, {**no_files, **environ}, given["layout"])
+        return parse_settings(values, NO_ACCOUNTS, given["layout"])
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
 

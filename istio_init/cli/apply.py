@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_init.cli.log import Level
-from istio_init.cli.options import Run, run_options, setting_options
+from istio_init.cli.options import CommandWithSwitches, Run, run_options, setting_options
 from istio_init.environment import read_settings
 from istio_init.layouts import build_plan
 from istio_init.model import Variant
+from istio_init.options import ISTIO_1_0, LAYOUTS
 
 if TYPE_CHECKING:
     from istio_init.backends.base import Report
     from istio_init.model import Plan
+    from istio_init.settings import Settings
 
-FORMATS = ("restore", "commands", "json", "table")
+FORMATS = ("restore", "commands", "nft", "json", "table")
 
 EPILOG = """\b
 Examples:
@@ -28,23 +30,34 @@ Examples:
 
 \b
 Values: default < environment file < environment variable [in brackets] < flag.
-Environment files: $ISTIO_CLUSTER_CONFIG (/var/lib/istio/envoy/cluster.env), then
-$ISTIO_SIDECAR_CONFIG (/var/lib/istio/envoy/sidecar.env).
-Variables without a flag: ENVOY_USER (the user of the default of -u), ENABLE_INBOUND_IPV6
-(unless it is set, connections from outside over IPv6 are rejected).
+A variable of a setting that the layout does not have is ignored; a flag is an error.
+Environment files, layout istio-1.0 only: $ISTIO_CLUSTER_CONFIG (/var/lib/istio/envoy/cluster.env),
+then $ISTIO_SIDECAR_CONFIG (/var/lib/istio/envoy/sidecar.env).
+Variables without a flag: ENVOY_USER (the user of the default of -u); layout istio-1.0:
+ENABLE_INBOUND_IPV6 (unless it is set, connections from outside over IPv6 are rejected);
+layout current: ISTIO_OUTBOUND_OWNER_GROUPS, ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE,
+ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR.
 """
 
-
-@click.command(epilog=EPILOG)
-@setting_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print the rules and change nothing; needs no privileges.")
-@click.option(
+format_option = click.option(
     "--format",
     "output_format",
     type=click.Choice(FORMATS),
-    help="What --dry-run prints: a script for iptables-restore --noflush, shell commands, JSON, or a table with the "
-    "reason of each rule. Default: restore.",
+    help="What --dry-run prints: a script for iptables-restore --noflush, shell commands, a script for nft -f, JSON, or a "
+    "table with the reason of each rule. Default: restore; with --backend nft: nft.",
 )
+
+
+@click.command(cls=CommandWithSwitches, epilog=EPILOG)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default=ISTIO_1_0,
+    help=f"Which rules: those of Istio 1.0, or those of today's Istio. Default: {ISTIO_1_0}.",
+)
+@setting_options
+@click.option("-n", "--dry-run", is_flag=True, help="Print the rules and change nothing; needs no privileges.")
+@format_option
 @run_options
 def apply(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
     """Divert this network namespace's connections into Envoy.
@@ -54,26 +67,58 @@ def apply(**options: Any) -> None:  # noqa: ANN401 - click passes each option by
     """
     started = time.perf_counter()
     run = Run.take(options)
+    layout = options.pop("layout")
     dry_run, output_format = options.pop("dry_run"), options.pop("output_format")
-    if output_format and not dry_run:
-        raise click.UsageError("--format says what --dry-run prints; add --dry-run, or leave it out")
-    settings = read_settings(options, os.environ)
-    for warning in settings.warnings:
-        run.log.write(Level.WARNING, warning)
+    check_format(output_format, dry_run=dry_run)
+    settings = read_settings(options, os.environ, layout)
+    warn(run, settings)
     plan = build_plan(settings)
     if dry_run:
-        _print(plan, output_format or "restore", run)
-        return
+        print_plan(run, plan, output_format)
+    else:
+        write_plan(run, plan, started)
+
+
+def check_format(output_format: str | None, *, dry_run: bool) -> None:
+    """Refuse a form of output for a run that prints nothing.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if output_format and not dry_run:
+        raise click.UsageError("--format says what --dry-run prints; add --dry-run, or leave it out")
+
+
+def warn(run: Run, settings: Settings) -> None:
+    """Log what the user should know about values that were accepted."""
+    for warning in settings.warnings:
+        run.log.write(Level.WARNING, warning)
+
+
+def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
+    """Print a plan and change nothing."""
+    from istio_init.render import render  # noqa: PLC0415 - an apply does without
+
+    default = "nft" if run.backend == "nft" else "restore"
+    text = render(plan, output_format or default, run.families, run.variant or Variant.PLAIN)
+    click.echo(text, nl=False)
+
+
+def write_plan(run: Run, plan: Plan, started: float) -> None:
+    """Bring the kernel to a plan, and log what was done.
+
+    Args:
+        run: how rules are reached.
+        plan: what there should be.
+        started: when the command began, by `time.perf_counter`.
+
+    Raises:
+        IstioInitError: see `Backend.apply`.
+    """
     report = run.open_backend().apply(plan, run.families)
     for warning in report.warnings:
         run.log.write(Level.WARNING, warning)
     run.log.write(Level.INFO, _summary(plan, report, time.perf_counter() - started))
-
-
-def _print(plan: Plan, output_format: str, run: Run) -> None:
-    from istio_init.render import render  # noqa: PLC0415 - an apply does without
-
-    click.echo(render(plan, output_format, run.families, run.variant or Variant.PLAIN), nl=False)
 
 
 def _summary(plan: Plan, report: Report, seconds: float) -> str:

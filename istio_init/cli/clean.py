@@ -24,11 +24,20 @@ def clean(**options: Any) -> None:  # noqa: ANN401 - click passes each option by
 
     It is no error when there are none. Rules of others are not touched.
     """
+    remove_ours(Run.take(options))
+
+
+def remove_ours(run: Run) -> None:
+    """Remove all that is ours, and log what there was.
+
+    Raises:
+        IstioInitError: see `Backend.remove`.
+    """
     started = time.perf_counter()
-    run = Run.take(options)
     report = run.open_backend().remove(run.families)
     for warning in report.warnings:
         run.log.write(Level.WARNING, warning)
     removed = [f"{report.chains} chains"] * bool(report.chains) + ["the policy route"] * report.routed
+    removed += ["the address of lo"] * report.addressed
     what = f"{' and '.join(removed)} removed" if removed else "nothing to remove"
     run.log.write(Level.INFO, f"clean ({report.means}): {what}, {(time.perf_counter() - started) * 1000:.0f} ms")

@@ -17,12 +17,14 @@ from istio_init.errors import InvalidInput, Unsupported
 from istio_init.lab.protocol import DEFAULT_NAME
 from istio_init.lab.protocol import down as down_command
 from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings, mesh_pods, proxy_arguments, proxy_environment
-from istio_init.settings import OPTIONS
+from istio_init.options import ISTIO_1_0, LAYOUTS, OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab
 
 EXTRA = ("cryptography", "grpc", "envoy")  # what the extra `lab` brings, by the names of the modules
+
+BACKENDS = ("auto", "restore", "libiptc", "nft")
 
 name_option = click.option(
     "--name", default=DEFAULT_NAME, metavar="NAME", help="For several labs side by side. Default: lab."
@@ -50,9 +52,9 @@ def lab() -> None:
 @lab.command()
 @name_option
 @click.option("--pods", type=click.IntRange(1, 100), default=2, metavar="N", help="Pods with a proxy. Default: 2.")
-@click.option(
-    "--listeners", type=click.Choice(SHAPES), default=SHAPES[0], help=f"Shape of Envoy's listeners. Default: {SHAPES[0]}."
-)
+@click.option("--layout", type=click.Choice(LAYOUTS), default=ISTIO_1_0, help=f"Of the rules. Default: {ISTIO_1_0}.")
+@click.option("--listeners", type=click.Choice(SHAPES), help="Shape of Envoy's listeners. Default: the layout's.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="How istio-init reaches rules. Default: auto.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for proxies: to look at one that does not get ready.")
 @click.option("--mutual-tls", is_flag=True, help="Let proxies and control plane prove who they are.")
 @click.option(
@@ -63,12 +65,15 @@ def lab() -> None:
 def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
     """Make the pods, each with an app and an Envoy; rules are by the flags below, over those of an injected pod."""
     log = take_log(options)
-    read_settings(options, {})  # a bad value ends the program here
-    flags = tuple((option.flags[0], options[option.name]) for option in OPTIONS if options[option.name] is not None)
+    layout = options["layout"]
+    read_settings(options, {}, layout)  # a bad value ends the program here
+    given = ((option.name, options.get(option.name)) for option in OPTIONS)
     settings = LabSettings(
         pods=options["pods"],
-        shape=options["listeners"],
-        interception=flags,
+        layout=layout,
+        shape=options["listeners"] or "",
+        backend=options["backend"],
+        interception=tuple((name, value) for name, value in given if value is not None),
         proxy=_words(options["proxy_words"]),
         mutual_tls=options["mutual_tls"],
         patience=0 if options["no_wait"] else PATIENCE,

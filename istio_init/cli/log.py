@@ -17,6 +17,7 @@ class Level(IntEnum):
     INFO = 20
     WARNING = 30
     ERROR = 40
+    NONE = 50  # of no message: as a threshold, it keeps the log empty
 
 
 class Log(NamedTuple):

@@ -10,15 +10,15 @@ import click
 from istio_init import __version__
 from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 
-COMMANDS = ("apply", "clean", "bootstrap", "proxy", "lab")
+COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b
 `apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`,
 and `istio-init` alone applies the defaults, as the old image did. Flags stand behind the command.
-`istio-init apply --help` lists those of apply.
+`istio-init apply --help` lists those of apply. `istio-iptables` takes the flags of today's Istio.
 
 \b
 Exit codes:
@@ -28,6 +28,7 @@ Exit codes:
   3  not permitted: the capability NET_ADMIN (or, for legacy tables, NET_RAW) is missing
   4  the kernel or a tool cannot do what the plan needs
   5  another program holds the lock
+  126  connections do not go where they should (istio-iptables --run-validation)
 
 \b
 Examples:
@@ -51,10 +52,11 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import a command: `istio_init.cli.NAME` has it under its name."""
+        """Import a command: `istio_init.cli.NAME` has it under its name, a dash written as an underscore."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"istio_init.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"istio_init.cli.{name}"), name)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -90,7 +92,7 @@ def run(arguments: list[str]) -> int:
     except (click.ClickException, IstioInitError, OSError, KeyboardInterrupt) as error:
         # Before the options are read, only the words themselves say how to log.
         words = " ".join(arguments).replace("=", " ")
-        log = (context and context.obj) or Log(json="--log-format json" in words)
+        log = (context and context.obj) or Log(json="--log-format json" in words or "--log_as_json" in words)
         message, exit_code = _explain(error)
         log.write(Level.ERROR, message)
         return exit_code

@@ -1,13 +1,14 @@
 """Options that several commands share."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from istio_init.cli.log import Level, Log
 from istio_init.model import Family, Variant
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from istio_init.backends.base import Backend
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Function = Callable[..., None]
 Decorator = Callable[[Function], Function]
 
+TAKEN = frozenset({"-q"})  # today's -q is a list of ports; here it has been --quiet from the start
+SWITCHED_ON = "true"
 VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 
@@ -59,20 +62,52 @@ class Run(NamedTuple):
         return open_backend(self.backend, self.variant, self.lock_wait, self.log.debug)
 
 
+class CommandWithSwitches(click.Command):
+    """A command whose switches take a value behind = only, as Go's flags do: `--redirect-dns`, `--redirect-dns=false`.
+
+    Without this, `--redirect-dns -b 80` would do, but `--redirect-dns 80` would take 80 for its value.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write out the value of each switch."""
+        switches = {flag for one in self.params if getattr(one, "flag_value", None) == SWITCHED_ON for flag in one.opts}
+        return super().parse_args(ctx, [word for arg in args for word in _written_out(arg, switches)])
+
+
+def _written_out(argument: str, switches: set[str]) -> tuple[str, ...]:
+    flag, equals, value = argument.partition("=")
+    if flag not in switches:
+        return (argument,)
+    if flag.startswith("--"):
+        return (f"{flag}={value if equals else SWITCHED_ON}",)
+    return (flag, value if equals else SWITCHED_ON)  # click would take the = of `-n=false` for a part of the value
+
+
 def setting_options(command: Function) -> Function:
     """Add a flag for each setting; what is not given arrives as None."""
-    return decorate(
-        command,
-        [
-            click.option(
-                *option.flags,
-                option.name,
-                type=TextValue(),
-                metavar=option.metavar,
-                help=f"{option.help} [{', '.join(option.variables)}]",
-            )
-            for option in OPTIONS
-        ],
+    return flag_options(command, OPTIONS, TAKEN)
+
+
+def flag_options(command: Function, options: Sequence[Option], taken: frozenset[str] = frozenset()) -> Function:
+    """Add a flag for each row of a table; what is not given arrives as None.
+
+    Args:
+        command: the function below.
+        options: the table.
+        taken: flags that mean something else in this command.
+    """
+    return decorate(command, [_flag_option(option, taken) for option in options if option.flags])
+
+
+def _flag_option(option: Option, taken: frozenset[str]) -> Decorator:
+    variables = f" [{', '.join(option.variables)}]" if option.variables else ""
+    make = partial(click.option, is_flag=False, flag_value=SWITCHED_ON) if option.is_switch else click.option
+    return make(
+        *(flag for flag in option.flags if flag not in taken),
+        option.name,
+        type=TextValue(),
+        metavar=option.metavar,
+        help=f"{option.help}{variables}",
     )
 
 
@@ -85,8 +120,8 @@ def take_log(options: dict[str, Any]) -> Log:
     return log
 
 
-def log_options(command: Function) -> Function:
-    """Add the options that `take_log` takes."""
+def log_options(command: Function, quiet: Sequence[str] = ("-q", "--quiet")) -> Function:
+    """Add the options that `take_log` takes, `quiet` under these flags."""
     return decorate(
         command,
         [
@@ -97,15 +132,15 @@ def log_options(command: Function) -> Function:
                 help="Form of the log, which goes to standard error. Default: text.",
             ),
             click.option("-v", "--verbose", is_flag=True, help="Log more: each program that is run, and its input."),
-            click.option("-q", "--quiet", is_flag=True, help="Log errors only."),
+            click.option(*quiet, is_flag=True, help="Log errors only."),
         ],
     )
 
 
-def run_options(command: Function) -> Function:
-    """Add the options that `Run.take` takes."""
+def run_options(command: Function, quiet: Sequence[str] = ("-q", "--quiet")) -> Function:
+    """Add the options that `Run.take` takes, `quiet` under these flags."""
     return decorate(
-        log_options(command),
+        log_options(command, quiet),
         [
             click.option(
                 "--family",
@@ -115,9 +150,10 @@ def run_options(command: Function) -> Function:
             ),
             click.option(
                 "--backend",
-                type=click.Choice(["auto", "restore", "libiptc"]),
+                type=click.Choice(["auto", "restore", "libiptc", "nft"]),
                 default="auto",
-                help="restore: iptables-restore; libiptc: legacy tables by library calls. Default: auto, which is restore.",
+                help="restore: iptables-restore; libiptc: legacy tables by library calls; nft: tables of nftables' own. "
+                "Default: auto, which is restore, or nft where no iptables works.",
             ),
             click.option(
                 "--iptables-variant",

@@ -74,7 +74,7 @@ def world(settings: LabSettings) -> World:
     """Say what the control plane serves."""
     plans = mesh_pods(settings)
     return World(
-        shape=settings.shape,
+        shape=settings.listeners,
         services=tuple(
             Service(plan.service, plan.namespace, vip(number), APP_PORT, (plan.name,)) for number, plan in enumerate(plans)
         ),
@@ -110,7 +110,7 @@ def sandbox(plan: PodPlan, link: str) -> tuple[str, ...]:
 
 def init(settings: LabSettings) -> tuple[str, ...]:
     """Give the command line of a pod's init container."""
-    return python("istio_init", *settings.rules)
+    return python("istio_init", "apply", *settings.rules)
 
 
 def programs(settings: LabSettings) -> Iterator[Program]:

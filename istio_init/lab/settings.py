@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from istio_init.errors import InvalidInput
 from istio_init.model import PROXY_UID
+from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 
 PATIENCE = 60.0  # seconds
 NAMESPACE = "default"
@@ -24,13 +25,23 @@ GATEWAY = f"{NETWORK}.1"
 PREFIX = 24
 VIPS = "10.96.0"  # of the services; nothing has these addresses, so only a proxy can reach what they stand for
 FIRST_POD = 10
-SHAPES = ("istio-1.0", "current")
+SHAPES = LAYOUTS  # each layout has a shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
-# What Istio 1.0's injector writes for an app on port 9080; today's shape has a port of its own for inbound connections.
-INTERCEPTION = {"-p": "15001", "-u": str(PROXY_UID), "-m": "REDIRECT", "-i": "*", "-x": "", "-b": str(APP_PORT), "-d": ""}
-INBOUND_CAPTURE = {"istio-1.0": {}, "current": {"-z": "15006"}}
+# What injectors write for an app on port 9080, by the names of istio_init.options.
+COMMON = {
+    "envoy_port": "15001",
+    "proxy_uids": str(PROXY_UID),
+    "mode": "REDIRECT",
+    "service_cidrs": "*",
+    "service_exclude_cidrs": "",
+}
+INTERCEPTION = {
+    ISTIO_1_0: COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""},
+    CURRENT: COMMON | {"inbound_capture_port": "15006", "inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
+}
+FLAGS = {option.name: option for option in OPTIONS}
 
 
 class LabSettings(NamedTuple):
@@ -38,8 +49,10 @@ class LabSettings(NamedTuple):
 
     Attributes:
         pods: how many pods of the mesh there are; the first calls the second.
-        shape: of the listeners that the control plane serves (`SHAPES`).
-        interception: flags of istio-init, laid over those of `INTERCEPTION`.
+        layout: of the rules: `istio-1.0` or `current`.
+        shape: of the listeners that the control plane serves (`SHAPES`); empty for the one that goes with the layout.
+        backend: how istio-init reaches the rules.
+        interception: settings of istio-init by name, laid over those of `INTERCEPTION`.
         proxy: further words for `istio-init proxy`; they come last, so they win.
         mutual_tls: whether proxies and control plane prove to each other who they are.
         control_plane_account: the service account that the control plane's certificate names.
@@ -47,7 +60,9 @@ class LabSettings(NamedTuple):
     """
 
     pods: int = 2
-    shape: str = SHAPES[0]
+    layout: str = ISTIO_1_0
+    shape: str = ""
+    backend: str = "auto"
     interception: tuple[tuple[str, str], ...] = ()
     proxy: tuple[str, ...] = ()
     mutual_tls: bool = False
@@ -55,15 +70,33 @@ class LabSettings(NamedTuple):
     patience: float = PATIENCE
 
     @property
+    def listeners(self) -> str:
+        """The shape of listeners that is served."""
+        return self.shape or self.layout
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The settings of istio-init in each pod, by name."""
+        port = {"inbound_capture_port": "15006"} if self.listeners == CURRENT else {}
+        return INTERCEPTION[self.layout] | port | dict(self.interception)
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """The arguments of istio-init in each pod."""
-        flags = INTERCEPTION | INBOUND_CAPTURE[self.shape] | dict(self.interception)
-        return tuple(word for pair in flags.items() for word in pair)
+        words = [f"--layout={self.layout}"] * (self.layout != ISTIO_1_0) + [f"--backend={self.backend}"] * (
+            self.backend != "auto"
+        )
+        for name, value in self.values.items():
+            option = FLAGS[name]
+            # The long name, where a short one means something else to `apply`.
+            flag = next((flag for flag in option.flags if flag != "-q"), "")
+            words += [f"{flag}={value}"] if option.is_switch else [flag, value]
+        return tuple(words)
 
     @property
     def mode(self) -> str:
         """The interception mode that the rules ask for."""
-        return dict(self.interception).get("-m") or INTERCEPTION["-m"]
+        return self.values["mode"]
 
     def to_json(self) -> str:
         """Write these settings for another process."""
@@ -72,8 +105,9 @@ class LabSettings(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> LabSettings:
         """Read what `to_json` wrote."""
-        pods, shape, interception, proxy, *others = json.loads(text)
-        return cls(pods, shape, tuple((flag, value) for flag, value in interception), tuple(proxy), *others)
+        pods, layout, shape, backend, interception, proxy, *others = json.loads(text)
+        pairs = tuple((name, value) for name, value in interception)
+        return cls(pods, layout, shape, backend, pairs, tuple(proxy), *others)
 
 
 class PodPlan(NamedTuple):

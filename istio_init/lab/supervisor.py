@@ -112,7 +112,7 @@ class Supervisor:
         """Tell what there is."""
         plans = pods.all_pods(self._settings)
         return {
-            "shape": self._settings.shape,
+            "shape": self._settings.listeners,
             "rules": list(self._settings.rules),
             "pods": [
                 {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.layouts import istio_1_0
-
 if TYPE_CHECKING:
     from istio_init.model import Plan
     from istio_init.settings import Settings
 
 
 def build_plan(settings: Settings) -> Plan:
-    """Make the rule plan for `settings`, in the layout of Istio 1.0."""
-    return istio_1_0.build(settings)
+    """Make the rule plan for `settings`, in their layout."""
+    # Each pod start waits for imports, and needs one layout.
+    if settings.layout == "current":
+        from istio_init.layouts.current import build  # noqa: PLC0415 - see above
+    else:
+        from istio_init.layouts.istio_1_0 import build  # noqa: PLC0415 - see above
+    return build(settings)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_init.layouts.parts import OUT_LO, RETURN, TCP, jump, not_to, redirect, to_cidr, to_port
 from istio_init.model import (
-    ANY_IPV4,
     LOOPBACK_CIDR,
     SSH_PORT,
     Chain,
@@ -24,23 +24,20 @@ from istio_init.model import (
     TargetKind,
     TproxyRoute,
 )
-from istio_init.settings import ALL
+from istio_init.options import ISTIO_1_0
+from istio_init.values import ALL
 
 if TYPE_CHECKING:
     from istio_init.settings import Settings
 
-NAME = "istio-1.0"
-
-TCP = Match(MatchKind.PROTOCOL, "tcp")
-RETURN = Target(TargetKind.RETURN)
-NOT_TO_LOOPBACK = Match(MatchKind.DESTINATION, LOOPBACK_CIDR, negated=True)
+NOT_TO_LOOPBACK = not_to(LOOPBACK_CIDR)
 
 
 def build(settings: Settings) -> Plan:
     """Make the plan; pure, the same settings always give the same plan."""
     tproxy = settings.mode is Mode.TPROXY and bool(settings.inbound_ports)
     return Plan(
-        layout=NAME,
+        layout=ISTIO_1_0,
         chains=(
             *_redirect_chains(settings),
             *(_tproxy_chains(settings) if tproxy else ()),
@@ -48,7 +45,7 @@ def build(settings: Settings) -> Plan:
             *_outbound_chains(settings),
             *(_closed_ipv6_chains() if settings.close_inbound_ipv6 else ()),
         ),
-        route=TproxyRoute(settings.tproxy_mark, settings.tproxy_route_table) if tproxy else None,
+        routes=(TproxyRoute(settings.tproxy_mark, settings.tproxy_route_table),) if tproxy else (),
         # The old script went on when ip6tables failed: many machines have none, and then nothing comes in that way.
         optional=frozenset({Family.IPV6}),
     )
@@ -58,11 +55,11 @@ def _redirect_chains(settings: Settings) -> tuple[Chain, ...]:
     return (
         _nat(
             "ISTIO_REDIRECT",
-            Rule((TCP,), _redirect(settings.envoy_port), "outbound connections go to Envoy's outbound port"),
+            Rule((TCP,), redirect(settings.envoy_port), "outbound connections go to Envoy's outbound port"),
         ),
         _nat(
             "ISTIO_IN_REDIRECT",
-            Rule((TCP,), _redirect(settings.inbound_capture_port), "inbound connections go to Envoy's inbound port"),
+            Rule((TCP,), redirect(settings.inbound_capture_port), "inbound connections go to Envoy's inbound port"),
         ),
     )
 
@@ -89,7 +86,7 @@ def _tproxy_chains(settings: Settings) -> tuple[Chain, ...]:
 def _inbound_chains(settings: Settings) -> tuple[Chain, ...]:
     make = _mangle if settings.mode is Mode.TPROXY else _nat
     return (
-        make("PREROUTING", Rule((TCP,), _jump("ISTIO_INBOUND"), "connections from outside the pod are looked at")),
+        make("PREROUTING", Rule((TCP,), jump("ISTIO_INBOUND"), "connections from outside the pod are looked at")),
         make("ISTIO_INBOUND", *_inbound_rules(settings)),
     )
 
@@ -99,11 +96,11 @@ def _inbound_rules(settings: Settings) -> tuple[Rule, ...]:
         return tuple(
             rule
             for port in settings.inbound_ports
-            for rule in _capture(settings, (_to_port(port),), f"port {port} is captured (-b)")
+            for rule in _capture(settings, (to_port(port),), f"port {port} is captured (-b)")
         )
     return (
-        Rule((TCP, _to_port(str(SSH_PORT))), RETURN, "SSH is never captured: an operator must get in"),
-        *(Rule((TCP, _to_port(port)), RETURN, f"port {port} is excluded (-d)") for port in settings.inbound_exclude_ports),
+        Rule((TCP, to_port(str(SSH_PORT))), RETURN, "SSH is never captured: an operator must get in"),
+        *(Rule((TCP, to_port(port)), RETURN, f"port {port} is excluded (-d)") for port in settings.inbound_exclude_ports),
         *_capture(settings, (), "every other port is captured (-b '*')"),
     )
 
@@ -111,26 +108,25 @@ def _inbound_rules(settings: Settings) -> tuple[Rule, ...]:
 def _capture(settings: Settings, condition: tuple[Match, ...], why: str) -> tuple[Rule, ...]:
     matches = (TCP, *condition)
     if settings.mode is Mode.REDIRECT:
-        return (Rule(matches, _jump("ISTIO_IN_REDIRECT"), why),)
+        return (Rule(matches, jump("ISTIO_IN_REDIRECT"), why),)
     known = "a packet of a connection that a socket here already has goes straight to that socket"
     # The old script looked for a socket only. That also finds one in TIME_WAIT, so a client that used a port again within
     # a minute reached the app around Envoy. Only a packet of an established connection can have its own socket.
     established = Match(MatchKind.CTSTATE, "ESTABLISHED")
     return (
-        Rule((*matches, established, Match(MatchKind.SOCKET)), _jump("ISTIO_DIVERT"), known),
-        Rule(matches, _jump("ISTIO_TPROXY"), why),
+        Rule((*matches, established, Match(MatchKind.SOCKET)), jump("ISTIO_DIVERT"), known),
+        Rule(matches, jump("ISTIO_TPROXY"), why),
     )
 
 
 def _outbound_chains(settings: Settings) -> tuple[Chain, ...]:
-    lo = Match(MatchKind.OUT_INTERFACE, "lo")
     return (
-        _nat("OUTPUT", Rule((TCP,), _jump("ISTIO_OUTPUT"), "connections that this pod opens are looked at")),
+        _nat("OUTPUT", Rule((TCP,), jump("ISTIO_OUTPUT"), "connections that this pod opens are looked at")),
         _nat(
             "ISTIO_OUTPUT",
             Rule(
-                (NOT_TO_LOOPBACK, lo),
-                _jump("ISTIO_REDIRECT"),
+                (NOT_TO_LOOPBACK, OUT_LO),
+                jump("ISTIO_REDIRECT"),
                 "a pod that calls itself by its own or its service's address goes through Envoy",
             ),
             *(
@@ -141,9 +137,9 @@ def _outbound_chains(settings: Settings) -> tuple[Chain, ...]:
                 Rule((Match(MatchKind.GID_OWNER, gid),), RETURN, f"the proxy's own traffic (gid {gid}) must not loop")
                 for gid in settings.proxy_gids
             ),
-            Rule(_to_cidr(LOOPBACK_CIDR), RETURN, "containers of a pod talk to each other directly over localhost"),
+            Rule(to_cidr(LOOPBACK_CIDR), RETURN, "containers of a pod talk to each other directly over localhost"),
             *(
-                Rule(_to_cidr(cidr), RETURN, f"destination {cidr} is excluded (-x)")
+                Rule(to_cidr(cidr), RETURN, f"destination {cidr} is excluded (-x)")
                 for cidr in settings.service_exclude_cidrs
             ),
             *_captured_destinations(settings),
@@ -155,10 +151,10 @@ def _captured_destinations(settings: Settings) -> tuple[Rule, ...]:
     if not settings.service_cidrs:
         return ()
     if settings.service_cidrs == (ALL,):
-        return (Rule((), _jump("ISTIO_REDIRECT"), "every other destination is captured (-i '*')"),)
+        return (Rule((), jump("ISTIO_REDIRECT"), "every other destination is captured (-i '*')"),)
     return (
         *(
-            Rule(_to_cidr(cidr), _jump("ISTIO_REDIRECT"), f"destination {cidr} is captured (-i)")
+            Rule(to_cidr(cidr), jump("ISTIO_REDIRECT"), f"destination {cidr} is captured (-i)")
             for cidr in settings.service_cidrs
         ),
         Rule((), RETURN, "no other destination is captured"),
@@ -172,7 +168,7 @@ def _closed_ipv6_chains() -> tuple[Chain, ...]:
             family,
             table,
             "INPUT",
-            (Rule((), _jump("ISTIO_INBOUND"), "IPv6 from outside is looked at: no rule here captures it"),),
+            (Rule((), jump("ISTIO_INBOUND"), "IPv6 from outside is looked at: no rule here captures it"),),
         ),
         Chain(
             family,
@@ -200,20 +196,3 @@ def _nat(name: str, *rules: Rule) -> Chain:
 
 def _mangle(name: str, *rules: Rule) -> Chain:
     return Chain(Family.IPV4, Table.MANGLE, name, rules)
-
-
-def _jump(chain: str) -> Target:
-    return Target(TargetKind.JUMP, chain=chain)
-
-
-def _redirect(port: int) -> Target:
-    return Target(TargetKind.REDIRECT, port=port)
-
-
-def _to_port(port: str) -> Match:
-    return Match(MatchKind.DESTINATION_PORT, port)
-
-
-def _to_cidr(cidr: str) -> tuple[Match, ...]:
-    """Match a destination; the whole address space needs no match, and the kernel would not show one."""
-    return () if cidr == ANY_IPV4 else (Match(MatchKind.DESTINATION, cidr),)

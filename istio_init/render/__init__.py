@@ -1,4 +1,4 @@
-"""Plan → text, for programs (`restore`, `commands`, `json`) and for people (`table`)."""
+"""Plan → text, for programs (`restore`, `commands`, `nft`, `json`) and for people (`table`)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def render(
     Args:
         plan: what to write.
         output_format: `restore` (for `iptables-restore --noflush`, and for IPv6 `ip6tables-restore --noflush`),
-            `commands` (for a shell), `json` or `table`.
+            `commands` (for a shell), `nft` (for `nft -f`), `json` or `table`.
         families: which families to write.
         variant: whose binaries `commands` names.
 
     Raises:
         InvalidInput: there is no such format.
+        Unsupported: nft has no words for a rule.
     """
     plan = plan.only(families)
     if output_format == "json":
@@ -39,11 +40,15 @@ def render(
         from istio_init.render.table import render_table  # noqa: PLC0415 - only this format needs it
 
         return render_table(plan)
+    if output_format == "nft":
+        from istio_init.render.nft import render_nft  # noqa: PLC0415 - only this format needs it
+
+        return render_nft(plan)
     if output_format == "restore":
         return _sections(plan, {family: render_restore(plan, family) for family in plan.families()})
     if output_format == "commands":
         return _sections(plan, {family: render_commands(plan, family, variant) for family in plan.families()})
-    raise InvalidInput("format", f"{output_format!r} is not a format", "restore, commands, json or table")
+    raise InvalidInput("format", f"{output_format!r} is not a format", "restore, commands, nft, json or table")
 
 
 def _sections(plan: Plan, texts: dict[Family, str]) -> str:

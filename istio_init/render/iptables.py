@@ -12,6 +12,7 @@ from istio_init.inspect import TableChange, compare, desired
 from istio_init.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
+    OWNER_COMMENT,
     Family,
     KernelRule,
     Match,
@@ -29,10 +30,13 @@ from istio_init.model import (
 
 
 class Words(NamedTuple):
-    """How a match is written: the extension that it needs, and its option."""
+    """How a match is written: the extension that it needs (`OF_PROTOCOL`: that of the rule's protocol), and its option."""
 
     extension: str
     option: str
+
+
+OF_PROTOCOL = "PROTOCOL"
 
 
 MATCH_WORDS = {
@@ -41,21 +45,36 @@ MATCH_WORDS = {
     MatchKind.IN_INTERFACE: Words("", "-i"),
     MatchKind.OUT_INTERFACE: Words("", "-o"),
     MatchKind.PROTOCOL: Words("", "-p"),
-    MatchKind.DESTINATION_PORT: Words("tcp", "--dport"),
+    MatchKind.SOURCE_PORT: Words(OF_PROTOCOL, "--sport"),
+    MatchKind.DESTINATION_PORT: Words(OF_PROTOCOL, "--dport"),
+    MatchKind.DESTINATION_PORTS: Words("multiport", "--dports"),
     MatchKind.UID_OWNER: Words("owner", "--uid-owner"),
     MatchKind.GID_OWNER: Words("owner", "--gid-owner"),
     MatchKind.SOCKET: Words("socket", ""),
     MatchKind.CTSTATE: Words("conntrack", "--ctstate"),
+    MatchKind.MARK: Words("mark", "--mark"),
+    MatchKind.CONNMARK: Words("connmark", "--mark"),
+    MatchKind.COMMENT: Words("comment", "--comment"),
 }
-KIND_OF_OPTION = {words.option: kind for kind, words in MATCH_WORDS.items() if words.option}
+PROTOCOLS = ("tcp", "udp")
+KINDS = {
+    (extension, words.option): kind
+    for kind, words in MATCH_WORDS.items()
+    for extension in (PROTOCOLS if words.extension == OF_PROTOCOL else (words.extension,))
+}
+OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a comment or a log prefix, which may say anything
 WHOLE_MARK = re.compile(r"0x[0-9a-f]{1,8}(/0xffffffff)?")
 TABLES = {table.value: table for table in Table}
-EXTENSIONS = frozenset(words.extension for words in MATCH_WORDS.values() if words.extension)
-OWNERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
+EXTENSIONS = frozenset(extension for extension, _ in KINDS if extension)
+NUMBERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
+CIDRS = (MatchKind.SOURCE, MatchKind.DESTINATION)
+MARKS = (MatchKind.MARK, MatchKind.CONNMARK)
+
+CONNMARK_WORDS = {TargetKind.SAVE_MARK: "--save-mark", TargetKind.RESTORE_MARK: "--restore-mark"}
 
 # What iptables-save adds to TPROXY although nobody asked for it: "the address of the incoming interface".
-DEFAULT_ADDRESS = ("--on-ip", "0.0.0.0")  # noqa: S104 - no address to listen on
+DEFAULT_ADDRESSES = (("--on-ip", "0.0.0.0"), ("--on-ip", "::"))  # noqa: S104 - no address to listen on
 
 
 def render_restore(plan: Plan, family: Family) -> str:
@@ -63,13 +82,13 @@ def render_restore(plan: Plan, family: Family) -> str:
 
     The policy route of TPROXY is not iptables' business and stands there as comments.
     """
-    route = [f"# also needed: {command}\n" for command in _route_commands(plan, family)]
+    route = [f"# also needed: {command}\n" for command in route_commands(plan, family)]
     return "".join(route) + render_changes(compare(desired(plan, family), {}))
 
 
 def render_commands(plan: Plan, family: Family, variant: Variant = Variant.PLAIN) -> str:
     """Write commands that a person can paste into a root shell of a namespace without our rules."""
-    lines = list(_route_commands(plan, family))
+    lines = list(route_commands(plan, family))
     for change in compare(desired(plan, family), {}):
         command = f"{command_name(family, variant)} -w -t {change.table}"
         lines.extend(f"{command} -N {name}" for name in change.chains)
@@ -86,19 +105,32 @@ def render_rule(rule: KernelRule) -> str:
     """Write one rule, without `-A CHAIN`."""
     if isinstance(rule, OpaqueRule):
         return rule.text
-    return " ".join((*map(render_match, rule.matches), render_target(rule.target)))
+    protocol = protocol_of(rule)
+    return " ".join((*(render_match(match, protocol) for match in rule.matches), render_target(rule.target)))
 
 
-def render_match(match: Match) -> str:
-    """Write one condition, the `-m` that it needs included."""
+def render_match(match: Match, protocol: str) -> str:
+    """Write one condition, the `-m` that it needs included.
+
+    Args:
+        match: the condition.
+        protocol: that of the rule, whose extension knows ports.
+    """
     extension, option = MATCH_WORDS[match.kind]
-    words = f"{option} {match.value}" if option else ""
+    value = f"{match.value:#x}" if match.kind in MARKS else match.value
+    words = f"{option} {value}" if option else ""
     if match.negated:
         words = f"! {words}"
+    extension = protocol if extension == OF_PROTOCOL else extension
     return f"-m {extension} {words}".rstrip() if extension else words
 
 
-def render_target(target: Target) -> str:
+def protocol_of(rule: Rule) -> str:
+    """Name the protocol that a rule asks for, or nothing."""
+    return next((str(match.value) for match in rule.matches if match.kind is MatchKind.PROTOCOL), "")
+
+
+def render_target(target: Target) -> str:  # noqa: PLR0911 - one for each kind of target
     """Write what a rule does, from `-j` on."""
     match target.kind:
         case TargetKind.JUMP:
@@ -111,6 +143,10 @@ def render_target(target: Target) -> str:
             return f"-j MARK --set-xmark {_mark(target)}"
         case TargetKind.REJECT:
             return f"-j REJECT --reject-with {target.reject_with}"
+        case TargetKind.SAVE_MARK | TargetKind.RESTORE_MARK:
+            return f"-j CONNMARK {CONNMARK_WORDS[target.kind]} --nfmask 0xffffffff --ctmask 0xffffffff"
+        case TargetKind.ZONE:
+            return f"-j CT --zone {target.zone}"
         case _:
             return f"-j {target.kind}"
 
@@ -145,14 +181,16 @@ def parse_rule(text: str) -> KernelRule:
         return OpaqueRule(text)
     matches: list[Match] = []
     negated = False
+    extension = ""
     words = iter(text.split())
     for word in words:
         if word == "!":
             negated = True
-        elif word in KIND_OF_OPTION:
-            kind = KIND_OF_OPTION[word]
-            value = next(words, "")
-            matches.append(Match(kind, int(value) if kind in OWNERS and value.isdecimal() else value, negated))
+        elif kind := KINDS.get((extension, word)) or KINDS.get(("", word)):
+            value = _value(kind, next(words, ""))
+            if value is None:
+                break
+            matches.append(Match(kind, value, negated))
             negated = False
         elif word == "-m" and (extension := next(words, "")) in EXTENSIONS:
             if extension == "socket":
@@ -166,6 +204,19 @@ def parse_rule(text: str) -> KernelRule:
     return OpaqueRule(text)
 
 
+def _value(kind: MatchKind, text: str) -> int | str | None:
+    """Read the value of a condition; None for one that the model has no words for."""
+    if kind in NUMBERS:
+        return int(text) if text.isdecimal() else None
+    if kind in MARKS:
+        return _mark_of(text) if WHOLE_MARK.fullmatch(text) else None
+    if kind in CIDRS and "." in text and ":" in text:
+        from ipaddress import ip_network  # noqa: PLC0415 - hardly any plan has an IPv6 address with an IPv4 one in it
+
+        return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
+    return text
+
+
 class TableReader:
     """Collects chains and rules of one table, and keeps ours apart from foreign ones."""
 
@@ -173,8 +224,10 @@ class TableReader:
         """Begin with an empty table."""
         self._chains: dict[str, list[KernelRule]] = {}
         self._jumps: list[tuple[str, KernelRule]] = []
+        self._inserted: list[tuple[str, KernelRule]] = []
         self._users: list[tuple[str, str]] = []
         self._foreign = False
+        self._seen_foreign: set[str] = set()  # chains in which a foreign rule came by
 
     def add_chain(self, name: str, policy: str) -> None:
         """Take note of a chain; the policy of a user-defined one is `-`."""
@@ -189,17 +242,19 @@ class TableReader:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
         goal = _goal(text)
-        if goal in OWN_CHAINS and chain in BUILTIN_CHAINS:
-            self._jumps.append((chain, _keep(parse_rule(text), native)))
+        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in QUOTED.sub("", text)):
+            place = self._jumps if chain in self._seen_foreign else self._inserted
+            place.append((chain, _keep(parse_rule(text), native)))
             return
         self._foreign = True
+        self._seen_foreign.add(chain)
         if goal in OWN_CHAINS:
             self._users.append((goal, chain))
 
     def state(self) -> TableState:
         """Give what was collected."""
         chains = {name: tuple(rules) for name, rules in self._chains.items()}
-        return TableState(chains, tuple(self._jumps), self._foreign, tuple(self._users))
+        return TableState(chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted))
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:
@@ -216,7 +271,7 @@ def _goal(text: str) -> str:
 
 
 def _parse_target(name: str, options: list[str]) -> Target | None:  # noqa: PLR0911 - one for each kind of target
-    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair != DEFAULT_ADDRESS]
+    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair not in DEFAULT_ADDRESSES]
     match name, pairs:
         case "REDIRECT", [("--to-ports", str(port))] if port.isdecimal():
             return Target(TargetKind.REDIRECT, port=int(port))
@@ -226,7 +281,15 @@ def _parse_target(name: str, options: list[str]) -> Target | None:  # noqa: PLR0
             return Target(TargetKind.MARK, mark=_mark_of(mark))
         case "REJECT", [("--reject-with", str(reject_with))]:
             return Target(TargetKind.REJECT, reject_with=reject_with)
-        case (("RETURN" | "ACCEPT"), []):
+        case "CONNMARK", [
+            (("--save-mark" | "--restore-mark") as verb, "--nfmask"),
+            ("0xffffffff", "--ctmask"),
+            ("0xffffffff", None),
+        ]:
+            return Target(TargetKind.SAVE_MARK if verb == "--save-mark" else TargetKind.RESTORE_MARK)
+        case "CT", [("--zone", str(zone))] if zone.isdecimal():
+            return Target(TargetKind.ZONE, zone=int(zone))
+        case (("RETURN" | "ACCEPT" | "DROP"), []):
             return Target(TargetKind(name))
         case _, [] if name in OWN_CHAINS:
             return Target(TargetKind.JUMP, chain=name)
@@ -264,14 +327,18 @@ def _appended_rules(change: TableChange) -> Iterator[str]:
         for rule in rules:
             yield f"-A {name} {render_rule(rule)}"
     # Jumps come last: who pastes command after command has no half-filled chain in use.
+    for chain, rule in reversed(change.inserted_jumps):
+        yield f"-I {chain} {render_rule(rule)}"
     for chain, rule in change.added_jumps:
         yield f"-A {chain} {render_rule(rule)}"
 
 
-def _route_commands(plan: Plan, family: Family) -> tuple[str, ...]:
-    if plan.route is None or family is not Family.IPV4:
-        return ()
-    return (
-        f"ip rule add fwmark {plan.route.mark:#x} lookup {plan.route.table}",
-        f"ip route replace local default dev lo table {plan.route.table}",
-    )
+def route_commands(plan: Plan, family: Family) -> Iterator[str]:
+    """Write what else a plan needs of one family, as commands of ip(8): addresses of lo, policy rules and routes."""
+    ip = "ip" if family is Family.IPV4 else "ip -6"
+    if family is Family.IPV6:
+        yield from (f"ip -6 addr add {address} dev lo" for address in plan.addresses)
+    for route in plan.routes:
+        if route.family is family:
+            yield f"{ip} rule add fwmark {route.mark:#x} lookup {route.table}"
+            yield f"{ip} route replace local default dev lo table {route.table}"

@@ -16,22 +16,29 @@ SCHEMA_VERSION = 1
 def render_json(plan: Plan) -> str:
     """Write the plan as one JSON object.
 
-    Its members: `schema_version`, `layout`, `chains` (each with `family`, `table`, `chain`, `rules`) in the order in which
-    they are made, and `route` (`mark`, `table`) or null. A rule has `matches`, `target`, `text` (in iptables' words) and
+    Its members: `schema_version`, `layout`, `chains` (each with `family`, `table`, `chain`, `rules`, and `inserted` for
+    those at the head of a built-in chain) in the order in which they are made, `routes` (`mark`, `table`, `family`) and
+    `addresses` of lo. A rule has `matches`, `target`, `text` (in iptables' words) and
     `why`. Members that are added later do not change the version; a member that changes its meaning does.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
         "layout": plan.layout,
         "chains": [_chain(chain) for chain in plan.chains],
-        "route": plan.route._asdict() if plan.route else None,
+        "routes": [route._asdict() for route in plan.routes],
+        "addresses": list(plan.addresses),
     }
     return json.dumps(document, indent=2) + "\n"
 
 
 def _chain(chain: Chain) -> dict[str, Any]:
-    rules = [_rule(rule) for rule in chain.rules]
-    return {"family": chain.family, "table": chain.table, "chain": chain.name, "rules": rules}
+    return {
+        "family": chain.family,
+        "table": chain.table,
+        "chain": chain.name,
+        "rules": [_rule(rule) for rule in chain.rules],
+        **({"inserted": [_rule(rule) for rule in chain.inserted]} if chain.inserted else {}),
+    }
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

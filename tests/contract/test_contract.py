@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
 from istio_init.backends.fake import FakeBackend
 from istio_init.backends.libiptc import LibiptcBackend
+from istio_init.backends.nft import NftBackend
 from istio_init.backends.restore import RestoreBackend
 from istio_init.errors import Unsupported
-from istio_init.inspect import compare, desired
+from istio_init.inspect import desired
 from istio_init.layouts import build_plan
 from istio_init.model import Chain, Family, Plan, Rule, Table, Target, TargetKind, TproxyRoute, Variant
-from istio_init.settings import Settings
+from istio_init.options import CURRENT
+from istio_init.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
+from istio_init.values import Value
+from tests.cases import CASES
+from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.netns.namespaces import Namespace
 from tests.privileges import need_namespaces
 
@@ -24,10 +30,50 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+BOTH = tuple(Family)
+FACTS = HostFacts(nameservers=("10.96.0.10", "fd00::10"))
+EVERY_FLAG = {
+    "proxy_uids": "1337,1338",
+    "proxy_gids": "1337",
+    "inbound_ports": "*",
+    "inbound_exclude_ports": "15090,9000-9005",
+    "service_cidrs": "*",
+    "service_exclude_cidrs": "10.1.0.0/16,fd01::/32",
+    "outbound_ports": "8000,9000-9010",
+    "outbound_exclude_ports": "25",
+    "exclude_interfaces": "net1,tap+",
+    "virtual_interfaces": "vm0,vm1",
+    "redirect_dns": "true",
+    "drop_invalid": "true",
+    "dual_stack": "true",
+    "owner_groups": "5,6",
+    "owner_groups_exclude": "7",
+}
+
+
+def current(**texts: str) -> Plan:
+    values = {name: Value(text, name) for name, text in texts.items()}
+    return build_plan(parse_settings(values, NO_ACCOUNTS, CURRENT, FACTS))
+
+
+NOTHING = Plan("nothing", ())
 REDIRECT = build_plan(Settings.of(proxy_uids="1337", service_cidrs="*", inbound_ports="9080"))
 TPROXY = build_plan(Settings.of(proxy_uids="1337", service_cidrs="10.0.0.0/8", inbound_ports="*", mode="TPROXY"))
 OTHER_MARK = build_plan(Settings.of(inbound_ports="*", mode="TPROXY", tproxy_mark="7", tproxy_route_table="133"))
-BOTH = tuple(Family)
+EVERYTHING = current(**EVERY_FLAG)
+# Both families, with policy routes, an address of lo, and DNS requests to any server.
+DUAL = current(**EVERY_FLAG, mode="TPROXY", capture_all_dns="true")
+DUAL_OTHER_MARK = current(mode="TPROXY", dual_stack="true", inbound_ports="80", tproxy_mark="9", tproxy_route_table="70000")
+INTERFACES = current(inbound_ports="80", service_cidrs="10.0.0.0/8", exclude_interfaces="net1", virtual_interfaces="vm0")
+
+PLANS = {
+    "redirect": REDIRECT,
+    "tproxy": TPROXY,
+    "current": EVERYTHING,
+    "current-tproxy": DUAL,
+    "current-interfaces": INTERFACES,
+}
+each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "fake": FakeBackend,
@@ -35,43 +81,64 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
     "restore-legacy": lambda: RestoreBackend(Variant.LEGACY),
     "restore-auto": RestoreBackend,
     "libiptc": LibiptcBackend,
+    "nft": NftBackend,
 }
+# A fake holds nothing that was not written through it.
+each_real_one = pytest.mark.parametrize("kernel", [name for name in BACKENDS if name != "fake"], indirect=True)
+# Where rules stand beside those of others, in iptables' own chains.
+each_of_iptables = pytest.mark.parametrize(
+    "kernel", [name for name in BACKENDS if name not in ("fake", "nft")], indirect=True
+)
 
 
 class Kernel(NamedTuple):
-    """A fresh network namespace, and a backend in it."""
+    """A fresh network namespace, a backend in it, and the variant that this writes."""
 
     backend: Backend
-    namespace: Namespace | None
+    inside: Namespace | None = None
+    variant: str = ""
+
+    @property
+    def namespace(self) -> Namespace:
+        assert self.inside is not None
+        return self.inside
 
     def call(self, function: Callable[[], T]) -> T:
-        return function() if self.namespace is None else self.namespace.call(function)
+        return function() if self.inside is None else self.inside.call(function)
 
     def holds(self, plan: Plan) -> bool:
         """Tell whether exactly this plan is there, as the kernel itself says."""
         found = self.call(lambda: self.backend.read(BOTH))
-        routes = self.call(self.backend.routes)
-        same = all(not compare(desired(plan, family), found[family]) for family in BOTH)
-        return same and routes == ((plan.route,) if plan.route else ())
+        same = all(not self.backend.difference(desired(plan, family), found[family]) for family in BOTH)
+        routes, addresses = self.call(self.backend.routes), self.call(self.backend.addresses)
+        return same and routes == plan.routes and addresses == plan.addresses
 
+    def everything(self) -> list[str]:
+        """Give all that an apply may change, as the system's own tools show it."""
+        tables = "nft -s list table ip istio-init; nft -s list table ip6 istio-init"
+        shown = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip -o address show dev lo"
+        rules = [self.namespace.save(variant, family) for variant in ("nft", "legacy") for family in BOTH]
+        return [*rules, self.namespace.run("sh", "-c", f"{tables}; {shown}").stdout]
 
-NOTHING = Plan("nothing", ())
+    def tools(self) -> tuple[str, str]:
+        """Name the program of each family that shows what this backend writes."""
+        return f"iptables-{self.variant}", f"ip6tables-{self.variant}"
 
 
 @pytest.fixture(params=BACKENDS)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     backend = BACKENDS[request.param]()
     if isinstance(backend, FakeBackend):
-        yield Kernel(backend, None)
+        yield Kernel(backend)
         return
     need_namespaces()
     namespace = Namespace()
     namespace.run("ip", "link", "set", "lo", "up")
-    yield Kernel(backend, namespace)
+    yield Kernel(backend, namespace, "legacy" if request.param in ("restore-legacy", "libiptc") else "nft")
     namespace.close()
 
 
-@pytest.mark.parametrize("plan", [REDIRECT, TPROXY], ids=["redirect", "tproxy"])
+@each_plan
 def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> None:
     assert kernel.holds(NOTHING)
     report = kernel.call(lambda: kernel.backend.apply(plan))
@@ -80,44 +147,87 @@ def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> N
     assert report.backend == kernel.backend.name
     assert (report.chains, report.rules) == (
         sum(chain.name.startswith("ISTIO") for chain in plan.chains),
-        sum(len(chain.rules) for chain in plan.chains),
+        sum(len(chain.rules) + len(chain.inserted) for chain in plan.chains),
     )
+    assert (report.routed, report.addressed) == (bool(plan.routes), bool(plan.addresses))
 
 
-@pytest.mark.parametrize("plan", [REDIRECT, TPROXY], ids=["redirect", "tproxy"])
+@each_plan
 def test_a_second_apply_writes_nothing(kernel: Kernel, plan: Plan) -> None:
     kernel.call(lambda: kernel.backend.apply(plan))
     report = kernel.call(lambda: kernel.backend.apply(plan))
     assert not report.changed
-    assert (report.chains, report.rules) == (0, 0)
+    assert (report.chains, report.rules, report.routed, report.addressed) == (0, 0, False, False)
     assert kernel.holds(plan)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(REDIRECT, TPROXY), (TPROXY, REDIRECT), (TPROXY, OTHER_MARK), (REDIRECT, REDIRECT.only((Family.IPV4,)))],
-    ids=["to-tproxy", "to-redirect", "other-mark", "without-ipv6"],
+    [
+        (REDIRECT, TPROXY),
+        (TPROXY, REDIRECT),
+        (TPROXY, OTHER_MARK),
+        (REDIRECT, REDIRECT.only((Family.IPV4,))),
+        (TPROXY, DUAL),
+        (DUAL, TPROXY),
+        (DUAL, DUAL_OTHER_MARK),
+        (DUAL, DUAL.only((Family.IPV4,))),
+        (DUAL, EVERYTHING),
+        (EVERYTHING, INTERFACES),
+        (INTERFACES, REDIRECT),
+    ],
+    ids=[
+        "to-tproxy",
+        "to-redirect",
+        "other-mark",
+        "without-ipv6",
+        "to-current",
+        "from-current",
+        "current-other-mark",
+        "current-without-ipv6",
+        "current-to-redirect",
+        "current-to-interfaces",
+        "interfaces-to-redirect",
+    ],
 )
 def test_another_plan_replaces_the_one_before(kernel: Kernel, before: Plan, after: Plan) -> None:
     kernel.call(lambda: kernel.backend.apply(before))
-    assert kernel.call(lambda: kernel.backend.apply(after)).changed
+    report = kernel.call(lambda: kernel.backend.apply(after))
+    assert report.changed
     assert kernel.holds(after)
+    assert (report.routed, report.addressed) == (before.routes != after.routes, before.addresses != after.addresses)
 
 
-@pytest.mark.parametrize("plan", [REDIRECT, TPROXY], ids=["redirect", "tproxy"])
+def test_each_case_replaces_the_one_before_and_is_found_in_place(kernel: Kernel) -> None:
+    for case in (*CASES, *CASES_CURRENT, *PAIRS):
+        plan = case.plan()
+        kernel.call(lambda plan=plan: kernel.backend.apply(plan))  # type: ignore[misc] # a plain closure
+        assert kernel.holds(plan), case.name
+        assert not kernel.call(lambda plan=plan: kernel.backend.apply(plan)).changed, case.name  # type: ignore[misc] # as above
+    kernel.call(kernel.backend.remove)
+    assert kernel.holds(NOTHING)
+
+
+@each_plan
 def test_remove_leaves_nothing_and_can_be_repeated(kernel: Kernel, plan: Plan) -> None:
     kernel.call(lambda: kernel.backend.apply(plan))
-    assert kernel.call(kernel.backend.remove).changed
+    report = kernel.call(kernel.backend.remove)
+    assert (report.changed, report.routed, report.addressed) == (True, bool(plan.routes), bool(plan.addresses))
     assert kernel.holds(NOTHING)
     assert not kernel.call(kernel.backend.remove).changed
 
 
-def test_a_family_can_be_worked_on_alone(kernel: Kernel) -> None:
-    kernel.call(lambda: kernel.backend.apply(TPROXY, (Family.IPV6,)))
-    assert kernel.holds(TPROXY.only((Family.IPV6,)))
-    kernel.call(lambda: kernel.backend.apply(TPROXY))
-    kernel.call(lambda: kernel.backend.remove((Family.IPV6,)))
-    assert kernel.holds(TPROXY.only((Family.IPV4,)))
+@pytest.mark.parametrize("plan", [TPROXY, DUAL], ids=["tproxy", "current-tproxy"])
+@pytest.mark.parametrize(("one", "other"), [BOTH, BOTH[::-1]], ids=BOTH)
+def test_a_family_can_be_worked_on_alone(kernel: Kernel, plan: Plan, one: Family, other: Family) -> None:
+    kernel.call(lambda: kernel.backend.apply(plan, (one,)))
+    assert kernel.holds(plan.only((one,)))
+    kernel.call(lambda: kernel.backend.apply(plan))
+    kernel.call(lambda: kernel.backend.apply(NOTHING, (other,)))
+    assert kernel.holds(plan.only((one,)))
+    kernel.call(lambda: kernel.backend.apply(plan))
+    kernel.call(lambda: kernel.backend.remove((one,)))
+    assert kernel.holds(plan.only((other,)))
 
 
 def test_a_probe_finds_that_both_families_work_and_leaves_nothing(kernel: Kernel) -> None:
@@ -131,17 +241,24 @@ def broken(plan: Plan) -> Plan:
     return plan._replace(chains=(*plan.chains, Chain(Family.IPV4, Table.FILTER, "ISTIO_OUTPUT", (rule,))))
 
 
-@pytest.mark.parametrize("before", [NOTHING, REDIRECT, OTHER_MARK], ids=["nothing", "redirect", "tproxy"])
-def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan) -> None:
+@pytest.mark.parametrize(
+    "before",
+    [NOTHING, REDIRECT, OTHER_MARK, DUAL_OTHER_MARK],
+    ids=["nothing", "redirect", "tproxy", "current-tproxy"],
+)
+@pytest.mark.parametrize("wanted", [TPROXY, DUAL], ids=["to-tproxy", "to-current-tproxy"])
+def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan, wanted: Plan) -> None:
     kernel.call(lambda: kernel.backend.apply(before))
     with pytest.raises(Unsupported) as failure:
-        kernel.call(lambda: kernel.backend.apply(broken(TPROXY)))
+        kernel.call(lambda: kernel.backend.apply(broken(wanted)))
     assert kernel.holds(before)
-    assert "what was there before is in place again" in failure.value.__notes__
+    # Where one transaction makes a whole change, nothing is to be put back.
+    assert {"what was there before is in place again", "nothing had been changed"} & set(failure.value.__notes__)
 
 
-def test_routes_are_listed_added_once_and_deleted(kernel: Kernel) -> None:
-    route, sibling = TproxyRoute(0xFFFFFFFF, 70000), TproxyRoute(5, 70000)
+@pytest.mark.parametrize("family", Family)
+def test_routes_are_listed_added_once_and_deleted(kernel: Kernel, family: Family) -> None:
+    route, sibling = TproxyRoute(0xFFFFFFFF, 70000, family), TproxyRoute(5, 70000, family)
     assert kernel.call(lambda: kernel.backend.add_route(route))
     assert not kernel.call(lambda: kernel.backend.add_route(route))
     kernel.call(lambda: kernel.backend.add_route(sibling))
@@ -151,36 +268,159 @@ def test_routes_are_listed_added_once_and_deleted(kernel: Kernel) -> None:
     assert kernel.call(kernel.backend.routes) == ()
 
 
-# A fake holds no rule that was not written through it.
-@pytest.mark.parametrize("kernel", [name for name in BACKENDS if name != "fake"], indirect=True)
+def test_each_family_has_routes_of_its_own_ipv4_first(kernel: Kernel) -> None:
+    routes = (TproxyRoute(5, 7, Family.IPV4), TproxyRoute(5, 7, Family.IPV6))
+    for route in reversed(routes):
+        assert kernel.call(lambda route=route: kernel.backend.add_route(route))  # type: ignore[misc] # a plain closure
+    assert kernel.call(kernel.backend.routes) == routes
+    kernel.call(lambda: kernel.backend.delete_route(routes[0]))
+    assert kernel.call(kernel.backend.routes) == routes[1:]
+
+
+def test_addresses_are_listed_added_once_and_deleted(kernel: Kernel) -> None:
+    assert kernel.call(lambda: kernel.backend.add_address("::6/128"))
+    assert not kernel.call(lambda: kernel.backend.add_address("::6/128"))
+    assert kernel.call(kernel.backend.addresses) == ("::6/128",)
+    kernel.call(lambda: kernel.backend.delete_address("::6/128"))
+    assert kernel.call(kernel.backend.addresses) == ()
+
+
+FOREIGN_CHAINS = (
+    ("nat", "PREROUTING"),
+    ("nat", "OUTPUT"),
+    ("mangle", "PREROUTING"),
+    ("mangle", "OUTPUT"),
+    ("raw", "OUTPUT"),
+)
+
+
+def add_foreign_address(kernel: Kernel, address: str) -> None:
+    kernel.namespace.run("ip", "address", "add", f"{address}/128", "dev", "lo")
+    deadline = time.monotonic() + 10  # seconds; the kernel makes the address's own route a little later
+    while f"local {address} dev lo" not in kernel.namespace.run("ip", "-6", "route", "show", "table", "local").stdout:
+        assert time.monotonic() < deadline
+
+
+def add_foreign_rules(kernel: Kernel) -> None:
+    """Write rules of others in the chains that ours stand in, two in each, and a route and an address like ours."""
+    for tool in kernel.tools():
+        for table, chain in FOREIGN_CHAINS:
+            kernel.namespace.run(tool, "-t", table, "-A", chain, "-p", "tcp", "--dport", "7", "-j", "RETURN")
+            said = ("-m", "comment", "--comment", "not istio-init, -j ISTIO_OUTPUT")
+            kernel.namespace.run(tool, "-t", table, "-A", chain, *said, "-j", "RETURN")
+    for ip in (("ip",), ("ip", "-6")):
+        kernel.namespace.run(*ip, "rule", "add", "fwmark", "99", "lookup", "99")
+        kernel.namespace.run(*ip, "route", "add", "local", "default", "dev", "lo", "table", "99")
+    add_foreign_address(kernel, "::7")
+
+
+def rules_of(kernel: Kernel, tool: str, table: str, chain: str) -> list[str]:
+    listed = kernel.namespace.run(tool, "-t", table, "-S", chain).stdout.splitlines()
+    return [line for line in listed if line.startswith("-A")]
+
+
+@each_real_one
+@each_plan
+def test_remove_gives_a_namespace_with_rules_of_others_back_as_it_was(kernel: Kernel, plan: Plan) -> None:
+    add_foreign_rules(kernel)
+    before = kernel.everything()
+    kernel.call(lambda: kernel.backend.apply(plan))
+    assert kernel.everything() != before
+    kernel.call(kernel.backend.remove)
+    assert kernel.everything() == before
+
+
+@each_of_iptables
+def test_what_belongs_at_the_head_stands_before_rules_of_others_and_the_rest_behind(kernel: Kernel) -> None:
+    add_foreign_rules(kernel)
+    foreign = [rules_of(kernel, tool, "nat", "PREROUTING") for tool in kernel.tools()]
+    for _ in range(2):
+        kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+        for tool, others in zip(kernel.tools(), foreign, strict=True):
+            found = rules_of(kernel, tool, "nat", "PREROUTING")
+            assert [f" -i {name} " in rule for name, rule in zip(("vm1", "vm0") * 2, found, strict=False)] == [True] * 4
+            assert found[4:6] == others
+            assert found[-1].endswith("-j ISTIO_INBOUND")
+            assert len(found) == 4 + 2 + 3
+
+
+@each_of_iptables
+def test_a_rule_of_others_that_came_before_what_belongs_at_the_head_goes_behind_it_again(kernel: Kernel) -> None:
+    kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+    assert not kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
+    tool, _ = kernel.tools()
+    kernel.namespace.run(tool, "-t", "nat", "-I", "PREROUTING", "-i", "vm0", "-j", "ACCEPT")
+    assert kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
+    assert [" -i vm" in rule and "ACCEPT" in rule for rule in rules_of(kernel, tool, "nat", "PREROUTING")].index(True) == 4
+
+
+@each_real_one
+def test_when_a_table_fails_each_rule_stands_again_where_it_stood(kernel: Kernel) -> None:
+    add_foreign_rules(kernel)
+    kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+    before = kernel.everything()
+    with pytest.raises(Unsupported):
+        kernel.call(lambda: kernel.backend.apply(broken(DUAL)))
+    assert kernel.everything() == before
+
+
+@each_of_iptables
 def test_an_unknown_rule_in_a_chain_of_ours_is_put_back_when_a_change_fails(kernel: Kernel) -> None:
-    assert kernel.namespace is not None
     kernel.call(lambda: kernel.backend.apply(REDIRECT))
-    variant = kernel.backend.variants((Family.IPV4,))[Family.IPV4]
-    tool = f"iptables-{variant}"
-    kernel.namespace.run(tool, "-t", "nat", "-I", "ISTIO_OUTPUT", "-m", "comment", "--comment", "by hand", "-j", "RETURN")
-    before = kernel.namespace.save(variant)
+    tool, _ = kernel.tools()
+    rules = (
+        ("-m", "comment", "--comment", "by hand"),
+        ("-d", "10.9.9.9", "-p", "udp", "-m", "multiport", "!", "--sports", "1,2"),
+    )
+    for rule in rules:
+        kernel.namespace.run(tool, "-t", "nat", "-I", "ISTIO_OUTPUT", *rule, "-j", "RETURN")
+    before = kernel.everything()
     with pytest.raises(Unsupported):
         kernel.call(lambda: kernel.backend.apply(broken(TPROXY)))
-    assert kernel.namespace.save(variant) == before
-    assert "by hand" in before
+    assert kernel.everything() == before
+    assert any("by hand" in text for text in before)
+
+
+@each_real_one
+def test_an_address_that_was_there_first_serves_and_stays(kernel: Kernel) -> None:
+    add_foreign_address(kernel, "::6")
+    before = kernel.everything()
+    report = kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+    assert not report.addressed
+    assert not kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
+    kernel.call(kernel.backend.remove)
+    assert kernel.everything() == before
+
+
+@each_real_one
+def test_where_ipv6_is_disabled_a_plan_with_ipv6_is_refused_before_anything_is_written(kernel: Kernel) -> None:
+    kernel.namespace.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+    before = kernel.everything()
+    with pytest.raises(Unsupported, match=r"IPv6 is disabled in this network namespace; enable it .*, or leave out"):
+        kernel.call(lambda: kernel.backend.apply(DUAL))
+    assert kernel.everything() == before
+    kernel.call(lambda: kernel.backend.apply(TPROXY))
+    kernel.call(kernel.backend.remove)
+    assert kernel.everything() == before
 
 
 def test_a_fake_can_be_told_to_fail_and_then_holds_what_it_held() -> None:
     backend = FakeBackend(broken=frozenset({(Family.IPV4, Table.NAT)}))
     with pytest.raises(Unsupported, match="told to fail in table nat"):
         backend.apply(TPROXY)
-    assert Kernel(backend, None).holds(NOTHING)
+    assert Kernel(backend).holds(NOTHING)
 
 
 def test_a_family_that_is_missing_is_a_warning_where_the_plan_can_do_without() -> None:
     backend = FakeBackend(missing=frozenset({Family.IPV6}))
     (warning,) = backend.apply(REDIRECT).warnings
     assert "ipv6" in warning
-    assert Kernel(backend, None).holds(REDIRECT.only((Family.IPV4,)))
+    assert Kernel(backend).holds(REDIRECT.only((Family.IPV4,)))
 
 
-def test_a_family_that_is_missing_is_an_error_where_it_was_asked_for() -> None:
+@pytest.mark.parametrize(("plan", "families"), [(REDIRECT, (Family.IPV6,)), (DUAL, BOTH)], ids=["by-name", "by-the-plan"])
+def test_a_family_that_is_missing_is_an_error_where_it_was_asked_for(plan: Plan, families: tuple[Family, ...]) -> None:
     backend = FakeBackend(missing=frozenset({Family.IPV6}))
     with pytest.raises(Unsupported, match="no ipv6"):
-        backend.apply(REDIRECT, (Family.IPV6,))
+        backend.apply(plan, families)
+    assert Kernel(backend).holds(NOTHING)

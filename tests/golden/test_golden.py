@@ -6,12 +6,19 @@ import pytest
 
 from istio_init.render import render
 from tests.cases import CASES, Case
+from tests.cases_current import CASES_CURRENT
 from tests.golden.files import assert_golden, names
 
-BY_NAME = {case.name: case for case in CASES}
-# Every case in the format that the kernel gets; the other formats for one case of each mode.
-GOLDENS = [(case.name, "restore") for case in CASES]
-GOLDENS += [(name, output_format) for name in ("pod", "tproxy-all") for output_format in ("commands", "json", "table")]
+ALL_CASES = (*CASES, *CASES_CURRENT)
+BY_NAME = {case.name: case for case in ALL_CASES}
+# Every case in the format that the kernel gets; the other formats for one case of each mode and layout.
+GOLDENS = [(case.name, "restore") for case in ALL_CASES]
+SHOWN = ("pod", "tproxy-all", "current-virtual-interfaces", "current-dual-stack-tproxy")
+GOLDENS += [(name, output_format) for name in SHOWN for output_format in ("commands", "json", "table", "nft")]
+# What nft alone has: sets, and chains for conditions that take more than one rule.
+GOLDENS += [
+    (name, "nft") for name in ("inbound-list", "outbound-exclusions", "current-owner-groups", "current-dual-stack-lists")
+]
 
 
 @pytest.mark.parametrize(("name", "output_format"), GOLDENS)
@@ -24,9 +31,10 @@ def test_no_golden_file_is_left_over() -> None:
 
 
 def test_case_names_are_unique() -> None:
-    assert len(BY_NAME) == len(CASES)
+    assert len(BY_NAME) == len(ALL_CASES)
 
 
-def test_rendering_is_deterministic() -> None:
-    case: Case = BY_NAME["tproxy-all"]
+@pytest.mark.parametrize("name", ["tproxy-all", "current-dual-stack-tproxy"])
+def test_rendering_is_deterministic(name: str) -> None:
+    case: Case = BY_NAME[name]
     assert render(case.plan()) == render(case.plan())

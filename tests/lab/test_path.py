@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODES = ("REDIRECT", "TPROXY")
+# Layout, shape of the listeners, mode; rules of today with listeners of Istio 1.0 would capture on two ports, and serve one.
+WAYS = [*itertools.product(("istio-1.0",), SHAPES, MODES), *itertools.product(("current",), ("current",), MODES)]
 PRODUCTPAGE, REVIEWS = mesh_pods(LabSettings())
 OUTBOUND = f"cluster.outbound|{APP_PORT}||reviews.default.svc.cluster.local.upstream_rq_completed"
 INBOUND = {
@@ -25,10 +27,10 @@ INBOUND = {
 }
 
 
-@pytest.fixture(scope="module", params=list(itertools.product(SHAPES, MODES)), ids=":".join)
+@pytest.fixture(scope="module", params=WAYS, ids=":".join)
 def lab(request: pytest.FixtureRequest) -> Iterator[Live]:
-    shape, mode = request.param
-    with live(LabSettings(shape=shape, interception=(("-m", mode),))) as made:
+    layout, shape, mode = request.param
+    with live(LabSettings(layout=layout, shape=shape, interception=(("mode", mode),))) as made:
         yield made
 
 
@@ -92,7 +94,7 @@ def test_envoy_reports_who_it_is(lab: Live) -> None:
 def test_the_administration_is_only_reachable_from_inside_the_pod(lab: Live) -> None:
     assert lab.admin("reviews", "/server_info")["state"] == "LIVE"
     refused = lab.run("client", "curl", "-sS", "--max-time", "5", f"http://{REVIEWS.address}:15000/server_info", check=False)
-    assert refused.returncode == 7, "curl: failed to connect"
+    assert refused.returncode in (7, 52, 56), "refused; with all ports captured: nothing comes back"
 
 
 def test_statistics_are_readable_from_outside_the_pod(lab: Live) -> None:

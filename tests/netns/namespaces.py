@@ -14,9 +14,10 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tests import cases
+from tests import cases, cases_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,6 +88,24 @@ class Namespace:
         """Run the program under test in this namespace."""
         return self.run(sys.executable, "-m", "istio_init", *arguments, check=check, environment=environment)
 
+    def istio_iptables(
+        self,
+        *arguments: str,
+        check: bool = True,
+        environment: dict[str, str] | None = None,
+        nameservers: tuple[str, ...] = (),
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command of layout current in this namespace, with a resolv.conf of its own."""
+        with NamedTemporaryFile("w", suffix=".resolv.conf") as file:
+            file.write("".join(f"nameserver {server}\n" for server in nameservers))
+            file.flush()
+            return self.run(
+                *("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', file.name),
+                *(sys.executable, "-m", "istio_init", "istio-iptables", *arguments),
+                check=check,
+                environment=environment,
+            )
+
     def save(self, variant: str, family: str = "ipv4") -> str:
         """Give the rules of one variant, without comments and counters, and without tables that hold nothing."""
         tool = "iptables" if family == "ipv4" else "ip6tables"
@@ -127,7 +146,8 @@ def pod() -> Iterator[Pod]:
 
 
 def _outside_commands(inside: str) -> str:
-    services = "".join(f"address add {a}/32 dev lo\n" for a in (cases.SERVICE, cases.DATABASE, cases.INTERNET))
+    services = "".join(f"address add {address} dev lo\n" for address in cases_current.OUTSIDE_ADDRESSES)
+    services += "".join(f"address add {address} dev lo nodad\n" for address in cases_current.OUTSIDE_ADDRESSES_IPV6)
     return (
         f"link set lo up\nlink add eth0 type veth peer name eth0 netns {inside}\n"
         f"address add {cases.CLIENT}/24 dev eth0\naddress add {cases.CLIENT_IPV6}/64 dev eth0 nodad\n"
@@ -139,7 +159,7 @@ def _inside_commands() -> str:
     return (
         "link set lo up\n"
         f"address add {cases.POD}/24 dev eth0\naddress add {cases.POD_IPV6}/64 dev eth0 nodad\nlink set eth0 up\n"
-        f"route add default via {cases.CLIENT}\n"
+        f"route add default via {cases.CLIENT}\nroute add default via {cases.CLIENT_IPV6}\n"
     )
 
 

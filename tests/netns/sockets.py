@@ -10,7 +10,8 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests import cases
+from istio_init.model import DNS_PORT
+from tests import cases, cases_current
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from tests.netns.namespaces import Namespace, Pod
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
+IP6T_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv6/ip6_tables.h
 IP_TRANSPARENT = 19  # linux/in.h
+IPV6_TRANSPARENT = 75  # linux/in6.h
+LOCALHOSTS = {socket.AF_INET: cases.LOCALHOST, socket.AF_INET6: cases_current.LOCALHOST_IPV6}
 TIMEOUT = 3.0  # seconds
 BACKLOG = 512
 RESET = "reset"
@@ -50,10 +54,21 @@ class Servers:
         self._selector.register(self._stopping, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve)
 
-    def listen(self, namespace: Namespace, name: str, ports: Iterable[int], family: int = socket.AF_INET) -> None:
+    def listen(
+        self,
+        namespace: Namespace,
+        name: str,
+        ports: Iterable[int],
+        family: int = socket.AF_INET,
+        *,
+        owner: tuple[int, int] = cases.ROOT,
+        host: str = "",
+    ) -> None:
         for port in ports:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                server = namespace.call(lambda kind=kind, port=port: _bound(family, kind, port))  # type: ignore[misc]
+                # Rules look at who made the socket; what needs privileges is done to it here, as root.
+                server = namespace.call(lambda kind=kind: socket.socket(family, kind), owner)  # type: ignore[misc]
+                _bind(server, port, host)
                 self._selector.register(server, selectors.EVENT_READ, name)
 
     def start(self) -> None:
@@ -77,17 +92,22 @@ class Servers:
                     _answer(server, key.data)
 
 
-def _bound(family: int, kind: int, port: int) -> socket.socket:
-    server = socket.socket(family, kind)
+def _bind(server: socket.socket, port: int, host: str) -> None:
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET:
-        server.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)  # as Envoy does, for TPROXY
-    else:
+    make_transparent(server)
+    if server.family == socket.AF_INET6:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    server.bind(("", port))
-    if kind == socket.SOCK_STREAM:
+    server.bind((host, port))
+    if server.type == socket.SOCK_STREAM:
         server.listen(BACKLOG)
-    return server
+
+
+def make_transparent(made: socket.socket) -> None:
+    """Let a socket have addresses that are not this host's, as Envoy does for TPROXY."""
+    if made.family == socket.AF_INET:
+        made.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+    else:
+        made.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
 
 
 def _answer(server: socket.socket, name: str) -> None:
@@ -97,17 +117,20 @@ def _answer(server: socket.socket, name: str) -> None:
         return
     connection, client = server.accept()
     with connection:
-        answer = Answer(name, _original_destination(connection), _text(connection.getsockname()), _text(client))
+        answer = Answer(name, original_destination(connection), _text(connection.getsockname()), _text(client))
         connection.sendall(json.dumps(answer).encode())
 
 
-def _original_destination(connection: socket.socket) -> str:
+def original_destination(connection: socket.socket) -> str:
+    """Ask conntrack where a connection went before a redirect; empty where it knows none."""
+    ipv6 = connection.family == socket.AF_INET6
+    option = (socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, 28) if ipv6 else (socket.SOL_IP, SO_ORIGINAL_DST, 16)
     try:
-        raw = connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+        raw = connection.getsockopt(*option)
     except OSError:
         return ""
-    port, address = struct.unpack("!2xH4s8x", raw)
-    return f"{socket.inet_ntoa(address)}:{port}"
+    port, address = struct.unpack("!2xH4x16s4x" if ipv6 else "!2xH4s8x", raw)
+    return f"{socket.inet_ntop(connection.family, address)}:{port}"
 
 
 def _text(address: tuple[str, int]) -> str:
@@ -147,14 +170,19 @@ def answer_from(client: socket.socket) -> Answer:
 def servers_for(pod: Pod, connections: Iterable[cases.Connection]) -> Iterator[Servers]:
     """Run each server that the connections can reach, rightly or wrongly."""
     wanted = list(connections)
-    pod_addresses = (cases.POD, cases.POD_IPV6, cases.LOCALHOST)
+    envoy = {15001} | {int(one.outcome.split(":")[1]) for one in wanted if ":" in one.outcome}
     servers = Servers()
     try:
-        servers.listen(pod.inside, cases.DIRECT, {one.port for one in wanted if one.address in pod_addresses})
-        servers.listen(pod.inside, cases.DIRECT, {9080}, socket.AF_INET6)
-        servers.listen(pod.outside, cases.DIRECT, {one.port for one in wanted if one.address not in pod_addresses})
-        for port in {15001} | {int(one.outcome.split(":")[1]) for one in wanted if ":" in one.outcome}:
-            servers.listen(pod.inside, f"envoy:{port}", {port})
+        for family in (socket.AF_INET, socket.AF_INET6):
+            ours = [one for one in wanted if (":" in one.address) == (family == socket.AF_INET6)]
+            inside = {one.port for one in ours if one.address in cases_current.OWN_ADDRESSES}
+            outside = {one.port for one in ours if one.address not in cases_current.OWN_ADDRESSES}
+            servers.listen(pod.inside, cases.DIRECT, {9080, *inside} - envoy, family)
+            servers.listen(pod.outside, cases.DIRECT, outside, family)
+            for port in envoy:
+                # The resolver of today's agent listens on localhost alone, and so answers from where requests came to it.
+                host = LOCALHOSTS[family] if port == DNS_PORT else ""
+                servers.listen(pod.inside, f"envoy:{port}", {port}, family, owner=cases.PROXY, host=host)
         servers.start()
         yield servers
     finally:

@@ -27,7 +27,7 @@ def test_each_connection_reaches_whom_it_should(case: Case, pod: Pod, means: tup
 
 def assert_the_original_destination_is_readable(case: Case, connection: Connection, answer: Answer) -> None:
     asked = f"{connection.address}:{connection.port}"
-    if connection.inbound and case.plan().route:  # TPROXY: the socket itself has both real ends
+    if connection.inbound and case.plan().routes:  # TPROXY: the socket itself has both real ends
         assert answer.local == asked
         assert answer.client.startswith(f"{CLIENT}:")
     else:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from hypothesis import strategies as st
 
 from istio_init.model import UINT32_MAX, Mode
-from istio_init.settings import (
-    ALL,
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    ID_MAX,
-    NO_ACCOUNTS,
-    OPTIONS,
-    PORT_MAX,
-    RESERVED_ROUTE_TABLES,
-    Settings,
-    Value,
-    parse_settings,
-)
+from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, MAX_GROUPS, OPTIONS
+from istio_init.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
+from istio_init.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES, Value
 
 NAMES = tuple(option.name for option in OPTIONS)
+NAMES_OF = {layout: tuple(option.name for option in OPTIONS if layout in option.layouts) for layout in LAYOUTS}
 
 ports = st.integers(1, PORT_MAX)
 ids = st.integers(0, ID_MAX)
@@ -40,10 +33,28 @@ port_ranges = st.builds(
 addresses = st.ip_addresses(v=4).map(str)
 cidrs = st.builds(lambda address, prefix: f"{address}/{prefix}", addresses, st.integers(0, 32))
 
+ipv6_addresses = st.ip_addresses(v=6).map(str)
+ipv6_cidrs = st.builds(lambda address, prefix: f"{address}/{prefix}", ipv6_addresses, st.integers(0, 128))
+loopback_cidrs = st.builds(
+    lambda host, prefix: f"{IPv4Address((127 << 24 | host) >> (32 - prefix) << (32 - prefix))}/{prefix}",
+    st.integers(0, (1 << 24) - 1),
+    st.integers(8, 32),
+)
+letters = st.characters(codec="ascii", categories=("L", "N"), include_characters="_.-:@")
+interfaces = st.builds(
+    lambda name, end: name + end,
+    st.text(letters, min_size=1, max_size=INTERFACE_BYTES - 1).filter(lambda name: name[0] != "-"),
+    st.sampled_from(("", "+")),
+)
+booleans = st.sampled_from(tuple(BOOLS))
+
 port_lists = lists(ports.map(str) | port_ranges)
 cidr_lists = lists(addresses | cidrs)
+cidr_lists_of_both = lists(addresses | cidrs | ipv6_addresses | ipv6_cidrs)
+group_lists = lists(ids.map(str))
+assert MAX_GROUPS >= 5, "lists have up to five items"
 
-# What is allowed for each setting.
+# What is allowed for each setting of layout istio-1.0.
 VALUES: dict[str, st.SearchStrategy[str]] = {
     "envoy_port": ports.map(str),
     "inbound_capture_port": ports.map(str),
@@ -57,23 +68,54 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "service_cidrs": st.just(ALL) | cidr_lists,
     "service_exclude_cidrs": cidr_lists,
 }
+# And of layout current.
+VALUES_OF_CURRENT: dict[str, st.SearchStrategy[str]] = VALUES | {
+    "service_cidrs": st.just(ALL) | cidr_lists_of_both,
+    "service_exclude_cidrs": cidr_lists_of_both,
+    "tunnel_port": ports.map(str),
+    "outbound_ports": port_lists,
+    "outbound_exclude_ports": port_lists,
+    "exclude_interfaces": lists(interfaces),
+    "virtual_interfaces": lists(interfaces),
+    "redirect_dns": booleans,
+    "capture_all_dns": booleans,
+    "drop_invalid": booleans,
+    "dual_stack": booleans,
+    "owner_groups": st.just(ALL) | group_lists,
+    "owner_groups_exclude": group_lists,
+    "loopback_cidr": loopback_cidrs,
+}
 WITHOUT_FLAG: dict[str, st.SearchStrategy[str]] = {ENVOY_USER: ids.map(str), ENABLE_INBOUND_IPV6: st.sampled_from(("", "1"))}
 
 
-def _parse(texts: dict[str, str]) -> Settings:
-    return parse_settings({name: Value(text, name) for name, text in texts.items()}, NO_ACCOUNTS)
+machines = st.builds(
+    lambda nameservers, is_ipv6: HostFacts(tuple(dict.fromkeys(nameservers)), is_ipv6),
+    st.lists(addresses | ipv6_addresses, max_size=3),
+    st.booleans(),
+)
 
 
-valid_settings = st.fixed_dictionaries({}, optional=VALUES | WITHOUT_FLAG).map(_parse)
+def _parse(texts: dict[str, str], layout: str, facts: HostFacts) -> Settings:
+    return parse_settings({name: Value(text, name) for name, text in texts.items()}, NO_ACCOUNTS, layout, facts)
+
+
+settings_of_1_0 = st.builds(_parse, st.fixed_dictionaries({}, optional=VALUES | WITHOUT_FLAG), st.just(ISTIO_1_0), machines)
+settings_of_current = st.builds(
+    _parse,
+    st.fixed_dictionaries({}, optional=VALUES_OF_CURRENT | {ENVOY_USER: WITHOUT_FLAG[ENVOY_USER]}),
+    st.just(CURRENT),
+    machines,
+)
+valid_settings = settings_of_1_0 | settings_of_current
 
 # Text that comes close to being allowed finds more than text of any kind.
 nearly_valid = st.text(alphabet="0123456789,:-/.* xaf", max_size=20)
 hostile = st.builds(
     lambda value, place, insertion: value[:place] + insertion + value[place:],
-    st.one_of(*VALUES.values()),
+    st.one_of(*VALUES_OF_CURRENT.values()),
     st.integers(0, 20),
     st.sampled_from(
         (";reboot", "$(reboot)", "`reboot`", "\n-A INPUT -j ACCEPT", " -j ACCEPT", "\\", '"', "'", "|", "&", "\0")
     ),
 )
-any_text = st.text() | nearly_valid | hostile | st.one_of(*VALUES.values())
+any_text = st.text() | nearly_valid | hostile | st.one_of(*VALUES_OF_CURRENT.values())

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_init import Settings, __version__, build_plan, render
+from istio_init.cli.options import TAKEN
 from istio_init.model import Family, Variant
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, call, printed, refused
 
@@ -48,9 +49,13 @@ def words_of_help(*arguments: str) -> str:
 def test_help_of_apply_lists_each_setting_with_flags_variables_and_default() -> None:
     text = words_of_help("apply", "--help")
     for option in OPTIONS:
-        assert f"{', '.join(option.flags)} {option.metavar}" in text
-        assert f"[{', '.join(option.variables)}]" in text
-    assert text.count("Default: ") >= len(OPTIONS)
+        flags = [flag for flag in option.flags if flag not in TAKEN]
+        if flags:
+            assert f"{', '.join(flags)} {option.metavar}" in text
+            assert f"[{', '.join(option.variables)}]" in text
+        else:
+            assert [variable for variable in option.variables if variable not in text] == []
+    assert text.count("Default: ") >= sum(bool(option.flags) for option in OPTIONS)
     for word in ("-n, --dry-run", "--format", *FORMATS, *RUN_FLAGS):
         assert word in text
     for variable in ("ENVOY_USER", "ENABLE_INBOUND_IPV6", "ISTIO_CLUSTER_CONFIG", "ISTIO_SIDECAR_CONFIG"):
@@ -107,7 +112,7 @@ def test_flags_without_a_command_are_those_of_apply() -> None:
 
 
 def test_long_flags_are_the_short_ones() -> None:
-    short = {flag: option.flags[1] for option in OPTIONS for flag in option.flags[:1]}
+    short = {option.flags[0]: option.flags[-1] for option in OPTIONS if option.flags}
     long = tuple(short.get(word, word) for word in POD)
     assert printed(*long) == printed(*(f"{flag}={value}" for flag, value in zip(long[::2], long[1::2], strict=True)))
     assert printed(*long) == printed(*POD)
@@ -141,8 +146,8 @@ def test_warnings_go_to_the_log_and_rules_to_the_output() -> None:
     done = call("-n", "-u", "1337", "-b", "80", "-d", "22", "-x", "10.1.2.3/8")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "istio-init: warning: -d/--istio-local-exclude-ports has no effect: it counts only with -b '*'",
         "istio-init: warning: -x/--istio-service-exclude-cidr: '10.1.2.3/8' has host bits set and is taken as 10.0.0.0/8",
+        "istio-init: warning: -d/--istio-local-exclude-ports has no effect: it counts only with -b '*'",
     ]
     assert done.stdout == printed("-u", "1337", "-b", "80", "-x", "10.0.0.0/8")
 

@@ -13,9 +13,18 @@ import pytest
 
 from istio_init.backends.fake import FakeBackend
 from istio_init.cli.main import run
-from istio_init.errors import ChildFailed, CommandError, InvalidInput, IstioInitError, LockHeld, NotPermitted, Unsupported
+from istio_init.errors import (
+    ChildFailed,
+    CommandError,
+    InvalidInput,
+    IstioInitError,
+    LockHeld,
+    NotPermitted,
+    Unsupported,
+    ValidationFailed,
+)
 from istio_init.model import Family, Table
-from istio_init.settings import OPTIONS
+from istio_init.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, command
 
@@ -85,6 +94,15 @@ def test_clean_removes_what_an_apply_made(backend: FakeBackend, capsys: pytest.C
     assert "nothing to remove" in capsys.readouterr().err
 
 
+def test_clean_tells_of_the_address_of_lo_that_it_removes(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["--layout", "current", "--dual-stack"])
+    assert backend.addresses() == ("::6/128",)
+    capsys.readouterr()
+    assert run(["clean"]) == 0
+    assert " chains and the address of lo removed, " in capsys.readouterr().err
+    assert backend.addresses() == ()
+
+
 @pytest.mark.parametrize("family", Family)
 def test_one_family_can_be_applied_alone(backend: FakeBackend, family: Family) -> None:
     assert run(["--family", family.value, *POD]) == 0
@@ -146,6 +164,7 @@ ERRORS: dict[type[IstioInitError], tuple[Callable[[], IstioInitError], int]] = {
     Unsupported: (lambda: Unsupported("went wrong"), 4),
     CommandError: (lambda: CommandError(("iptables-restore", "-w"), 1, "no\n such thing", "load a module"), 4),
     LockHeld: (lambda: LockHeld("went wrong"), 5),
+    ValidationFailed: (lambda: ValidationFailed("went wrong"), 126),
     ChildFailed: (lambda: ChildFailed("went wrong", 137), 137),
 }
 

@@ -11,7 +11,9 @@ import pytest
 from istio_init import environment
 from istio_init.environment import collect, read_settings
 from istio_init.errors import InvalidInput
-from istio_init.settings import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS, Option, Settings, Value
+from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS, Option
+from istio_init.settings import HostFacts, Settings
+from istio_init.values import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +32,23 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "inbound_exclude_ports": ("1001", "1002", "1003"),
     "service_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "service_exclude_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
+    "tunnel_port": ("1001", "1002", "1003"),
+    "outbound_ports": ("1001", "1002", "1003"),
+    "outbound_exclude_ports": ("1001", "1002", "1003"),
+    "exclude_interfaces": ("eth1", "eth2", "eth3"),
+    "virtual_interfaces": ("eth1", "eth2", "eth3"),
+    "redirect_dns": ("True", "False", "True"),
+    "capture_all_dns": ("True", "False", "True"),
+    "drop_invalid": ("True", "False", "True"),
+    "dual_stack": ("True", "False", "True"),
+    "owner_groups": ("1001", "1002", "1003"),
+    "owner_groups_exclude": ("1001", "1002", "1003"),
+    "loopback_cidr": ("127.0.0.2/32", "127.0.0.3/32", "127.0.0.4/32"),
 }
-EACH_VARIABLE = [pytest.param(option, name, id=name) for option in OPTIONS for name in option.variables]
+FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
+OF_1_0 = [option for option in OPTIONS if ISTIO_1_0 in option.layouts]
+EACH_VARIABLE = [pytest.param(option, name, id=name) for option in OF_1_0 for name in option.variables]
+EACH_VARIABLE_OF_CURRENT = [pytest.param(option, name, id=name) for option in OPTIONS for name in option.variables]
 CLUSTER, SIDECAR = "ISTIO_CLUSTER_CONFIG", "ISTIO_SIDECAR_CONFIG"
 
 
@@ -47,8 +64,8 @@ def written(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def texts(flags: dict[str, str | None], environ: dict[str, str]) -> dict[str, str]:
-    return {name: value.text for name, value in collect(flags, environ).items()}
+def texts(flags: dict[str, str | None], environ: dict[str, str], layout: str = ISTIO_1_0) -> dict[str, str]:
+    return {name: value.text for name, value in collect(flags, environ, layout).items()}
 
 
 def as_text(value: object) -> str:
@@ -73,6 +90,38 @@ def test_a_flag_beats_a_variable_and_that_a_file_and_that_the_default(option: Op
     assert read() == in_flag
 
 
+@pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE_OF_CURRENT)
+def test_a_flag_beats_a_variable_and_that_the_default_in_layout_current(
+    option: Option, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "read_host_facts", lambda: HostFacts(nameservers=("10.0.0.1",)))
+    _, in_environment, in_flag = SAMPLES[option.name]
+    environ: dict[str, str] = {}
+    field = FIELDS.get(option.name, option.name)
+
+    def read(flag: str | None = None) -> str:
+        return as_text(getattr(read_settings({option.name: flag}, environ, CURRENT), field))
+
+    before = read()
+    environ[variable] = SAMPLES[option.name][0]
+    assert read() == SAMPLES[option.name][0] != before
+    environ[variable] = in_environment
+    assert read() == in_environment
+    assert read(in_flag) == in_flag
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in OF_1_0], ids=lambda option: option.name)
+def test_a_variable_of_a_setting_that_a_layout_does_not_have_is_ignored_and_a_flag_is_not(option: Option) -> None:
+    environ = dict.fromkeys(option.variables, SAMPLES[option.name][0])
+    assert texts({}, environ) == {}
+    assert texts({option.name: "x"}, environ) == {option.name: "x"}
+
+
+def test_layout_current_reads_no_environment_files(tmp_path: Path) -> None:
+    environ = {CLUSTER: written(tmp_path / "cluster.env", "ENVOY_PORT=1001"), SIDECAR: str(tmp_path / "nowhere.env")}
+    assert texts({}, environ, CURRENT) == {}
+
+
 @pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE)
 def test_where_a_value_came_from_is_told_in_the_users_words(option: Option, variable: str, tmp_path: Path) -> None:
     file = written(tmp_path / "sidecar.env", "", f"{variable}=in-file")
@@ -81,10 +130,11 @@ def test_where_a_value_came_from_is_told_in_the_users_words(option: Option, vari
     assert collect({option.name: "y"}, {variable: "x"})[option.name] == Value("y", "/".join(option.flags))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_an_empty_flag_is_a_value(option: Option) -> None:
+def test_an_empty_flag_is_a_value(option: Option, layout: str) -> None:
     environ = dict.fromkeys(option.variables, SAMPLES[option.name][0])
-    assert texts({option.name: ""}, environ) == {option.name: ""}
+    assert texts({option.name: ""}, environ, layout) == {option.name: ""}
 
 
 @pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE)
@@ -95,7 +145,7 @@ def test_an_empty_variable_is_none_for_a_list_and_not_set_for_the_others(
 ) -> None:
     file = written(tmp_path / "sidecar.env", f"{variable}=")
     expected = {option.name: ""} if option.is_list else {}
-    assert texts({}, {variable: ""}) == expected
+    assert texts({}, {variable: ""}) == texts({}, {variable: ""}, CURRENT) == expected
     assert texts({}, {SIDECAR: file}) == expected
 
 

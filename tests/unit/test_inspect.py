@@ -21,6 +21,7 @@ from istio_init.model import (
     Target,
     TargetKind,
 )
+from istio_init.options import CURRENT
 from istio_init.settings import Settings
 from tests.unit.strategies import valid_settings
 
@@ -118,6 +119,54 @@ def test_jumps_that_differ_are_replaced_by_the_one_that_is_wanted(jumps: tuple[t
     assert compare(WANTED, current) == [expected]
 
 
+HEAD = Rule((Match(MatchKind.IN_INTERFACE, "vm0"),), Target(TargetKind.JUMP, chain="ISTIO_INBOUND"))
+OTHER_HEAD = HEAD._replace(matches=())
+
+
+def with_heads(*heads: KernelRule, jumps: tuple[KernelRule, ...] = (JUMP,)) -> Snapshot:
+    return {
+        Table.NAT: TableState(
+            {},
+            jumps=tuple(("PREROUTING", jump) for jump in jumps),
+            inserted=tuple(("PREROUTING", head) for head in heads),
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "found",
+    [with_heads(HEAD), with_heads(HEAD, JUMP, jumps=())],
+    ids=["before-and-behind-foreign-rules", "all-before-any-foreign-rule"],
+)
+def test_what_is_to_stand_at_the_head_is_in_place_before_any_foreign_rule(found: Snapshot) -> None:
+    assert compare(with_heads(HEAD), found) == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        with_heads(),
+        with_heads(jumps=(HEAD, JUMP)),
+        with_heads(JUMP, jumps=(HEAD,)),
+        with_heads(OTHER_HEAD),
+        with_heads(HEAD, HEAD),
+        with_heads(HEAD, OTHER_HEAD),
+    ],
+    ids=["missing", "behind-a-foreign-rule", "behind-the-other", "other", "doubled", "one-too-many"],
+)
+def test_what_does_not_stand_at_the_head_as_it_should_is_put_there(found: Snapshot) -> None:
+    (change,) = compare(with_heads(HEAD), found)
+    assert change.removed_jumps == found[Table.NAT].inserted + found[Table.NAT].jumps
+    assert change.inserted_jumps == (("PREROUTING", HEAD),)
+    assert change.added_jumps == (("PREROUTING", JUMP),)
+
+
+def test_what_was_at_the_head_for_want_of_foreign_rules_is_put_back_there() -> None:
+    before, now = with_heads(JUMP, jumps=()), with_heads(HEAD, jumps=())
+    (change,) = compare(before, now)
+    assert (change.removed_jumps, change.inserted_jumps) == (now[Table.NAT].inserted, before[Table.NAT].inserted)
+
+
 def test_the_order_between_built_in_chains_makes_no_difference() -> None:
     one, two = ("PREROUTING", JUMP), ("OUTPUT", JUMP)
     assert compare(nat({}, one, two), nat({}, two, one)) == []
@@ -167,6 +216,16 @@ def test_a_switch_to_tproxy_captures_in_mangle_before_it_lets_go_in_nat() -> Non
     assert [change.table for change in compare(redirect, tproxy)] == [Table.NAT, Table.MANGLE]
 
 
+def test_a_plan_wants_its_inserted_rules_at_the_head() -> None:
+    plan = build_plan(Settings.of(CURRENT, virtual_interfaces="vm0", service_cidrs="*", exclude_interfaces="net1"))
+    nat = desired(plan, Family.IPV4)[Table.NAT]
+    assert [(chain, rule.target.kind) for chain, rule in nat.inserted if isinstance(rule, Rule)] == [
+        ("PREROUTING", TargetKind.JUMP),
+        ("PREROUTING", TargetKind.RETURN),
+    ]
+    assert [chain for chain, _ in nat.jumps] == ["PREROUTING", "OUTPUT", "OUTPUT"]
+
+
 def test_what_a_plan_wants_is_kept_by_family_and_table() -> None:
     plan = build_plan(Settings.of(inbound_ports="80", mode="TPROXY"))
     assert set(desired(plan, Family.IPV4)) == {Table.NAT, Table.MANGLE}
@@ -183,7 +242,8 @@ def made(current: Snapshot, changes: list[TableChange]) -> Snapshot:
         before = tables.get(change.table, TableState({}))
         chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
         jumps = tuple(jump for jump in before.jumps if jump not in change.removed_jumps)
-        tables[change.table] = TableState(chains, jumps + change.added_jumps)
+        heads = tuple(jump for jump in before.inserted if jump not in change.removed_jumps)
+        tables[change.table] = TableState(chains, jumps + change.added_jumps, inserted=change.inserted_jumps + heads)
     return tables
 
 

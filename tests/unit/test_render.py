@@ -11,33 +11,39 @@ from hypothesis import given
 from istio_init.errors import InvalidInput
 from istio_init.layouts import build_plan
 from istio_init.model import BUILTIN_CHAINS, Family, Plan, TproxyRoute, Variant
+from istio_init.options import CURRENT, ISTIO_1_0
 from istio_init.render import render
 from istio_init.render.iptables import render_rule
 from istio_init.render.json import SCHEMA_VERSION
 from istio_init.settings import Settings
 from tests.cases import CASES, Case
+from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.unit.strategies import valid_settings
 
 FORMATS = ("restore", "commands", "json", "table")
 REDIRECT = build_plan(Settings.of(proxy_uids="1337", inbound_ports="9080", service_cidrs="*"))
 TPROXY = build_plan(Settings.of(inbound_ports="*", mode="TPROXY", tproxy_mark="42", tproxy_route_table="7"))
 OPEN = build_plan(Settings.of(ENABLE_INBOUND_IPV6="1"))
+DUAL = build_plan(
+    Settings.of(CURRENT, inbound_ports="*", mode="TPROXY", tproxy_mark="42", tproxy_route_table="7", dual_stack="true")
+)
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_case = pytest.mark.parametrize("case", [*CASES, *CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
 
 
 @given(settings=valid_settings)
 def test_every_rule_of_every_plan_has_a_reason(settings: Settings) -> None:
     for chain in build_plan(settings).chains:
-        assert chain.rules
-        assert all(rule.why.strip() and "\n" not in rule.why for rule in chain.rules)
+        assert chain.rules or chain.inserted
+        assert all(rule.why.strip() and "\n" not in rule.why for rule in (*chain.inserted, *chain.rules))
 
 
 @given(settings=valid_settings)
 def test_the_reasons_of_a_chain_that_captures_name_the_flag_and_the_value(settings: Settings) -> None:
     reasons = "\n".join(rule.why for chain in build_plan(settings).chains for rule in chain.rules)
     for cidr in settings.service_exclude_cidrs:
-        assert f"destination {cidr} is excluded (-x)" in reasons
+        if settings.layout == ISTIO_1_0 or settings.ipv6 or ":" not in cidr:
+            assert f"destination {cidr} is excluded (-x)" in reasons
     for owner in settings.proxy_uids:
         assert f"(uid {owner})" in reasons
 
@@ -46,12 +52,15 @@ def test_the_reasons_of_a_chain_that_captures_name_the_flag_and_the_value(settin
 def test_json_has_the_whole_plan_with_reasons(case: Case) -> None:
     plan = case.plan()
     document = json.loads(render(plan, "json"))
-    assert list(document) == ["schema_version", "layout", "chains", "route"]
+    assert list(document) == ["schema_version", "layout", "chains", "routes", "addresses"]
     assert document["schema_version"] == SCHEMA_VERSION == 1
-    assert document["layout"] == "istio-1.0"
+    assert document["layout"] == case.layout
+    assert [tuple(route.values()) for route in document["routes"]] == list(map(tuple, plan.routes))
+    assert tuple(document["addresses"]) == plan.addresses
     assert [(c["family"], c["table"], c["chain"]) for c in document["chains"]] == [c[:3] for c in plan.chains]
     for chain, written in zip(plan.chains, document["chains"], strict=True):
-        for rule, record in zip(chain.rules, written["rules"], strict=True):
+        records = (*written.get("inserted", ()), *written["rules"])
+        for rule, record in zip((*chain.inserted, *chain.rules), records, strict=True):
             assert set(record) == {"matches", "target", "text", "why"}
             assert record["why"] == rule.why != ""
             assert record["text"] == render_rule(rule)
@@ -59,9 +68,22 @@ def test_json_has_the_whole_plan_with_reasons(case: Case) -> None:
             assert [(m["kind"], m["value"], m["negated"]) for m in record["matches"]] == list(map(tuple, rule.matches))
 
 
-def test_json_has_a_route_only_where_the_plan_has_one() -> None:
-    assert json.loads(render(TPROXY, "json"))["route"] == {"mark": 42, "table": 7}
-    assert json.loads(render(REDIRECT, "json"))["route"] is None
+def test_json_has_routes_and_addresses_only_where_the_plan_has_some() -> None:
+    routes = [{"mark": 42, "table": 7, "family": family} for family in ("ipv4", "ipv6")]
+    assert json.loads(render(DUAL, "json"))["routes"] == routes
+    assert json.loads(render(TPROXY, "json"))["routes"] == routes[:1]
+    assert json.loads(render(REDIRECT, "json"))["routes"] == []
+    assert json.loads(render(DUAL, "json"))["addresses"] == ["::6/128"]
+    assert json.loads(render(TPROXY, "json"))["addresses"] == []
+
+
+def test_json_tells_rules_at_the_head_of_a_chain_from_those_at_its_end() -> None:
+    plan = build_plan(Settings.of(CURRENT, virtual_interfaces="vm0", exclude_interfaces="net1"))
+    chains = json.loads(render(plan, "json"))["chains"]
+    (chain,) = (chain for chain in chains if chain["chain"] == "PREROUTING")
+    assert [rule["text"] for rule in chain["inserted"]] == ["-i vm0 -m comment --comment istio-init -j RETURN"]
+    assert [rule["text"] for rule in chain["rules"]] == ["-i net1 -m comment --comment istio-init -j RETURN"]
+    assert [chain["chain"] for chain in chains if "inserted" in chain] == ["PREROUTING"]
 
 
 def test_json_leaves_out_what_a_target_does_not_have() -> None:
@@ -75,23 +97,26 @@ def test_json_leaves_out_what_a_target_does_not_have() -> None:
 def test_a_table_shows_each_rule_on_a_line_with_its_reason_at_the_end(case: Case) -> None:
     plan = case.plan()
     lines = iter(render(plan, "table").splitlines())
-    assert next(lines) == "Layout istio-1.0"
+    assert next(lines) == f"Layout {case.layout}"
     columns = set()
     for chain in plan.chains:
         assert next(lines) == ""
-        note = "  (built-in: these are appended)" if chain.name in BUILTIN_CHAINS else ""
+        heads = f"{len(chain.inserted)} at the head, the others" if chain.inserted else "these are"
+        note = f"  (built-in: {heads} appended)" if chain.name in BUILTIN_CHAINS else ""
         assert next(lines) == f"{chain.family} {chain.table} {chain.name}{note}"
-        for number, rule in enumerate(chain.rules, start=1):
+        for number, rule in enumerate((*chain.inserted, *chain.rules), start=1):
             line = next(lines)
             assert line.startswith(f"{number:4}  ")
             assert line.endswith(f"  {rule.why}")
             columns.add(len(line) - len(rule.why))
     assert len(columns) == 1
-    assert bool(list(lines)) == (plan.route is not None)
+    assert sum("policy route" in line or line.startswith("address") for line in lines) == len(plan.routes + plan.addresses)
 
 
-def test_a_table_shows_the_policy_route() -> None:
-    assert "policy route: fwmark 0x2a → table 7: local default dev lo" in render(TPROXY, "table")
+def test_a_table_shows_each_policy_route_and_address() -> None:
+    for family in Family:
+        assert f"{family} policy route: fwmark 0x2a → table 7: local default dev lo" in render(DUAL, "table")
+    assert "address ::6/128 on lo: " in render(DUAL, "table")
 
 
 def test_an_empty_plan_can_be_written_in_each_format() -> None:
@@ -109,13 +134,14 @@ def test_commands_make_chains_first_and_jumps_last_in_each_table(case: Case) -> 
     by_table: dict[tuple[str, str], list[list[str]]] = {}
     for line in render(case.plan(), "commands").splitlines():
         words = shlex.split(line, comments=True)
-        if words and words[0] != "ip":
+        if words and words[0] != "ip":  # policy routes and addresses come first
             assert words[1:3] == ["-w", "-t"]
             by_table.setdefault((words[0], words[3]), []).append(words[4:])
     for commands in by_table.values():
         steps = ["jump" if words[1] in BUILTIN_CHAINS else words[0] for words in commands]
         assert steps == sorted(steps, key=("-N", "-A", "jump").index)
-        assert {"-N", "jump"} <= set(steps) or case.plan().families() == (Family.IPV4,)
+        assert "jump" in steps
+    assert any(words[0] == "-N" for commands in by_table.values() for words in commands)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +163,17 @@ def test_the_policy_route_comes_first_among_commands_and_is_a_comment_in_a_resto
     assert render(TPROXY).splitlines()[1:3] == [f"# also needed: {command}" for command in route]
 
 
+def test_commands_for_ipv6_name_the_family_and_begin_with_the_address() -> None:
+    commands = [
+        "ip -6 addr add ::6/128 dev lo",
+        "ip -6 rule add fwmark 0x2a lookup 7",
+        "ip -6 route replace local default dev lo table 7",
+    ]
+    assert render(DUAL, "commands", (Family.IPV6,)).splitlines()[1:4] == commands
+    assert render(DUAL, "restore", (Family.IPV6,)).splitlines()[1:4] == [f"# also needed: {line}" for line in commands]
+    assert "-6" not in render(DUAL, "commands", (Family.IPV4,))
+
+
 @pytest.mark.parametrize("output_format", ["restore", "commands"])
 def test_text_for_programs_has_a_heading_for_each_family(output_format: str) -> None:
     headings = [line for line in render(REDIRECT, output_format).splitlines() if line.startswith("# istio")]
@@ -153,9 +190,12 @@ def test_one_family_can_be_written_alone(output_format: str, family: Family) -> 
     assert ("0x2a" in text or '"mark": 42' in text) == (family is Family.IPV4)
 
 
-def test_the_route_belongs_to_ipv4() -> None:
-    assert TPROXY.only((Family.IPV4,)).route == TproxyRoute(42, 7)
-    assert TPROXY.only((Family.IPV6,)).route is None
+def test_each_route_belongs_to_its_family_and_the_address_to_ipv6() -> None:
+    assert TPROXY.only((Family.IPV4,)).routes == (TproxyRoute(42, 7),)
+    assert TPROXY.only((Family.IPV6,)).routes == ()
+    assert DUAL.only((Family.IPV4,)).routes == (TproxyRoute(42, 7, Family.IPV4),)
+    assert DUAL.only((Family.IPV6,)).routes == (TproxyRoute(42, 7, Family.IPV6),)
+    assert (DUAL.only((Family.IPV4,)).addresses, DUAL.only((Family.IPV6,)).addresses) == ((), ("::6/128",))
 
 
 def test_a_family_without_rules_has_no_text() -> None:
@@ -171,8 +211,8 @@ def test_text_ends_with_a_newline_and_is_the_same_each_time(output_format: str, 
     assert text == render(build_plan(settings), output_format)
 
 
-@pytest.mark.parametrize("output_format", ["", "yaml", "RESTORE", "nft"])
+@pytest.mark.parametrize("output_format", ["", "yaml", "RESTORE"])
 def test_an_unknown_format_is_bad_input(output_format: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         render(REDIRECT, output_format)
-    assert str(caught.value) == f"format: {output_format!r} is not a format (allowed: restore, commands, json or table)"
+    assert str(caught.value) == f"format: {output_format!r} is not a format (allowed: restore, commands, nft, json or table)"

@@ -8,17 +8,10 @@ import pytest
 
 from istio_init.errors import InvalidInput
 from istio_init.model import Mode
-from istio_init.settings import (
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    NO_ACCOUNTS,
-    OPTIONS,
-    Accounts,
-    Settings,
-    Value,
-    parse_settings,
-)
-from tests.unit.strategies import NAMES
+from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.settings import NO_ACCOUNTS, NO_FACTS, Accounts, HostFacts, Settings, parse_settings
+from istio_init.values import Value
+from tests.unit.strategies import NAMES, NAMES_OF
 
 DEFAULTS = {
     "envoy_port": 15001,
@@ -33,38 +26,71 @@ DEFAULTS = {
     "service_cidrs": (),
     "service_exclude_cidrs": (),
 }
-PORTS = ("envoy_port", "inbound_capture_port")
-PORT_LISTS = ("inbound_ports", "inbound_exclude_ports")
+DEFAULTS_OF_CURRENT = DEFAULTS | {
+    "inbound_capture_port": 15006,
+    "proxy_uids": (1337,),
+    "proxy_gids": (1337,),
+    "tunnel_port": 15008,
+    "outbound_ports": (),
+    "outbound_exclude_ports": (),
+    "exclude_interfaces": (),
+    "virtual_interfaces": (),
+    "redirect_dns": False,
+    "capture_all_dns": False,
+    "drop_invalid": False,
+    "dual_stack": False,
+    "owner_groups": ("*",),
+    "owner_groups_exclude": (),
+    "loopback_cidr": "127.0.0.1/32",
+}
+FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
+PORTS = ("envoy_port", "inbound_capture_port", "tunnel_port")
+PORT_LISTS = ("inbound_ports", "inbound_exclude_ports", "outbound_ports", "outbound_exclude_ports")
 CIDR_LISTS = ("service_cidrs", "service_exclude_cidrs")
 OWNERS = ("proxy_uids", "proxy_gids")
+GROUPS = ("owner_groups", "owner_groups_exclude")
+INTERFACES = ("exclude_interfaces", "virtual_interfaces")
+SWITCHES = ("redirect_dns", "capture_all_dns", "drop_invalid", "dual_stack")
 
 # A machine with one user and one group.
 ACCOUNTS = Accounts(uid={"istio-proxy": 1234, "envoy": 101}.get, gid={"envoy": 102}.get)
 
 
-def parse(accounts: Accounts = NO_ACCOUNTS, /, **texts: str) -> Settings:
-    return parse_settings({name: Value(text, f"--{name}") for name, text in texts.items()}, accounts)
+def parse(
+    accounts: Accounts = NO_ACCOUNTS, layout: str = ISTIO_1_0, facts: HostFacts = NO_FACTS, /, **texts: str
+) -> Settings:
+    return parse_settings({name: Value(text, f"--{name}") for name, text in texts.items()}, accounts, layout, facts)
 
 
-def refusal(name: str, text: str) -> InvalidInput:
+def current(**texts: str) -> Settings:
+    return parse(NO_ACCOUNTS, CURRENT, **texts)
+
+
+def refusal(name: str, text: str, layout: str = ISTIO_1_0) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        parse(**{name: text})
+        parse(NO_ACCOUNTS, layout, **{name: text})
     return caught.value
 
 
 def test_every_option_has_a_default_here() -> None:
-    assert set(DEFAULTS) == set(NAMES)
+    assert set(DEFAULTS) == set(NAMES_OF[ISTIO_1_0])
+    assert set(DEFAULTS_OF_CURRENT) == set(NAMES_OF[CURRENT]) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_OF[ISTIO_1_0])
 def test_what_is_not_given_has_its_default(name: str) -> None:
     assert getattr(parse(), name) == DEFAULTS[name]
     assert getattr(Settings(), name) == DEFAULTS[name]
 
 
+@pytest.mark.parametrize("name", NAMES_OF[CURRENT])
+def test_what_is_not_given_has_its_default_in_layout_current(name: str) -> None:
+    assert getattr(current(), FIELDS.get(name, name)) == DEFAULTS_OF_CURRENT[name]
+
+
 def test_without_values_there_is_nothing_to_warn_of() -> None:
     assert parse() == Settings()
-    assert parse().warnings == ()
+    assert parse().warnings == current().warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +134,85 @@ def test_without_values_there_is_nothing_to_warn_of() -> None:
 )
 def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -> None:
     assert getattr(parse(**{name: text}), name) == value
+    assert getattr(current(**{name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("service_cidrs", "10.0.0.0/8,fd00::/8", ("10.0.0.0/8", "fd00::/8")),
+        ("service_cidrs", "FD00:0::1", ("fd00::1/128",)),
+        ("service_exclude_cidrs", "::/0,::1/128", ("::/0", "::1/128")),
+        ("tunnel_port", "15008", 15008),
+        ("outbound_ports", "80,8000-8001", ("80", "8000:8001")),
+        ("outbound_exclude_ports", " 25, ,25", ("25",)),
+        ("exclude_interfaces", "eth0, net1,eth0.100,tap+,", ("eth0", "net1", "eth0.100", "tap+")),
+        ("virtual_interfaces", "fifteen-bytes-1", ("fifteen-bytes-1",)),
+        ("virtual_interfaces", "", ()),
+        *((name, "true", True) for name in SWITCHES if name not in FIELDS),
+        *(("drop_invalid", text, True) for text in ("1", "t", "T", "TRUE", "True")),
+        *(("drop_invalid", text, False) for text in ("0", "f", "F", "false", "FALSE", "False")),
+        ("owner_groups", "5,6,5", ("5", "6")),
+        ("owner_groups", " * ", ("*",)),
+        ("owner_groups", "", ("*",)),
+        ("owner_groups_exclude", "5", ("5",)),
+        ("owner_groups_exclude", " , ", ()),
+        ("loopback_cidr", "127.0.0.0/8", "127.0.0.0/8"),
+        ("loopback_cidr", "127.1.2.3", "127.1.2.3/32"),
+    ],
+)
+def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value: object) -> None:
+    wanted = {name: text} | ({"redirect_dns": "true"} if name == "capture_all_dns" else {})
+    wanted |= {"capture_all_dns": "true"} if name == "redirect_dns" else {}
+    assert getattr(current(**wanted), name) == value
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NAMES_OF[ISTIO_1_0]])
+def test_what_only_another_layout_has_is_refused(name: str) -> None:
+    error = refusal(name, "true")
+    assert error.problem == "layout istio-1.0 cannot express it"
+    assert error.allowed == "layout current (--layout)"
+
+
+def test_a_layout_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="'istio-2' is not a layout") as caught:
+        parse(NO_ACCOUNTS, "istio-2")
+    assert (caught.value.where, caught.value.allowed) == ("--layout", "istio-1.0 or current")
+
+
+@pytest.mark.parametrize(("flag", "first_is_ipv6"), [("true", False), ("false", True), ("true", True), ("false", False)])
+def test_ipv6_is_captured_where_it_was_asked_for_or_the_machine_has_nothing_else(flag: str, *, first_is_ipv6: bool) -> None:
+    settings = parse(NO_ACCOUNTS, CURRENT, HostFacts(is_ipv6=first_is_ipv6), dual_stack=flag)
+    assert settings.ipv6 is (flag == "true" or first_is_ipv6)
+    assert not settings.close_inbound_ipv6
+
+
+def test_layout_istio_1_0_does_not_look_at_the_machine() -> None:
+    assert parse(NO_ACCOUNTS, ISTIO_1_0, HostFacts(("10.0.0.1",), is_ipv6=True)) == parse()
+
+
+def test_dns_without_a_nameserver_is_left_alone_with_a_warning() -> None:
+    settings = current(redirect_dns="true")
+    assert not settings.redirect_dns
+    assert settings.warnings == (
+        "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any",
+    )
+    known = parse(NO_ACCOUNTS, CURRENT, HostFacts(("10.0.0.1",)), redirect_dns="true")
+    assert (known.redirect_dns, known.nameservers, known.warnings) == (True, ("10.0.0.1",), ())
+    assert current(redirect_dns="true", capture_all_dns="true").redirect_dns
+
+
+def test_all_dns_without_dns_is_a_warning() -> None:
+    (warning,) = current(capture_all_dns="true").warnings
+    assert warning == "--capture_all_dns has no effect: it counts only with --redirect-dns"
+
+
+def test_there_is_a_limit_of_groups() -> None:
+    groups = [str(gid) for gid in range(65)]
+    for name in GROUPS:
+        assert getattr(current(**{name: ",".join(groups[:64])}), name) == tuple(groups[:64])
+        error = refusal(name, ",".join(groups), CURRENT)
+        assert (error.problem, error.allowed) == ("65 groups are too many", "at most 64")
 
 
 BAD_NUMBERS = (
@@ -174,6 +279,16 @@ BAD_VALUES = {
         *(text for text in BAD_NUMBERS if text != "0x50"),
     ),
     "tproxy_route_table": ("0", "253", "254", "255", "4294967296", "main", *BAD_NUMBERS),
+    **dict.fromkeys(GROUPS, ("no-group-of-this-name", "4294967295", "-1", "+5", "1;reboot", "5,*")),
+    **dict.fromkeys(
+        INTERFACES,
+        (
+            *("sixteen-bytes-16", "-eth0", "+", "a/b", "a b", "a\tb", "a\nb", "a\u00a0b", "a\0", "\u00e9" * 8),
+            *(f"a{special}b" for special in "\"'`\\$&|;<>()*?[]{}!#~"),
+        ),
+    ),
+    **dict.fromkeys(SWITCHES, ("", "yes", "on", "2", "TrUe", " true", "true;reboot")),
+    "loopback_cidr": ("127.0.0.1/7", "127.0.0.1/8", "128.0.0.1", "10.0.0.0/8", "::1", "127.0.0.1/33", "localhost", "*", ""),
     **dict.fromkeys(
         CIDR_LISTS,
         (
@@ -191,9 +306,6 @@ BAD_VALUES = {
             "10.0.0.0/\u0668",
             "/8",
             "example.org",
-            "fd00::/8",
-            "::1",
-            "::ffff:10.0.0.1",
             "10.0.0.0/8;reboot",
             "10.0.0.0/8 -j ACCEPT",
             "10.0.0.0 /8",
@@ -207,9 +319,19 @@ def test_every_option_has_bad_values_here() -> None:
     assert set(BAD_VALUES) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD_VALUES.items() for text in texts])
-def test_a_value_that_is_not_allowed_is_refused_by_name_with_what_is_allowed(name: str, text: str) -> None:
-    error = refusal(name, text)
+BAD_IPV6 = ("fd00::/129", "fd00::/", "fd00::/-1", "fd00", "fd00:::1", "fe80::1%eth0", "::1;reboot", "[::1]", "::1 /128")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "layout"),
+    [
+        *((name, text, layout) for layout in LAYOUTS for name in NAMES_OF[layout] for text in BAD_VALUES[name]),
+        *((name, text, ISTIO_1_0) for name in CIDR_LISTS for text in ("fd00::/8", "::1", "::ffff:10.0.0.1")),
+        *((name, text, CURRENT) for name in CIDR_LISTS for text in BAD_IPV6),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_name_with_what_is_allowed(name: str, text: str, layout: str) -> None:
+    error = refusal(name, text, layout)
     assert error.where == f"--{name}"
     assert error.allowed
     assert error.exit_code == 2
@@ -278,6 +400,12 @@ def test_inbound_ipv6_is_closed_until_the_variable_has_a_value(text: str, *, clo
     assert parse(**{ENABLE_INBOUND_IPV6: text}).close_inbound_ipv6 is closed
 
 
+def test_host_bits_of_ipv6_are_masked_with_a_warning() -> None:
+    settings = current(service_cidrs="fd00::1/8,fd00::/8", service_exclude_cidrs="::1/128")
+    assert settings.service_cidrs == ("fd00::/8",)
+    assert settings.warnings == ("--service_cidrs: 'fd00::1/8' has host bits set and is taken as fd00::/8",)
+
+
 def test_host_bits_are_masked_with_a_warning() -> None:
     settings = parse(service_cidrs="10.1.2.3/8,10.0.0.0/8", service_exclude_cidrs="10.9.9.9/16")
     assert settings.service_cidrs == ("10.0.0.0/8",)
@@ -330,8 +458,10 @@ def test_rows_of_the_option_table_do_not_collide() -> None:
     ):
         assert len(column) == len(set(column))
     for option in OPTIONS:
-        short, long = option.flags
-        assert re.fullmatch(r"-[a-z]", short)
+        *short, long = option.flags or ("--none",)
+        assert option.flags or option.variables
+        assert [flag for flag in short if not re.fullmatch(r"-[a-z]", flag)] == []
         assert re.fullmatch(r"--[a-z]+(-[a-z]+)*", long)
-        assert option.name in Settings._fields
+        assert FIELDS.get(option.name, option.name) in Settings._fields
         assert "Default: " in option.help
+        assert set(option.layouts) <= set(LAYOUTS)

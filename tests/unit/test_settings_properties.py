@@ -11,31 +11,28 @@ from hypothesis import strategies as st
 
 from istio_init.errors import InvalidInput
 from istio_init.layouts import build_plan
+from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS
 from istio_init.render import render
-from istio_init.settings import (
-    ENABLE_INBOUND_IPV6,
-    ENVOY_USER,
-    NO_ACCOUNTS,
-    Accounts,
-    Settings,
-    Value,
-    parse_ipv4_cidr,
-    parse_settings,
-)
-from tests.unit.strategies import NAMES, any_text, cidrs, nearly_valid, port_lists
+from istio_init.settings import NO_ACCOUNTS, Accounts, HostFacts, Settings, parse_settings
+from istio_init.values import Value, parse_cidr
+from tests.unit.strategies import NAMES, NAMES_OF, any_text, cidrs, ipv6_cidrs, nearly_valid, port_lists
 
 EVERYBODY = Accounts(uid=lambda _: 1000, gid=lambda _: 1000)
 
 
-def parse(accounts: Accounts = NO_ACCOUNTS, /, **texts: str) -> Settings:
-    return parse_settings({name: Value(text, f"--{name}") for name, text in texts.items()}, accounts)
+FACTS = HostFacts(nameservers=("10.96.0.10", "fd00::10"))
 
 
+def parse(accounts: Accounts = NO_ACCOUNTS, layout: str = ISTIO_1_0, /, **texts: str) -> Settings:
+    return parse_settings({name: Value(text, f"--{name}") for name, text in texts.items()}, accounts, layout, FACTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*NAMES, ENVOY_USER, ENABLE_INBOUND_IPV6])
 @given(text=any_text)
-def test_any_text_is_taken_or_refused_as_bad_input(name: str, text: str) -> None:
+def test_any_text_is_taken_or_refused_as_bad_input(name: str, layout: str, text: str) -> None:
     try:
-        settings = parse(**{name: text})
+        settings = parse(NO_ACCOUNTS, layout, **{name: text})
     except InvalidInput as error:
         refused_by = error.where
     else:
@@ -65,43 +62,59 @@ def test_a_well_formed_port_list_means_the_ports_that_it_names(text: str) -> Non
     assert len(taken) == len(set(taken))
 
 
-@given(text=cidrs)
+@given(text=cidrs | ipv6_cidrs)
 def test_a_cidr_means_what_the_standard_library_says(text: str) -> None:
-    canonical, masked = parse_ipv4_cidr(text, "-i")
+    canonical, masked = parse_cidr(text, "-i", ipv6=True)
     network = ip_network(text, strict=False)
     assert canonical == str(network)
     assert masked == (text.partition("/")[0] != str(network.network_address))
-    assert parse_ipv4_cidr(canonical, "-i") == (canonical, False)
+    assert parse_cidr(canonical, "-i", ipv6=True) == (canonical, False)
 
 
-# One line of what `--dry-run` prints for iptables-restore: words of these characters only, so that no line can be two and
-# no word means anything to a shell.
-WORD = r"[A-Za-z0-9_.:/,-]+"
+# One line of what `--dry-run` prints for iptables-restore: words without these characters only, so that no line can be two
+# and no word means anything to a shell.
+WORD = r"[^\s\"'`\\$&|;<>()*?\[\]{}!#~]+"
 LINE = re.compile(
-    rf"# istio-1\.0, ipv[46]|# also needed: ip (rule|route)( {WORD})+|"
-    rf"\*(mangle|nat|filter)|:ISTIO_[A-Z_]+ - \[0:0\]|-A [A-Z_]+( !| {WORD})* -j [A-Z_]+( {WORD})*|COMMIT",
+    rf"# (istio-1\.0|current), ipv[46]|# also needed: ip (-6 )?(rule|route|addr)( {WORD})+|"
+    rf"\*(raw|mangle|nat|filter)|:ISTIO_[A-Z_]+ - \[0:0\]|-[AI] [A-Z_]+( !| {WORD})* -j [A-Z_]+( {WORD})*|COMMIT",
 )
 
+# TPROXY's pair, or an owner as user and group; in layout current an owner has five in each family.
+RULES_OF_AN_ITEM = {ISTIO_1_0: 2, CURRENT: 2 * 5 * 2}
+
 # The other values: with them a value under test shows in the most rules.
-AROUND = {"mode": "TPROXY", "inbound_ports": "*", "service_cidrs": "10.0.0.0/8"}
+AROUND = {
+    ISTIO_1_0: {"mode": "TPROXY", "inbound_ports": "*", "service_cidrs": "10.0.0.0/8"},
+    CURRENT: {
+        "mode": "TPROXY",
+        "inbound_ports": "*",
+        "service_cidrs": "10.0.0.0/8",
+        "virtual_interfaces": "vm0",
+        "redirect_dns": "true",
+        "dual_stack": "true",
+    },
+}
 
 
-@pytest.mark.parametrize("name", [*NAMES, ENVOY_USER])
+@pytest.mark.parametrize(
+    ("layout", "name"), [(layout, name) for layout in LAYOUTS for name in (*NAMES_OF[layout], ENVOY_USER)]
+)
 @given(text=any_text)
-def test_no_text_becomes_a_word_of_the_shell_or_a_rule_of_its_own(name: str, text: str) -> None:
+def test_no_text_becomes_a_word_of_the_shell_or_a_rule_of_its_own(layout: str, name: str, text: str) -> None:
+    around = AROUND[layout]
     try:
-        plan = build_plan(parse(EVERYBODY, **{**AROUND, name: text}))
+        plan = build_plan(parse(EVERYBODY, layout, **{**around, name: text}))
     except InvalidInput:
         return
     lines = render(plan).split("\n")
     assert lines.pop() == ""
     assert [line for line in lines if not LINE.fullmatch(line)] == []
-    rules = [line for line in lines if line.startswith("-A")]
+    rules = [line for line in lines if line.startswith(("-A", "-I"))]
     assert [rule for rule in rules if rule.split().count("-j") != 1] == []
-    assert len(rules) == sum(len(chain.rules) for chain in plan.chains)
-    # A list makes two rules an item at most (TPROXY's pair), and one at its end; a single value none of its own.
-    most = len([line for line in render(build_plan(parse(**AROUND))).split("\n") if line.startswith("-A")])
-    assert len(rules) <= most + 2 * (text.count(",") + 1)
+    assert len(rules) == sum(len(chain.rules) + len(chain.inserted) for chain in plan.chains)
+    # A list makes so many rules an item at most, and one at its end; a single value none of its own.
+    most = sum(len(chain.rules) + len(chain.inserted) for chain in build_plan(parse(NO_ACCOUNTS, layout, **around)).chains)
+    assert len(rules) <= most + RULES_OF_AN_ITEM[layout] * (text.count(",") + 1)
 
 
 @given(text=st.text())

@@ -1,0 +1,86 @@
+"""The backend that nobody named: iptables where one of its variants works, else native nftables.
+
+iptables comes first, for whoever looks for our rules looks there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.backends.base import BOTH_FAMILIES, LOCK_WAIT, Report
+from istio_init.backends.restore import RestoreBackend
+from istio_init.errors import CommandError, IstioInitError
+from istio_init.runner import NOT_FOUND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from istio_init.backends.nft import NftBackend
+    from istio_init.model import Family, Plan
+    from istio_init.runner import Observer
+
+
+class AutoBackend(RestoreBackend):
+    """Writes through iptables-restore, or through nft where iptables is missing or no variant of it takes the plan.
+
+    Args:
+        lock_wait: seconds to wait for another program that holds a lock.
+        observe: is told each command that is run.
+    """
+
+    def __init__(self, lock_wait: int = LOCK_WAIT, observe: Observer = lambda _: None) -> None:
+        super().__init__(None, lock_wait, observe)
+
+    def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Bring the kernel to `plan`, as `Backend.apply` does."""
+        return self._or_else(
+            lambda: super(AutoBackend, self).apply(plan, families),
+            lambda: self._nft().apply(plan, families),
+        )
+
+    def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Remove all that is ours, whichever of the two made it."""
+        return self._or_else(lambda: self._remove_both(families), lambda: self._nft().remove(families))
+
+    def _remove_both(self, families: tuple[Family, ...]) -> Report:
+        report = super().remove(families)
+        try:
+            other = self._nft().remove(families)
+        except CommandError as error:
+            if error.stderr == NOT_FOUND:  # then nothing was made with it
+                return report
+            unseen = f"there may be tables of nftables' own that were not seen: {error}"
+            return report._replace(warnings=(*report.warnings, unseen))
+        if not other.changed:
+            return report
+        return report._replace(
+            backend=f"{report.backend} and {other.backend}",
+            chains=report.chains + other.chains,
+            changed=True,
+            routed=report.routed or other.routed,
+            addressed=report.addressed or other.addressed,
+        )
+
+    def _or_else(self, first: Callable[[], Report], second: Callable[[], Report]) -> Report:
+        try:
+            return first()
+        except CommandError as error:
+            if not self._is_useless():
+                raise
+            self._observe(f"iptables cannot be used here: {error}")
+            try:
+                return second()
+            except IstioInitError as other:
+                error.add_note(f"without iptables, too: {other}")
+                raise error from None
+
+    def _nft(self) -> NftBackend:
+        from istio_init.backends.nft import NftBackend  # noqa: PLC0415 - most pods do without
+
+        return NftBackend(self.lock_wait, self._observe)
+
+    def _is_useless(self) -> bool:
+        """Tell whether no variant of iptables could be used, and none that there is may hide rules of ours."""
+        unseen = self._unreadable.values()
+        are_missing = all(isinstance(error, CommandError) and error.stderr == NOT_FOUND for error in unseen)
+        return not self._chosen and are_missing

@@ -1,0 +1,211 @@
+"""The flags of today's `istio-iptables` that steer a run: their names and variables there, and what they mean here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from istio_init import values as parse
+from istio_init.cli.log import Level
+from istio_init.environment import choose
+from istio_init.errors import InvalidInput
+from istio_init.options import CURRENT, Option
+from istio_init.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROBE_PORT = 15002
+PROBE_TIMEOUT = 5.0  # seconds
+BINARIES = ("legacy", "nft")
+# Istio's names of levels. What ends this program is its only error that is fatal, so the two are one here.
+LEVELS = {
+    "debug": Level.DEBUG,
+    "info": Level.INFO,
+    "warn": Level.WARNING,
+    "error": Level.ERROR,
+    "fatal": Level.ERROR,
+    "none": Level.NONE,
+}
+DEFAULT_SCOPE, EVERY_SCOPE = "default", "all"
+
+
+def _switch(name: str, variable: str, text: str, *flags: str) -> Option:
+    return Option(name, (*flags, f"--{name.replace('_', '-')}"), (variable,), "BOOL", text, is_switch=True)
+
+
+STEERING = (
+    _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges.", "-n"),
+    _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rule; with --run-validation, validate those that are there."),
+    _switch("run_validation", "RUN_VALIDATION",
+            "Open connections on each path, and end with 126 if one does not go where the rules should send it."),
+    Option("probe_port", ("--iptables-probe-port",), ("IPTABLES_PROBE_PORT",), "PORT",
+           f"Port that --run-validation connects to, where no flag names one. Default: {PROBE_PORT}."),
+    Option("probe_timeout", ("--probe-timeout",), ("PROBE_TIMEOUT",), "DURATION",
+           "How long --run-validation takes at most. Default: 5s."),
+    Option("network_namespace", ("--network-namespace",), ("NETWORK_NAMESPACE",), "PATH",
+           "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own."),
+    _switch("cleanup_only", "CLEANUP_ONLY", "Remove what is ours and write nothing: `istio-init clean`."),
+    _switch("reconcile", "RECONCILE",
+            "What happens with and without this: rules of ours that differ are replaced, in one transaction a table. "
+            "Without it, today's tool writes on top of them."),
+    _switch("force_apply", "FORCE_APPLY", "No effect: rules that are in place, each where it should be, are never "
+            "written again, and others always are."),
+    _switch("native_nftables", "NATIVE_NFTABLES", "The same as --backend nft."),
+    Option("force_iptables_binary", ("--force-iptables-binary",), ("FORCE_IPTABLES_BINARY",), "VARIANT",
+           f"The same as --iptables-variant: {' or '.join(BINARIES)}."),
+    _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has a lock of its own anyway."),
+    Option("log_output_level", ("--log_output_level",), (), "LEVELS",
+           f"What is logged: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated; the scopes "
+           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet."),
+    Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", is_switch=True),
+    Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error."),
+    Option("log_caller", ("--log_caller",), (), "SCOPES", "No effect."),
+    Option("log_stacktrace_level", ("--log_stacktrace_level",), (), "LEVELS", "No effect."),
+    Option("vklog", ("--vklog",), (), "LEVEL", "No effect."),
+)  # fmt: skip
+
+# What has no meaning here, and why; said when it is asked for.
+MEANINGLESS = {
+    "force_apply": "rules that are in place are not written again, and others always are",
+    "cni_mode": "each network namespace has a lock of its own anyway",
+    "log_target": "the log goes to standard error",
+    "log_caller": "messages do not tell where in the program they come from",
+    "log_stacktrace_level": "messages have no stack traces",
+    "vklog": "no Kubernetes library is at work here",
+}
+
+
+class Steering(NamedTuple):
+    """What the flags of `STEERING` ask for.
+
+    Attributes:
+        probe_timeout: seconds.
+        network_namespace: its path; empty for this process's own.
+        binary: an iptables variant, or empty.
+        log_level: None leaves it to -v and --quiet.
+        warnings: what the user should know about flags that were accepted.
+    """
+
+    dry_run: bool
+    skip_rule_apply: bool
+    run_validation: bool
+    cleanup_only: bool
+    native_nftables: bool
+    probe_port: int
+    probe_timeout: float
+    network_namespace: str
+    binary: str
+    log_as_json: bool
+    log_level: Level | None
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def take(cls, options: dict[str, Any], environ: Mapping[str, str]) -> Steering:
+        """Take these flags out of a command's options, fill in variables and defaults, and validate all.
+
+        Raises:
+            InvalidInput: a value is not allowed, or two flags contradict each other.
+        """
+        flags = {option.name: options.pop(option.name) for option in STEERING}
+        variables = {name: Value(text, f"${name}") for name, text in environ.items()}
+        values = choose(STEERING, flags, variables, CURRENT)
+
+        def switch(name: str) -> bool:
+            return parse.one(values, name, parse.boolean, default=False)
+
+        steering = cls(
+            dry_run=switch("dry_run"),
+            skip_rule_apply=switch("skip_rule_apply"),
+            run_validation=switch("run_validation"),
+            cleanup_only=switch("cleanup_only"),
+            native_nftables=switch("native_nftables"),
+            probe_port=parse.one(values, "probe_port", parse.port, PROBE_PORT),
+            probe_timeout=parse.one(values, "probe_timeout", _timeout, PROBE_TIMEOUT),
+            network_namespace=values["network_namespace"].text if "network_namespace" in values else "",
+            binary=parse.one(values, "force_iptables_binary", _binary, ""),
+            log_as_json=switch("log_as_json"),
+            log_level=parse.one(values, "log_output_level", _level, None),
+            warnings=tuple(_warnings(values)),
+        )
+        steering.refuse_contradictions()
+        return steering
+
+    def refuse_contradictions(self) -> None:
+        """Refuse what cannot be done together.
+
+        Raises:
+            InvalidInput: two flags contradict each other.
+        """
+        if self.cleanup_only:
+            for other, name in (
+                (self.dry_run, "--dry-run"),
+                (self.skip_rule_apply, "--skip-rule-apply"),
+                (self.run_validation, "--run-validation"),
+            ):
+                if other:
+                    raise InvalidInput("--cleanup-only", f"it removes rules, which contradicts {name}", "one of the two")
+        if self.dry_run and self.run_validation:
+            raise InvalidInput("--run-validation", "it tries real rules, and --dry-run writes none", "one of the two")
+
+    def backend(self, named: str) -> str:
+        """Give the backend, beside what --backend names.
+
+        Raises:
+            InvalidInput: the two contradict each other.
+        """
+        if not self.native_nftables:
+            return named
+        if named not in ("auto", "nft"):
+            raise InvalidInput("--native-nftables", f"it contradicts --backend {named}", "one of the two")
+        return "nft"
+
+    def variant(self, named: str) -> str:
+        """Give the iptables variant, beside what --iptables-variant names.
+
+        Raises:
+            InvalidInput: the two contradict each other.
+        """
+        if self.binary and named not in ("auto", self.binary):
+            problem = f"{self.binary!r} contradicts --iptables-variant {named}"
+            raise InvalidInput("--force-iptables-binary", problem, "one of the two")
+        return self.binary or named
+
+
+def _warnings(values: Mapping[str, Value]) -> list[str]:
+    warnings = []
+    for name, why in MEANINGLESS.items():
+        if name in values and not (name in SWITCHES and not parse.boolean(*values[name])):
+            warnings.append(f"{values[name].where} has no effect: {why}")
+    if "reconcile" in values and not parse.boolean(*values["reconcile"]):
+        warnings.append(f"{values['reconcile'].where} has no effect: rules of ours that differ are always replaced")
+    return warnings
+
+
+SWITCHES = frozenset(option.name for option in STEERING if option.is_switch)
+
+
+def _timeout(text: str, where: str) -> float:
+    from istio_init.bootstrap.durations import SECOND, parse_duration  # noqa: PLC0415 - hardly anybody gives one
+
+    nanoseconds = parse_duration(text, where)
+    if nanoseconds <= 0:
+        raise InvalidInput(where, f"{text!r} leaves no time", "a duration above zero, such as 5s")
+    return nanoseconds / SECOND
+
+
+def _binary(text: str, where: str) -> str:
+    if text not in ("", *BINARIES):
+        raise InvalidInput(where, f"{text!r} is not a variant of iptables", " or ".join(BINARIES))
+    return text
+
+
+def _level(text: str, where: str) -> Level | None:
+    """Read levels by scope; this program has one scope, which Istio calls `default` and `all` covers."""
+    levels: dict[str, Level] = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        scope, colon, word = item.rpartition(":")
+        if word not in LEVELS or ":" in scope or bool(colon) is not bool(scope):
+            allowed = f"LEVEL or SCOPE:LEVEL, comma-separated; levels are {', '.join(LEVELS)}"
+            raise InvalidInput(where, f"{item!r} is not a level", allowed)
+        levels[scope or DEFAULT_SCOPE] = LEVELS[word]
+    return levels.get(EVERY_SCOPE, levels.get(DEFAULT_SCOPE))

@@ -1,0 +1,78 @@
+"""The copies of the process that the backend libiptc works in, without a kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from istio_init.backends import libiptc
+from istio_init.backends.libiptc import LibiptcBackend
+from istio_init.errors import NotPermitted, Unsupported
+from istio_init.model import Family, Match, MatchKind, Rule, Snapshot, Table, TableState, Target, TargetKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELD: Snapshot = {
+    Table.NAT: TableState(
+        {"ISTIO_OUTPUT": (Rule((Match(MatchKind.UID_OWNER, 1337),), Target(TargetKind.RETURN)),)},
+        users=(("ISTIO_OUTPUT", "THEIRS"),),
+    )
+}
+
+
+def read(monkeypatch: pytest.MonkeyPatch, function: Callable[[Family], object]) -> dict[Family, Snapshot]:
+    monkeypatch.setattr(libiptc, "_read_family", function)
+    return LibiptcBackend().read((Family.IPV6,))
+
+
+def test_what_a_copy_reads_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, lambda _: HELD) == {Family.IPV6: HELD}
+
+
+def test_each_family_is_read_in_a_copy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libiptc, "_read_family", lambda _: os.getpid())
+    pids = LibiptcBackend().read(tuple(Family)).values()
+    assert len({str(os.getpid()), *map(str, pids)}) == 1 + len(Family)
+
+
+@pytest.mark.parametrize("error", [NotPermitted("no NET_ADMIN"), ValueError("a fault of ours")])
+def test_what_a_copy_raises_is_raised_here(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Family) -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        read(monkeypatch, fail)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [(lambda: os._exit(3), "3"), (lambda: os.kill(os.getpid(), signal.SIGKILL), "-9")],
+    ids=["exit", "signal"],
+)
+def test_a_copy_that_ends_without_a_word_is_an_error_with_what_libxtables_said(
+    end: Callable[[], None], status: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def die(_: Family) -> None:
+        os.write(2, b'target "X" already registered\n')
+        end()
+
+    with pytest.raises(Unsupported) as caught:
+        read(monkeypatch, die)
+    message = f'libiptc ended with status {status}: target "X" already registered; try --backend restore'
+    assert str(caught.value) == message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_libxtables_says_of_a_copy_that_did_its_work_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def warn(_: Family) -> Snapshot:
+        os.write(2, b"Warning: Extension owner revision 0 not supported, missing kernel module?\n")
+        return HELD
+
+    assert read(monkeypatch, warn) == {Family.IPV6: HELD}
+    assert capfd.readouterr() == ("", "")
