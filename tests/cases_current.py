@@ -412,7 +412,7 @@ CASES_CURRENT = (
     ),
     case(
         "included-loopback",
-        ("-i", "127.0.0.2,10.96.0.0/16"),
+        ("-i", "127.0.0.0/8,10.96.0.0/16"),
         *ALWAYS,
         out(SECOND_LOCALHOST, 9080, ENVOY),
         out(SECOND_LOCALHOST, 9080, INBOUND, PROXY),

@@ -4,7 +4,7 @@ One transaction replaces the tables `istio-init` of both families (see `istio_in
 whole or not at all, and nothing is ever to be put back. Rules that were made through iptables are none of this backend's.
 
 The transaction is text, not libnftables' JSON: 10,000 destinations that do not touch one another load in 0.11 s as text and
-in 0.12 s as JSON (nft 1.0.6, Linux 6.18), which is longer by half, and which nobody wants to read in a dry run. What is read
+in 0.12 s as JSON (nft 1.0.6, Linux 6.18), which is three times as long and nothing to read in a dry run. What is read
 is JSON, for that has a schema, and text wraps its lines.
 """
 

@@ -29,8 +29,8 @@ from istio_init.model import (
     Target,
     TargetKind,
 )
-from istio_init.render.nft import ADDRESS_WORDS, INTERFACES, REJECTIONS, hook
-from istio_init.render.nft_sets import NOUNS, PORTS, range_cidrs, tidy
+from istio_init.render.nft import ADDRESS_WORDS, INTERFACES, MARKS, OWNERS, REJECTIONS, hook
+from istio_init.render.nft_sets import ADDRESSES, NOUNS, PORTS, range_cidrs, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 TABLES = {table.value: table for table in Table}
-GUARD = re.compile(r"(?P<table>[a-z]+)_[A-Z_]+_if_[0-9]+")
+GUARD = re.compile("[a-z]+_[A-Z_]+_if_[0-9]+")
+ADDRESS = re.compile("[0-9a-f.:]+")
+NUMBERS = (*OWNERS, *MARKS)
+WORDS = (*INTERFACES, MatchKind.PROTOCOL)
 STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED")  # in the order of iptables
 FIELDS = {word: kind for kind, word in ADDRESS_WORDS.items()}
 PORT_FIELDS = {"sport": MatchKind.SOURCE_PORT, "dport": MatchKind.DESTINATION_PORT}
@@ -75,7 +78,7 @@ class _Listing:
     def __init__(self) -> None:
         self._chains: dict[str, Json] = {}
         self._rules: dict[str, list[list[Json]]] = {}
-        self._strangers: list[str] = []
+        self._strangers: list[str] = []  # names for all that no plan has
         self._guards: set[str] = set()  # those that a rule leads to
 
     def add(self, kind: str, body: Json) -> None:
@@ -92,25 +95,22 @@ class _Listing:
         states: Snapshot = {}
         for name, body in self._chains.items():
             word, _, chain = name.partition("_")
-            state = states.get(TABLES.get(word, Table.FILTER), TableState({}))
-            if word in TABLES and chain in BUILTIN_CHAINS:
-                rules = (*self._header(TABLES[word], chain, body), *self._read(TABLES[word], name, is_base=True))
-                state = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
-            elif word in TABLES and chain in OWN_CHAINS and "hook" not in body:
-                rules = tuple(self._read(TABLES[word], name))
-                state = state._replace(chains={**state.chains, chain: rules})
-            else:
-                if not GUARD.fullmatch(name):
-                    self._strangers.append(f"chain {name}")
+            if word not in TABLES:
+                self._strangers.append(name)
                 continue
-            states[TABLES[word]] = state
-        strangers = [
-            *self._strangers,
-            *(name for name in self._chains if GUARD.fullmatch(name) and name not in self._guards),
-        ]
-        if strangers:
+            table = TABLES[word]
+            state = states.get(table, TableState({}))
+            if chain in BUILTIN_CHAINS:
+                rules = (*self._header(table, chain, body), *self._read(table, name, is_base=True))
+                states[table] = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
+            elif chain in OWN_CHAINS and "hook" not in body:
+                states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
+            elif not GUARD.fullmatch(name):
+                self._strangers.append(name)
+        self._strangers += [name for name in self._chains if GUARD.fullmatch(name) and name not in self._guards]
+        if self._strangers:
             state = states.get(Table.FILTER, TableState({}))
-            states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(strangers, ()))
+            states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._strangers, ()))
         return states
 
     def _header(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
@@ -135,7 +135,9 @@ class _Listing:
     def _rule(self, table: Table, name: str, expressions: list[Json]) -> Iterator[Rule]:
         """Read one rule of nf_tables: as many of the model as its set has values."""
         conditions = [expression["match"] for expression in expressions if "match" in expression]
-        statements = [expression for expression in expressions if "match" not in expression]
+        statements = expressions[len(conditions) :]
+        if any("match" in statement for statement in statements):  # it would be done before the last condition is looked at
+            raise _Unknown
         matches = [alternatives for condition in conditions for alternatives in _matches(condition)]
         goal = _jump(statements)
         if goal.startswith(f"{name}_if_"):
@@ -231,18 +233,16 @@ def _values(kind: MatchKind, element: Any) -> Iterator[int | str]:  # noqa: ANN4
             yield from range_cidrs(first, last)
         case {"range": [int(first), int(last)]} if kind in PORTS:
             yield f"{first}:{last}"
-        case str() if kind in INTERFACES:
-            yield element.removesuffix("\\*") + "*" if element.endswith("\\*") else _with_plus(element)
+        case str() if kind in INTERFACES and element.endswith("*"):
+            yield f"{element[:-1]}+"
         case int() if kind in PORTS:
             yield str(element)
-        case int() | str():
+        case int() if kind in NUMBERS:
             yield element
-        case _:
+        case str() if kind in WORDS or (kind in ADDRESSES and ADDRESS.fullmatch(element)):
+            yield element
+        case _:  # such as @NAME, a set that is not ours
             raise _Unknown
-
-
-def _with_plus(name: str) -> str:
-    return f"{name[:-1]}+" if name.endswith("*") else name
 
 
 def _jump(statements: list[Json]) -> str:

@@ -5,7 +5,7 @@ earlier or later than it would have. A packet that two of the rules match meets 
 the same: a verdict ends its way, and to set a mark or a zone again changes nothing.
 
 Values are brought into one form, the fewest CIDRs and port ranges that hold the same. nf_tables joins what overlaps or
-touches, so this is also what its listing is read as; and its parser takes 7 ms for each 1,000 destinations, this 1 ms.
+touches, so this is also what its listing is read as; and it takes 7 ms for each 1,000 destinations, this takes 3 ms.
 """
 
 from __future__ import annotations

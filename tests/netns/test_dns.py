@@ -113,6 +113,15 @@ def test_the_proxys_own_requests_go_straight_to_the_server(pod: Pod, means: Mean
     assert servers.resolver.asked == []
 
 
+def test_a_firewall_sees_the_servers_answers_as_parts_of_the_proxys_requests(pod: Pod, means: Means) -> None:
+    new = ("-i", "eth0", "-p", "udp", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP")
+    pod.inside.istio_iptables(*means[0], *CAPTURE, nameservers=SERVERS)
+    for tool, address in (("iptables", NAMESERVER), ("ip6tables", NAMESERVER_IPV6)):
+        pod.inside.run(f"{tool}-{means[1]}", "-A", "INPUT", *new)
+        with world(pod, address):
+            assert ask(pod.inside, address, "guarded.example") == THE_ANSWER
+
+
 @pytest.mark.parametrize("local", [LOCALHOSTS, OWN], ids=["localhost", "own-address"])
 def test_a_forwarder_in_the_pod_does_not_loop(pod: Pod, means: Means, local: dict[str, str]) -> None:
     """App → proxy's resolver → forwarder, which resolv.conf names → server outside, which it does not name."""
