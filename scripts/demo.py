@@ -14,15 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from demo_picture import Note, draw
 from rich.console import Console
+from rich.markup import escape
 
 from istio_init import Settings, build_plan
+from istio_init.errors import IstioInitError
 from istio_init.lab.client import Lab
+from istio_init.lab.pods import SYSTEM_PATH
 from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
 from istio_init.model import PROXY_UID
 from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS
@@ -38,6 +41,9 @@ PRODUCTPAGE, REVIEWS = mesh_pods(LabSettings())
 URL = f"http://{REVIEWS.service}:{APP_PORT}/"
 REQUEST_ID = "one-request"
 PATIENCE = 20.0  # seconds
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}  # the reader's own may name a proxy for curl
+CURL = ("curl", "-q", "-fsS")  # -q, which must come first: no ~/.curlrc
 HOST = f"{REVIEWS.service}.{REVIEWS.domain}"
 
 # Reasons of rules, by which their counters are found, and statistics of Envoy.
@@ -45,17 +51,20 @@ DIVERTED = re.compile(r"every other destination is captured")
 OWN_TRAFFIC = re.compile(rf"the proxy's own traffic \(uid {PROXY_UID}\)")
 CAPTURED = re.compile(r"every other port is captured")
 EXCLUDED = re.compile(rf"\b{EXCLUDED_PORT}\b.*excluded \(-d\)")
-OUTBOUND_CLUSTER = f"cluster.outbound|{APP_PORT}||{HOST}.upstream_rq_total"
+TO_REVIEWS = f"outbound|{APP_PORT}||{HOST}"
+OUTBOUND_CLUSTER = f"cluster.{TO_REVIEWS}.upstream_rq_total"
 OUTBOUND_LISTENER = f"listener.0.0.0.0_{APP_PORT}.downstream_cx_total"
 INBOUND = {  # by the shape of listeners: the listener, and the cluster
     ISTIO_1_0: (
         f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total",
-        f"cluster.inbound|{APP_PORT}||{HOST}.upstream_rq_total",
+        f"inbound|{APP_PORT}||{HOST}",
     ),
-    CURRENT: ("listener.0.0.0.0_15006.downstream_cx_total", f"cluster.inbound|{APP_PORT}||.upstream_rq_total"),
+    CURRENT: ("listener.0.0.0.0_15006.downstream_cx_total", f"inbound|{APP_PORT}||"),
 }
 SAVED = re.compile(r"\[(\d+):\d+\] (.*)")
 LISTED = re.compile(r'\s*(.*?) ?counter packets (\d+) bytes \d+ (.*) comment "(.*)"')
+ANY_LISTENER = re.compile(r"listener\.[\d.]+_\d+\.downstream_cx_total")  # all but that of the administration
+TAKEN = "connections that any listener of Envoy took"
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -69,7 +78,7 @@ class Rule(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What a pod has counted so far: packets of rules, and Envoy's statistics."""
+    """What a pod has counted so far: packets of rules, and Envoy's statistics with `TAKEN`, the sum over its listeners."""
 
     rules: tuple[Rule, ...]
     stats: dict[str, int]
@@ -88,20 +97,26 @@ class Stage(NamedTuple):
 
     def run(self, pod: str, *argv: str, uid: int = APP_UID) -> str:
         """Run a program in a pod, and end the demonstration if it fails."""
-        done = subprocess.run(
-            self.lab.command(pod, argv, uid), check=False, capture_output=True, text=True, timeout=PATIENCE
-        )
-        if done.returncode:
-            sys.exit(f"scripts/demo: {' '.join(argv)} in {pod}: status {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
+        command = self.lab.command(pod, argv, uid)
+        try:
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, env=ENVIRONMENT)
+        except subprocess.TimeoutExpired:
+            problem = f"no end in {PATIENCE:g} s"
+        except subprocess.CalledProcessError as error:
+            problem = f"status {error.returncode}: {error.stderr.strip()}"
+        else:
+            return done.stdout
+        self.check(escape(f"{' '.join(argv)} in {pod}: {problem}"), right=False)
+        sys.exit(1)
 
     def counters(self, pod: str) -> Counters:
         """Read what a pod has counted."""
         stats = {}
-        for line in self.run(pod, "curl", "-sS", "http://127.0.0.1:15000/stats").splitlines():
+        for line in self.run(pod, *CURL, "http://127.0.0.1:15000/stats").splitlines():
             name, _, value = line.rpartition(": ")
             if value.isdecimal():
                 stats[name] = int(value)
+        stats[TAKEN] = sum(value for name, value in stats.items() if ANY_LISTENER.fullmatch(name))
         return Counters(tuple(self._rules(pod)), stats)
 
     def _rules(self, pod: str) -> Iterator[Rule]:
@@ -141,7 +156,7 @@ class Stage(NamedTuple):
         for name in names:
             then, now = before.get(name, 0), after.get(name, 0)
             found.append(f"{name}  {then} → {now}")
-            self.check(found[-1].replace("[", r"\["), right=now > then)
+            self.check(escape(found[-1]), right=now > then)
         if not found:
             self.check("there is no such rule", right=False)
         return "\n".join(found)
@@ -151,10 +166,15 @@ class Stage(NamedTuple):
         now = after.packets((reason,))
         return self.check_grown(now, before.packets((reason,)), now)
 
+    def check_same(self, whose: str, name: str, before: dict[str, int], after: dict[str, int]) -> None:
+        """Print a counter that must not have grown."""
+        then, now = before.get(name, 0), after.get(name, 0)
+        self.check(escape(f"{whose}, not grown: {name}  {then} → {now}"), right=then == now)
+
 
 def main() -> int:
     """Show everything, and take it down again whatever happens."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDS:
         signal.signal(number, _end)
     settings = parse_arguments()
     outcomes: list[bool] = []
@@ -163,8 +183,9 @@ def main() -> int:
             stage = Stage(made, settings, outcomes)
             notes = show_request(stage)
             show_bypasses(stage)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except IstioInitError as error:
+        console.print(f"   [bold red]✗ {escape(str(error))}[/bold red]", soft_wrap=True)
+        return error.exit_code
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text(draw((PRODUCTPAGE[::3], REVIEWS[::3]), notes), encoding="utf-8")
     console.print(f"\nThe picture of this path: {PICTURE.relative_to(ROOT)}")
@@ -188,15 +209,33 @@ def parse_arguments() -> LabSettings:
 def lab(settings: LabSettings) -> Iterator[Lab]:
     """Make the lab, and show how far it is."""
     title("Two pods with apps and real Envoys, rules by istio-init, and a control plane")
-    begun = time.monotonic()
-    with console.status("starting") as status:
-        made = Lab.up(f"demo-{os.getpid()}", settings, _progress(status.update))
-    console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in settings.rules)}")
-    console.print(f"   ready after {time.monotonic() - begun:.1f} s")
+    begun, name = time.monotonic(), f"demo-{os.getpid()}"
+    ours = True
     try:
+        try:
+            with console.status("starting") as status:
+                made = Lab.up(name, settings, _progress(status.update))
+        except IstioInitError:  # nothing of it is left; if there is one of this name, it is another's
+            ours = False
+            raise
+        console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in settings.rules)}")
+        console.print(f"   ready after {time.monotonic() - begun:.1f} s")
         yield made
     finally:
-        made.down()
+        if ours:
+            take_down(name)
+
+
+def take_down(name: str) -> None:
+    """End the lab, if it is there: found by its name, for it can be up before anybody here was told."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_IGN)  # a second ctrl-C must not leave half of it
+    with suppress(ProcessLookupError, ConnectionError):  # it is ending by itself
+        try:
+            found = Lab.find(name)
+        except IstioInitError:  # it is not there
+            return
+        found.down()
 
 
 def _progress(update: Callable[[str], None]) -> Callable[[str], None]:
@@ -211,14 +250,15 @@ def show_request(stage: Stage) -> list[Note]:
     """Send one request, and show each leg of its way."""
     title(f"productpage's app asks for {URL}")
     before = {pod: stage.counters(pod) for pod in (PRODUCTPAGE.name, REVIEWS.name)}
-    answer = json.loads(stage.run(PRODUCTPAGE.name, "curl", "-sS", "-H", f"x-request-id: {REQUEST_ID}", URL))
+    answer = json.loads(stage.run(PRODUCTPAGE.name, *CURL, "-H", f"x-request-id: {REQUEST_ID}", URL))
     after = {pod: stage.counters(pod) for pod in before}
+    listener, cluster = INBOUND[stage.settings.listeners]
     legs: tuple[tuple[str, str, re.Pattern[str] | tuple[str, str]], ...] = (
         ("the app's connection is diverted to Envoy", PRODUCTPAGE.name, DIVERTED),
         ("productpage's Envoy takes it: listener, cluster", PRODUCTPAGE.name, (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
         ("Envoy's own connection leaves the pod as it is", PRODUCTPAGE.name, OWN_TRAFFIC),
         ("at reviews it is diverted to Envoy", REVIEWS.name, CAPTURED),
-        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, INBOUND[stage.settings.listeners]),
+        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, (listener, f"cluster.{cluster}.upstream_rq_total")),
     )
     notes = []
     for number, (what, pod, grown) in enumerate(legs, start=1):
@@ -239,11 +279,12 @@ def show_answer(stage: Stage, answer: dict[str, Any]) -> str:
     seen = f"reviews saw caller {answer['caller']}, host {answer['headers'].get('host')}, x-request-id "
     seen += str(answer["headers"].get("x-request-id"))
     stage.check(seen, right=answer["service"] == REVIEWS.service and answer["headers"].get("x-request-id") == REQUEST_ID)
-    for pod, direction in ((PRODUCTPAGE.name, "outbound"), (REVIEWS.name, "inbound")):
+    to_app = INBOUND[stage.settings.listeners][1]
+    for pod, direction, cluster in ((PRODUCTPAGE.name, "outbound", TO_REVIEWS), (REVIEWS.name, "inbound", to_app)):
         entry = stage.access_log(pod)
-        words = ("direction", "downstream_local_address", "response_code", "upstream_cluster", "upstream_host")
-        text = ", ".join(f"{word} {entry.get(word)}" for word in words)
-        stage.check(f"{pod}: {text}", right=entry.get("direction") == direction and entry.get("response_code") == 200)  # noqa: PLR2004 - OK
+        way = " → ".join(str(entry.get(word)) for word in ("downstream_local_address", "upstream_cluster", "upstream_host"))
+        found = entry.get("direction"), entry.get("response_code"), entry.get("upstream_cluster")
+        stage.check(f"{pod} logs {found[0]} {found[1]}: {way}", right=found == (direction, 200, cluster))
     return seen
 
 
@@ -255,19 +296,22 @@ def show_bypasses(stage: Stage) -> None:
     )
     with server_on_excluded_port(stage):
         before = stage.counters(REVIEWS.name)
-        answer = json.loads(stage.run("client", "curl", "-sS", f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
+        answer = json.loads(stage.run("client", *CURL, f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
         after = stage.counters(REVIEWS.name)
     stage.check_packets(EXCLUDED, before, after)
+    stage.check_same("reviews", TAKEN, before.stats, after.stats)
     caller = answer["caller"].rpartition(":")[0]
     stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod().address)
 
     console.print(f" [bold]•[/bold] what the proxy's user (uid {PROXY_UID}) sends is not diverted")
     before = stage.counters(PRODUCTPAGE.name)
-    stage.run(PRODUCTPAGE.name, "curl", "-sS", "-o", "/dev/null", f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
+    stage.run(PRODUCTPAGE.name, *CURL, f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
     after = stage.counters(PRODUCTPAGE.name)
     stage.check_packets(OWN_TRAFFIC, before, after)
-    then, now = before.stats[OUTBOUND_CLUSTER], after.stats[OUTBOUND_CLUSTER]
-    stage.check(f"productpage's Envoy did not see it: {OUTBOUND_CLUSTER}  {then} → {now}", right=then == now)
+    diverted = after.packets((DIVERTED,))
+    for rule in diverted:
+        stage.check_same("productpage", rule, before.packets((DIVERTED,)), diverted)
+    stage.check_same("productpage", TAKEN, before.stats, after.stats)
 
 
 @contextmanager
@@ -275,7 +319,7 @@ def server_on_excluded_port(stage: Stage) -> Iterator[None]:
     """Run one more app in the pod of reviews; it ends with the lab."""
     argv = (sys.executable, "-m", "istio_init.lab.app", "--service", "excluded", "--port", str(EXCLUDED_PORT))
     command = stage.lab.command(REVIEWS.name, argv)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
         try:
             assert server.stdout, "it was started with a pipe"  # noqa: S101 - for the type checker
             server.stdout.readline()  # it says where it listens
@@ -290,6 +334,8 @@ def title(text: str) -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
+    for each in ENDS:
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -7,12 +7,17 @@ from html import escape
 from textwrap import wrap
 from typing import NamedTuple
 
-WIDTH, MARGIN = 1240, 40
-POD_WIDTH, POD_TOP, POD_HEIGHT = 500, 110, 330
+WIDTH, MARGIN = 1460, 40
+POD_WIDTH, POD_TOP, POD_HEIGHT = 650, 110, 320
 BOX_WIDTH, BOX_HEIGHT = 190, 74
+RULES_WIDTH = 160
+APP_Y, ENVOY_Y, RULES_Y = POD_TOP + 76, POD_TOP + 216, POD_TOP + 76  # the tops of the boxes
+IN_Y, OUT_Y = ENVOY_Y + 22, ENVOY_Y + 56  # where a diverted connection enters Envoy, and where Envoy's own leaves it
 LINE = 19  # pixels between two lines of text
 INK, PAPER, FRAME, APP, ENVOY, PATH, QUIET = "#1f2933", "#ffffff", "#cbd2d9", "#e3f8ff", "#efe7fd", "#d64545", "#616e7c"
-WRAP = 150  # characters of a note in one line
+RULES = "#fff3c4"
+WRAP = 84  # characters of a note in one line: its column is as wide as a pod
+LEGS_OF_FIRST_POD = 3
 
 
 class Note(NamedTuple):
@@ -39,18 +44,31 @@ BOX_NAME, BOX_DETAIL = POD_NAME._replace(anchor="middle"), POD_DETAIL._replace(a
 NUMBER, NOTE, EVIDENCE = Style(15, PAPER, bold=True, anchor="middle"), Style(16, bold=True), Style(12, QUIET, mono=True)
 FONT = 'font-family="Helvetica, Arial, sans-serif"'
 ROOM = f'y="{POD_TOP}" width="{POD_WIDTH}" height="{POD_HEIGHT}" rx="14" fill="none" stroke="{FRAME}"'
-BOX = f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8" stroke="{INK}"'
 HEAD = f'<path d="M0,0 L10,5 L0,10 z" fill="{PATH}"/>'
 
 
 class Box(NamedTuple):
-    """A process of a pod."""
+    """A process of a pod, or its rules."""
 
     x: int
     y: int
     colour: str
     name: str
     detail: str
+    width: int = BOX_WIDTH
+    height: int = BOX_HEIGHT
+
+
+class Column(NamedTuple):
+    """Where the boxes of a pod begin: its rules stand towards the other pod, its processes away from it."""
+
+    pod: int
+    process: int
+    rules: int
+
+
+LEFT = Column(MARGIN, MARGIN + 30, MARGIN + POD_WIDTH - 30 - RULES_WIDTH)
+RIGHT = Column(WIDTH - MARGIN - POD_WIDTH, WIDTH - MARGIN - 30 - BOX_WIDTH, WIDTH - MARGIN - POD_WIDTH + 30)
 
 
 def draw(pods: tuple[tuple[str, str], tuple[str, str]], notes: list[Note]) -> str:
@@ -60,21 +78,22 @@ def draw(pods: tuple[tuple[str, str], tuple[str, str]], notes: list[Note]) -> st
         pods: name and address of the pod that calls, and of the one that is called.
         notes: one for each leg, in order.
     """
-    lines = [(note, [part for line in note.evidence.splitlines() for part in wrap(line, WRAP)]) for note in notes]
-    height = POD_TOP + POD_HEIGHT + 60 + sum(LINE * (len(evidence) + 1) + 12 for _, evidence in lines)
-    left, right = MARGIN, WIDTH - MARGIN - POD_WIDTH
+    columns = [_wrapped(notes[:LEGS_OF_FIRST_POD]), _wrapped(notes[LEGS_OF_FIRST_POD:])]
+    below = POD_TOP + POD_HEIGHT
+    height = below + 60 + max(sum(LINE * (len(evidence) + 1) + 12 for _, evidence in lines) for lines in columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" {FONT}>',
         '<defs><marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">',
         f"{HEAD}</marker></defs>",
         f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>',
         _text(MARGIN, 50, "One request, from app to app through both Envoys", HEADLINE),
-        _text(MARGIN, 80, "The numbers are those of the evidence below, all of it from this run.", SUBTITLE),
-        *_pod(left, *pods[0]),
-        *_pod(right, *pods[1]),
-        *_boxes(left, right),
-        *_arrows(left, right),
-        *_notes(lines, POD_TOP + POD_HEIGHT + 50),
+        _text(MARGIN, 80, "The numbers are those of the evidence below each pod, all of it from this run.", SUBTITLE),
+        *_pod(LEFT.pod, *pods[0]),
+        *_pod(RIGHT.pod, *pods[1]),
+        *_boxes(),
+        *_arrows(),
+        *_notes(columns[0], LEFT.pod, below + 50),
+        *_notes(columns[1], RIGHT.pod, below + 50),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -88,42 +107,44 @@ def _pod(x: int, name: str, address: str) -> list[str]:
     ]
 
 
-def _boxes(left: int, right: int) -> list[str]:
-    app_y, envoy_y = POD_TOP + 80, POD_TOP + 230
+def _boxes() -> list[str]:
+    rules_height = ENVOY_Y + BOX_HEIGHT - RULES_Y
     boxes = (
-        Box(left + 30, app_y, APP, "app", "uid 1000, curl"),
-        Box(left + POD_WIDTH - 30 - BOX_WIDTH, envoy_y, ENVOY, "Envoy", "uid 1337, port 15001"),
-        Box(right + 30, envoy_y, ENVOY, "Envoy", "uid 1337, port 15001"),
-        Box(right + POD_WIDTH - 30 - BOX_WIDTH, app_y, APP, "app", "uid 1000, port 9080"),
+        Box(LEFT.process, APP_Y, APP, "app", "uid 1000, curl"),
+        Box(LEFT.process, ENVOY_Y, ENVOY, "Envoy", "uid 1337, port 15001"),
+        Box(LEFT.rules, RULES_Y, RULES, "rules", "ISTIO_OUTPUT", RULES_WIDTH, rules_height),
+        Box(RIGHT.rules, RULES_Y, RULES, "rules", "ISTIO_INBOUND", RULES_WIDTH, rules_height),
+        Box(RIGHT.process, APP_Y, APP, "app", "uid 1000, port 9080"),
+        Box(RIGHT.process, ENVOY_Y, ENVOY, "Envoy", "uid 1337, port 15001"),
     )
     return [part for box in boxes for part in _box(box)]
 
 
 def _box(box: Box) -> list[str]:
-    middle = box.x + BOX_WIDTH // 2
+    middle = box.x + box.width // 2
+    size = f'width="{box.width}" height="{box.height}" rx="8" stroke="{INK}"'
     return [
-        f'<rect x="{box.x}" y="{box.y}" {BOX} fill="{box.colour}"/>',
+        f'<rect x="{box.x}" y="{box.y}" {size} fill="{box.colour}"/>',
         _text(middle, box.y + 32, box.name, BOX_NAME),
         _text(middle, box.y + 54, box.detail, BOX_DETAIL),
     ]
 
 
-def _arrows(left: int, right: int) -> list[str]:
-    app_y, envoy_y = POD_TOP + 80 + BOX_HEIGHT // 2, POD_TOP + 230 + BOX_HEIGHT // 2
-    first_envoy, second_envoy = left + POD_WIDTH - 30 - BOX_WIDTH, right + 30
-    first_middle, second_middle = first_envoy + BOX_WIDTH // 2, second_envoy + BOX_WIDTH // 2
-    last_app = right + POD_WIDTH - 30 - BOX_WIDTH
-    between = (first_envoy + BOX_WIDTH + second_envoy) // 2
+def _arrows() -> list[str]:
+    """Draw the legs: out of the app and back into Envoy, out of Envoy to the other one, and on to the app."""
+    app_y, processes = APP_Y + BOX_HEIGHT + 20, LEFT.process + BOX_WIDTH
+    turn, entry = LEFT.rules + RULES_WIDTH // 2, RIGHT.rules + RULES_WIDTH // 2
+    app_x, up = LEFT.process + BOX_WIDTH // 2, RIGHT.process + BOX_WIDTH // 2
     return [
-        _arrow(f"M{left + 30 + BOX_WIDTH},{app_y} L{first_middle},{app_y} L{first_middle},{envoy_y - BOX_HEIGHT // 2 - 3}"),
-        _arrow(f"M{first_envoy + BOX_WIDTH},{envoy_y} L{second_envoy - 3},{envoy_y}"),
-        _arrow(f"M{second_middle},{envoy_y - BOX_HEIGHT // 2} L{second_middle},{app_y} L{last_app - 3},{app_y}"),
-        _number(first_middle, app_y, 1),
-        _number(first_envoy + BOX_WIDTH - 4, envoy_y - BOX_HEIGHT // 2, 2),
-        _number(between - 34, envoy_y, 3),
-        _number(between + 34, envoy_y, 4),
-        _number(second_envoy + 4, envoy_y - BOX_HEIGHT // 2, 5),
-        _number(last_app, app_y - BOX_HEIGHT // 2, 6),
+        _arrow(f"M{app_x},{APP_Y + BOX_HEIGHT} V{app_y} H{turn} V{IN_Y} H{processes + 3}"),
+        _arrow(f"M{processes},{OUT_Y} H{RIGHT.process - 3}"),
+        _arrow(f"M{up},{ENVOY_Y} V{APP_Y + BOX_HEIGHT + 3}"),
+        _number(turn, (app_y + IN_Y) // 2, 1),
+        _number(LEFT.process, ENVOY_Y, 2),
+        _number(turn, OUT_Y, 3),
+        _number(entry, OUT_Y, 4),
+        _number(RIGHT.process + BOX_WIDTH, ENVOY_Y, 5),
+        _number(RIGHT.process + BOX_WIDTH, APP_Y, 6),
     ]
 
 
@@ -135,13 +156,22 @@ def _number(x: int, y: int, number: int) -> str:
     return f'<circle cx="{x}" cy="{y}" r="14" fill="{PATH}"/>' + _text(x, y + 5, str(number), NUMBER)
 
 
-def _notes(lines: list[tuple[Note, list[str]]], y: int) -> list[str]:
+def _wrapped(notes: list[Note]) -> list[tuple[Note, list[str]]]:
+    return [(note, [part for line in note.evidence.splitlines() for part in _lines(line)]) for note in notes]
+
+
+def _lines(evidence: str) -> list[str]:
+    kept = evidence.replace("  ", " ").replace(" → ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
+    return wrap(kept, WRAP, break_on_hyphens=False)
+
+
+def _notes(lines: list[tuple[Note, list[str]]], x: int, y: int) -> list[str]:
     parts = []
     for note, evidence in lines:
-        parts += [_number(MARGIN + 14, y - 5, note.number), _text(MARGIN + 42, y, note.title, NOTE)]
+        parts += [_number(x + 14, y - 5, note.number), _text(x + 42, y, note.title, NOTE)]
         for text in evidence:
             y += LINE
-            parts.append(_text(MARGIN + 42, y, text, EVIDENCE))
+            parts.append(_text(x + 42, y, text, EVIDENCE))
         y += LINE + 12
     return parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-TEXT = "{http://www.w3.org/2000/svg}text"
+SVG = "{http://www.w3.org/2000/svg}"
+TEXT = f"{SVG}text"
+MONO = 0.61  # the width of a character of a monospaced font, in parts of its size
+LONGEST = "cluster.outbound|9080||reviews.default.svc.cluster.local.upstream_rq_total  0 → 1"
+EVIDENCE = (LONGEST, "-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN  11 → 12", "x-request-id one-request " * 9)
 
 
 @pytest.fixture
@@ -53,3 +58,48 @@ def test_a_counter_that_does_not_grow_is_told(script: ModuleType, capsys: pytest
     shown = capsys.readouterr().out
     assert "✓ grows" in shown
     assert "✗ stays" in shown
+
+
+@pytest.fixture
+def drawn(script: ModuleType) -> ET.Element:
+    notes = [script.Note(number, f"leg {number}", "\n".join(EVIDENCE)) for number in range(1, 7)]
+    return ET.fromstring(script.draw((("caller", "10.0.0.1"), ("callee", "10.0.0.2")), notes))  # noqa: S314 - it is our own
+
+
+def mono(drawn: ET.Element) -> list[ET.Element]:
+    return [text for text in drawn.iter(TEXT) if "Mono" in text.attrib.get("font-family", "")]
+
+
+@pytest.mark.parametrize("script", ["demo_picture"], indirect=True)
+def test_evidence_stays_in_the_column_of_its_pod(drawn: ET.Element, script: ModuleType) -> None:
+    lines = mono(drawn)
+    edges = {column.pod + 42: column.pod + script.POD_WIDTH for column in (script.LEFT, script.RIGHT)}
+    assert {int(line.attrib["x"]) for line in lines} == set(edges)
+    for line in lines:
+        width = len(line.text or "") * float(line.attrib["font-size"]) * MONO
+        assert int(line.attrib["x"]) + width <= edges[int(line.attrib["x"])] + 10, line.text
+
+
+@pytest.mark.parametrize("script", ["demo_picture"], indirect=True)
+def test_lines_of_evidence_do_not_lie_on_each_other(drawn: ET.Element, script: ModuleType) -> None:
+    for column in (script.LEFT, script.RIGHT):
+        heights = [int(line.attrib["y"]) for line in mono(drawn) if int(line.attrib["x"]) == column.pod + 42]
+        assert len(heights) > len(EVIDENCE)
+        assert all(below - above >= script.LINE for above, below in pairwise(heights))
+
+
+@pytest.mark.parametrize("script", ["demo_picture"], indirect=True)
+def test_a_counter_and_its_change_stand_in_one_line(drawn: ET.Element) -> None:
+    texts = [(line.text or "").replace("\N{NO-BREAK SPACE}", " ") for line in mono(drawn)]
+    assert texts.count(LONGEST.replace("  ", " ")) == 6
+
+
+@pytest.mark.parametrize("script", ["demo_picture"], indirect=True)
+def test_each_pod_shows_app_rules_and_envoy_inside_of_it(drawn: ET.Element, script: ModuleType) -> None:
+    for column in (script.LEFT, script.RIGHT):
+        inside = [
+            box.attrib["fill"]
+            for box in drawn.iter(f"{SVG}rect")
+            if column.pod < int(box.attrib.get("x", 0)) < column.pod + script.POD_WIDTH - int(box.attrib["width"])
+        ]
+        assert sorted(inside) == sorted((script.APP, script.RULES, script.ENVOY))
