@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = f"command-{os.getpid()}"
 SUPERVISOR = "istio_init.lab.supervisor"
+# No control plane listens there, so no proxy gets ready.
+NEVER_READY = (sys.executable, "-m", "istio_init", "lab", "up", "--name", NAME, "--proxy", "--discoveryGrpcPort 1")
 
 
 def lab(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -93,8 +95,7 @@ def test_nothing_is_left_when_the_lab_crashes() -> None:
 @pytest.mark.usefixtures("nothing_is_left")
 @pytest.mark.parametrize("delay", [0.3, 0.8, 1.5])
 def test_nothing_is_left_when_it_is_interrupted_while_it_is_made(delay: float) -> None:
-    command = [sys.executable, "-m", "istio_init", "lab", "up", "--name", NAME]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+    with subprocess.Popen(NEVER_READY, stderr=subprocess.PIPE, text=True) as starting:
         time.sleep(delay)  # not a wait for anything: each moment must do
         starting.send_signal(signal.SIGINT)
         _, stderr = starting.communicate(timeout=30)
@@ -135,9 +136,7 @@ def test_rules_and_proxies_that_do_not_fit_are_told() -> None:
 @pytest.mark.usefixtures("nothing_is_left")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_the_command_ends_while_proxies_are_waited_for(number: signal.Signals) -> None:
-    # No control plane listens there, so no proxy gets ready.
-    command = [sys.executable, "-m", "istio_init", "lab", "up", "--name", NAME, "--proxy", "--discoveryGrpcPort 1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+    with subprocess.Popen(NEVER_READY, stderr=subprocess.PIPE, text=True) as starting:
         assert starting.stderr
         for line in starting.stderr:
             if "configuration" in line:
