@@ -12,6 +12,7 @@ ALL = "*"
 PORT_MAX = 65535
 ID_MAX = 4294967294  # 2^32 - 1 is the kernel's "no such id"
 IPV4_BITS = 32
+OCTETS = {str(octet): octet for octet in range(256)}
 INTERFACE_BYTES = 15  # linux/if.h: IFNAMSIZ, less the zero byte
 SPECIAL = frozenset("/\"'`\\$&|;<>()*?[]{}!#~")  # to the kernel, a shell, or iptables-restore
 RESERVED_ROUTE_TABLES = range(253, 256)  # default, main and local: iproute2's /etc/iproute2/rt_tables
@@ -38,29 +39,26 @@ def parse_cidr(text: str, where: str, *, ipv6: bool) -> tuple[str, bool]:
     Raises:
         InvalidInput: `text` is neither.
     """
-    from ipaddress import AddressValueError, IPv4Address  # noqa: PLC0415 - a pod's usual arguments have no CIDR
-
     address_text, slash, prefix_text = text.partition("/")
     if ":" in address_text:
         return _parse_ipv6_cidr(text, where, possible=ipv6)
     allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8"
     if address_text == ALL:
         raise InvalidInput(where, f"{text!r} is not possible here", allowed)
-    try:
-        address = int(IPv4Address(address_text))
-    except AddressValueError:
-        raise InvalidInput(where, f"{text!r} is not a CIDR", allowed) from None
+    address = ipv4_number(address_text)
+    if address is None:
+        raise InvalidInput(where, f"{text!r} is not a CIDR", allowed)
     prefix = number(prefix_text) if slash else IPV4_BITS
     if prefix is None or prefix > IPV4_BITS:
         raise InvalidInput(where, f"{text!r} has no valid prefix length", allowed)
     network = address >> (IPV4_BITS - prefix) << (IPV4_BITS - prefix)
     # Formatting is the dear part for thousands of CIDRs, and most are canonical already.
-    canonical = address_text if network == address else str(IPv4Address(network))
+    canonical = address_text if network == address else ipv4_text(network)
     return f"{canonical}/{prefix}", network != address
 
 
 def _parse_ipv6_cidr(text: str, where: str, *, possible: bool) -> tuple[str, bool]:
-    from ipaddress import IPv6Interface  # noqa: PLC0415 - as above
+    from ipaddress import IPv6Interface  # noqa: PLC0415 - a pod's usual arguments have no such CIDR
 
     if not possible:
         allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8; layout current takes IPv6, too"
@@ -73,6 +71,23 @@ def _parse_ipv6_cidr(text: str, where: str, *, possible: bool) -> tuple[str, boo
     if found.scope_id is not None:
         raise InvalidInput(where, f"{text!r} names an interface", allowed)
     return str(found.network), found.ip != found.network.network_address
+
+
+def ipv4_number(text: str) -> int | None:
+    """Give an address in dotted form as a number of 32 bits; None if it is none, such as `010.0.0.1` and `10.1`.
+
+    It takes a tenth of the time of `ipaddress`, which of all that an apply of thousands of CIDRs did was the longest part.
+    """
+    try:
+        a, b, c, d = text.split(".")
+        return OCTETS[a] << 24 | OCTETS[b] << 16 | OCTETS[c] << 8 | OCTETS[d]
+    except (KeyError, ValueError):
+        return None
+
+
+def ipv4_text(number: int) -> str:
+    """Give an address of 32 bits in dotted form."""
+    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
 def one(values: Mapping[str, Value], name: str, parse: Callable[[str, str], T], default: T) -> T:
