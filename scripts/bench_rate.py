@@ -5,7 +5,9 @@
     scripts/bench_rate.py --plot rate.svg
 
 A pod and a server are network namespaces, joined by a veth pair. The client's destination is neither excluded nor captured,
-so each new connection passes every rule of the list. Backends take turns, each round in fresh namespaces. Root only.
+so each new connection passes every rule of the list. For one backend there is a pod for each number of CIDRs, and they take
+turns of a fifth of a second, so that a busy moment of the machine hits all of them. Each round has fresh namespaces.
+Root only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -31,7 +34,8 @@ WAYS = {
 }
 SERVER, CLIENT = "10.99.0.2", "10.99.0.1"
 PORT = 8080
-SECONDS = 1.0  # for which connections are opened in one round
+SLICE = 0.2  # seconds for which connections are opened at a time
+TURNS = 5  # slices of each pod in one round
 UNPRIVILEGED = 65534
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -57,40 +61,68 @@ def main() -> None:
     rates: Rates = {way: {size: [] for size in sizes} for way in WAYS}
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)  # noqa: T201 - progress
-        for size in sizes:
-            for way in WAYS:
-                rates[way][size].append(in_child(way, size))
+        for way, of_way in rates.items():
+            pods = {size: Pod(way, size) for size in sizes}
+            for _ in range(TURNS):
+                for size, pod in pods.items():
+                    of_way[size].append(pod.rate())
+            for pod in pods.values():
+                pod.end()
     print(table(rates))  # noqa: T201 - the result
     if options.plot:
         plot(rates, options.plot)
 
 
-def in_child(way: str, size: int) -> float:
-    """Measure one rate in a process of its own, whose namespaces end with it."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writer, repr(measure(way, size)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as result:
-        text = result.read()
-    os.waitpid(child, 0)
-    if not text:
-        sys.exit(f"scripts/bench_rate.py: {way} with {size} CIDRs gave no result; its messages are above")
-    return float(text)
+class Pod:
+    """A pod and its server, in a process of its own, which opens connections when it is asked to."""
+
+    def __init__(self, way: str, size: int) -> None:
+        """Make it and apply its rules."""
+        self._name = f"{way} with {size} CIDRs"
+        asked, self._ask = os.pipe()
+        self._answers, answer = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            os.close(self._ask)
+            try:
+                serve(way, size, asked, answer)
+            finally:
+                os._exit(0)
+        os.close(asked)
+        os.close(answer)
+
+    def rate(self) -> float:
+        """Measure connections a second for one slice of time."""
+        os.write(self._ask, b"1")
+        answer = os.read(self._answers, struct.calcsize("d"))
+        if not answer:
+            sys.exit(f"scripts/bench_rate.py: {self._name} gave no result; its messages are above")
+        (rate,) = struct.unpack("d", answer)
+        return float(rate)
+
+    def end(self) -> None:
+        """End the process; its namespaces end with it."""
+        os.write(self._ask, b"0")  # to close it would not do: pods that were made later have it open, too
+        os.close(self._ask)
+        os.close(self._answers)
+        os.waitpid(self._child, 0)
 
 
-def measure(way: str, size: int) -> float:
-    """Give the connections a second with so many excluded CIDRs."""
+def serve(way: str, size: int, asked: int, answer: int) -> None:
+    """Measure whenever a 1 comes, and end with anything else, or with the process that asks."""
     unshare()
     start_server()
     apply(way, size)
     os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # setresuid(2) forgets it
+    while os.read(asked, 1) == b"1":
+        os.write(answer, struct.pack("d", measure()))
+
+
+def measure() -> float:
+    """Give the connections a second."""
     begun, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - begun) < SECONDS:
+    while (seconds := time.perf_counter() - begun) < SLICE:
         with socket.create_connection((SERVER, PORT), timeout=5) as connection:
             connection.recv(1)  # the server has closed: no port lingers on this side
         count += 1
@@ -140,13 +172,13 @@ def apply(way: str, size: int) -> None:
 
 
 def table(rates: Rates) -> str:
-    """Write the medians, and each one's part of the rate without any excluded CIDR."""
+    """Write the medians, and the median of each turn's part of the rate without any excluded CIDR in the same turn."""
     lines = ["excluded CIDRs  " + "  ".join(f"{way:>20}" for way in rates)]
     for size in next(iter(rates.values())):
         cells = []
         for of_way in rates.values():
-            median = statistics.median(of_way[size])
-            cells.append(f"{median:>11,.0f}/s {median / statistics.median(of_way[0]):>6.2f}")
+            parts = [rate / without for rate, without in zip(of_way[size], of_way[0], strict=True)]
+            cells.append(f"{statistics.median(of_way[size]):>11,.0f}/s {statistics.median(parts):>6.2f}")
         lines.append(f"{size:>14,}  " + "  ".join(cells))
     return "\n".join(lines)
 
