@@ -14,9 +14,9 @@ from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
 
 MODES = ("REDIRECT", "TPROXY")
-REVIEWS = Service("reviews", "default", "10.96.0.10", 9080, ("reviews-v1", "reviews-v2"))
-OTHER = Service("reviews", "test", "10.96.0.11", 9080, ())
-MYSQL = Service("mysql", "default", "10.96.0.12", 3306, ())
+REVIEWS = Service("reviews", "default", ("10.96.0.10",), 9080, ("reviews-v1", "reviews-v2"))
+OTHER = Service("reviews", "test", ("10.96.0.11",), 9080, ())
+MYSQL = Service("mysql", "default", ("10.96.0.12",), 3306, ())
 HOST = "reviews.default.svc.cluster.local"
 NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
 STRANGER = "sidecar~10.77.0.99~x.test~test.svc.cluster.local"
@@ -27,9 +27,9 @@ each_world = pytest.mark.parametrize(("shape", "mode"), list(product(SHAPES, MOD
 
 def world(shape: str = "current", mode: str = "REDIRECT", extra: Extra = Extra()) -> World:  # noqa: B008 - immutable
     pods = (
-        Pod("reviews-v1", "default", "10.77.0.2", mode, 8080, "reviews"),
-        Pod("reviews-v2", "default", "10.77.0.3", mode, 9080, "reviews"),
-        Pod("caller", "default", "10.77.0.4", mode, 80, ""),
+        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 8080, "reviews"),
+        Pod("reviews-v2", "default", ("10.77.0.3",), mode, 9080, "reviews"),
+        Pod("caller", "default", ("10.77.0.4",), mode, 80, ""),
     )
     return World(shape, (REVIEWS, OTHER, MYSQL), pods, extra)
 
@@ -264,8 +264,10 @@ NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "name": (("services", 0, "name"), "a b", "file: services[0]: name: 'a b' is no name"),
     "empty name": (("pods", 0, "name"), "", "'' is no name"),
     "name is no text": (("pods", 0, "name"), 1, "file: pods[0]: name: 1 is no text"),
-    "address": (("pods", 0, "address"), "10.0.0", "'10.0.0' is no address"),
-    "address of IPv6": (("pods", 0, "address"), "fd00::1", "'fd00::1' is no address"),
+    "address": (("pods", 0, "addresses", 0), "10.0.0", "'10.0.0' is no address"),
+    "address with a zone": (("pods", 0, "addresses", 0), "fe80::1%eth0", "'fe80::1%eth0' is no address"),
+    "no address": (("pods", 0, "addresses"), [], "[] is not what a pod or service has"),
+    "two addresses of a family": (("pods", 0, "addresses"), ["10.0.0.1", "10.0.0.2"], "is not what a pod or service has"),
     "port": (("pods", 0, "port"), 65536, "65536 is no port (allowed: 1..65535)"),
     "port zero": (("services", 0, "port"), 0, "0 is no port"),
     "port is text": (("services", 0, "port"), "9080", "'9080' is no port"),
@@ -276,9 +278,9 @@ NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "pod of another namespace": (("services", 1, "pods"), ["reviews-v1"], "not in namespace 'test'"),
     "service of nowhere": (("pods", 0, "service"), "rating", "belongs to 'rating'"),
     "same pod": (("pods", 1, "name"), "reviews-v1", "('default', 'reviews-v1') stands there twice"),
-    "same address": (("pods", 1, "address"), "10.77.0.2", "'10.77.0.2' stands there twice"),
+    "same address": (("pods", 1, "addresses", 0), "10.77.0.2", "'10.77.0.2' stands there twice"),
     "same service": (("services", 1, "namespace"), "default", "('default', 'reviews') stands there twice"),
-    "same virtual address": (("services", 1, "address"), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
+    "same virtual address": (("services", 1, "addresses", 0), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
     "extra": (("extra",), [], "file: extra: [] is no object"),
     "extra kind": (("extra",), {"secrets": []}, "there is no member 'secrets'"),
     "extra resource": (("extra",), {"clusters": ["x"]}, "file: extra: clusters[0]: 'x' is no object"),
