@@ -116,20 +116,22 @@ def _capture(name: str, pod: Pod | None, families: tuple[Family, ...], *, all_in
 
 
 def _virtual_inbound(world: World, pod: Pod) -> Json:
-    """Make the listener for inbound connections; a chain for a family other than the first is the one that says so."""
+    """Make the listener for inbound connections.
+
+    A chain that names no destination is for any of both families, and as good a match as one for `::/0`; so where there are
+    two families, each chain for the app names its own.
+    """
     name = "virtualInbound"
     families = families_of(pod.addresses)
-    apps: list[Json] = []
-    if inbound_cluster(world, pod):
-        apps = [_app_chain(world, pod, name, families[0]) | _match(port=pod.port)]
-        apps += [_app_chain(world, pod, name, other) | _match(ANY[other], 0, pod.port) for other in families[1:]]
+    served = families if inbound_cluster(world, pod) else ()
+    to = {family: ANY[family] if len(families) > 1 else "" for family in families}
     return {
         "name": name,
         **_everywhere(families, INBOUND_PORT),
         "traffic_direction": INBOUND,
         "listener_filters": [_original_destination(), *_original_source(pod)],
         "filter_chains": [
-            *apps,
+            *(_app_chain(world, pod, name, family) | _match(to[family], 0, pod.port) for family in served),
             *_guards(name),
             *(_inbound_passthrough(name, other) | _match(ANY[other], 0) for other in families[1:]),
         ],

@@ -48,7 +48,7 @@ SHAPES = LAYOUTS  # each layout has a shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
-# What injectors write for an app on port 9080, by the names of istio_init.options.
+# What injectors write for an app on port 9080, by the names of istio_init.options, and in their order.
 COMMON = {
     "envoy_port": "15001",
     "proxy_uids": str(PROXY_UID),
@@ -58,7 +58,9 @@ COMMON = {
 }
 INTERCEPTION = {
     ISTIO_1_0: COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""},
-    CURRENT: COMMON | {"inbound_capture_port": "15006", "inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
+    CURRENT: {"envoy_port": "15001", "inbound_capture_port": "15006"}
+    | COMMON
+    | {"inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
 }
 FLAGS = {option.name: option for option in OPTIONS}
 
