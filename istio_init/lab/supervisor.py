@@ -173,11 +173,11 @@ class Supervisor:
 
     def _wait_for_programs(self) -> None:
         deadline = time.monotonic() + self._settings.patience
+        for plan in mesh_pods(self._settings):
+            self._wait_for(plan.name, pods.PROXY, partial(_unready, plan), deadline)
         for pod, program in self._running:
             if program == pods.DNS:
                 self._wait_for(pod, program, partial(_silent, pods.log_of(pod, program)), deadline)
-        for plan in mesh_pods(self._settings):
-            self._wait_for(plan.name, pods.PROXY, partial(_unready, plan), deadline)
 
     def _wait_for(self, pod: str, program: str, unready: Callable[[], str], deadline: float) -> None:
         while reason := unready():
