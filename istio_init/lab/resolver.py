@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSRecord
+from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSError, DNSRecord
 from dnslib.server import DNSLogger, DNSServer
 
 from istio_init.lab.events import log
@@ -63,7 +63,7 @@ class Names:
         try:
             answer = request.send(self._server, RESOLVER_PORT, tcp=protocol == "tcp", timeout=PATIENCE, ipv6=is_ipv6)
             return DNSRecord.parse(answer)
-        except OSError as error:
+        except (OSError, DNSError) as error:
             log("dns problem", server=self._server, message=str(error))
             reply = request.reply()
             reply.header.rcode = RCODE.SERVFAIL
