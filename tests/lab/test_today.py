@@ -49,8 +49,8 @@ class Way(NamedTuple):
     @property
     def name(self) -> str:
         backend, variant = self.means
-        families = "+".join(self.families)
-        return "-".join((self.mode, families, backend if variant == "auto" else variant, *(self.dns or ("no_dns",))[-1:]))
+        means = "nftables" if backend == "nft" else f"iptables_{variant}"
+        return "-".join((self.mode, "+".join(self.families), means, (self.dns or ("no_dns",))[-1]))
 
     @property
     def settings(self) -> LabSettings:
