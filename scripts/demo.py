@@ -187,7 +187,9 @@ def main() -> int:
         console.print(f"   [bold red]✗ {escape(str(error))}[/bold red]", soft_wrap=True)
         return error.exit_code
     PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(draw((PRODUCTPAGE[::3], REVIEWS[::3]), notes), encoding="utf-8")
+    PICTURE.write_text(
+        draw(((PRODUCTPAGE.name, PRODUCTPAGE.address), (REVIEWS.name, REVIEWS.address)), notes), encoding="utf-8"
+    )
     console.print(f"\nThe picture of this path: {PICTURE.relative_to(ROOT)}")
     console.print(
         "Everything is as expected." if all(outcomes) else "[bold red]Not everything is as expected: see ✗ above.[/bold red]"
@@ -301,7 +303,7 @@ def show_bypasses(stage: Stage) -> None:
     stage.check_packets(EXCLUDED, before, after)
     stage.check_same("reviews", TAKEN, before.stats, after.stats)
     caller = answer["caller"].rpartition(":")[0]
-    stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod().address)
+    stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod(stage.settings).address)
 
     console.print(f" [bold]•[/bold] what the proxy's user (uid {PROXY_UID}) sends is not diverted")
     before = stage.counters(PRODUCTPAGE.name)

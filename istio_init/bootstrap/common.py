@@ -49,6 +49,19 @@ def address(host: str, port: int, protocol: str = "TCP") -> Json:
     return {"socket_address": {"protocol": protocol, "address": host, "port_value": port}}
 
 
+def everywhere(ip: str, port: int) -> Json:
+    """Write the socket address that a pod listens on for any address of its own.
+
+    Args:
+        ip: the pod's address; one that is known by an address of IPv4 need not have IPv6 at all.
+        port: the port.
+    """
+    if ":" not in ip:
+        return address("0.0.0.0", port)  # noqa: S104 - those who connect come from outside the pod
+    both = address("::", port)
+    return {"socket_address": {**both["socket_address"], "ipv4_compat": True}}
+
+
 def address_of(place: HostPort, protocol: str = "TCP") -> Json:
     """Write the socket address of a host and port."""
     return address(place.host, place.port, protocol)

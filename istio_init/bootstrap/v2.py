@@ -15,6 +15,7 @@ from istio_init.bootstrap.common import (
     address_of,
     circuit_breakers,
     clusters,
+    everywhere,
     keepalive,
     node,
     prometheus_route,
@@ -42,7 +43,7 @@ def render(settings: ProxySettings) -> Json:
         "dynamic_resources": {"lds_config": {"ads": {}}, "cds_config": {"ads": {}}, "ads_config": ads},
         "static_resources": {
             "clusters": clusters(settings, _cluster, _control_plane(settings)),
-            "listeners": [_prometheus_listener()],
+            "listeners": [_prometheus_listener(settings.node.ip)],
         },
         **(_tracing() if settings.zipkin else {}),
         **(_stats_sinks(settings) if settings.statsd else {}),
@@ -80,7 +81,7 @@ def _tls_context(identity: str) -> Json:
     return {"tls_context": {"common_tls_context": context}}
 
 
-def _prometheus_listener() -> Json:
+def _prometheus_listener(ip: str) -> Json:
     manager = {
         "codec_type": "AUTO",
         "stat_prefix": "stats",
@@ -89,7 +90,7 @@ def _prometheus_listener() -> Json:
     }
     return {
         "name": "prometheus_stats",
-        "address": address("0.0.0.0", PROMETHEUS_PORT),  # noqa: S104 - Prometheus comes from outside the pod
+        "address": everywhere(ip, PROMETHEUS_PORT),
         "filter_chains": [{"filters": [{"name": "envoy.http_connection_manager", "config": manager}]}],
     }
 

@@ -15,6 +15,7 @@ from istio_init.bootstrap.common import (
     address_of,
     circuit_breakers,
     clusters,
+    everywhere,
     keepalive,
     node,
     prometheus_route,
@@ -40,7 +41,7 @@ def render(settings: ProxySettings) -> Json:
         "dynamic_resources": _dynamic_resources(),
         "static_resources": {
             "clusters": clusters(settings, _cluster, _control_plane(settings)),
-            "listeners": [_prometheus_listener()],
+            "listeners": [_prometheus_listener(settings.node.ip)],
         },
         **(_tracing() if settings.zipkin else {}),
         **(_stats_sinks(settings) if settings.statsd else {}),
@@ -103,7 +104,7 @@ def _transport_socket(identity: str) -> Json:
     return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls}}
 
 
-def _prometheus_listener() -> Json:
+def _prometheus_listener(ip: str) -> Json:
     router = {"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")}
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -115,7 +116,7 @@ def _prometheus_listener() -> Json:
     http = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
         "name": "prometheus_stats",
-        "address": address("0.0.0.0", PROMETHEUS_PORT),  # noqa: S104 - Prometheus comes from outside the pod
+        "address": everywhere(ip, PROMETHEUS_PORT),
         "filter_chains": [{"filters": [http]}],
     }
 

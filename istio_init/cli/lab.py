@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_init.cli.log import Level
-from istio_init.cli.options import log_options, setting_options, take_log
+from istio_init.cli.options import VARIANTS, log_options, setting_options, take_log
 from istio_init.environment import read_settings
 from istio_init.errors import InvalidInput, Unsupported
 from istio_init.lab.protocol import DEFAULT_NAME
 from istio_init.lab.protocol import down as down_command
-from istio_init.lab.settings import APP_UID, PATIENCE, SHAPES, LabSettings, mesh_pods, proxy_arguments, proxy_environment
-from istio_init.options import ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.lab.settings import (
+    APP_UID,
+    PATIENCE,
+    SHAPES,
+    LabSettings,
+    mesh_pods,
+    parse_families,
+    proxy_arguments,
+    proxy_environment,
+)
+from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab
 
-EXTRA = ("cryptography", "grpc", "envoy")  # what the extra `lab` brings, by the names of the modules
+EXTRA = ("cryptography", "dnslib", "envoy", "grpc")  # what the extra `lab` brings, by the names of the modules
 
 BACKENDS = ("auto", "restore", "libiptc", "nft")
 
@@ -37,6 +46,8 @@ Examples:
   istio-init lab exec client -- curl -s http://reviews-v1:9080/
   istio-init lab exec --user 0 reviews -- iptables-save -c
   istio-init lab down
+  istio-init lab up --layout current --ip-families IPv4,IPv6 --redirect-dns -m TPROXY
+  istio-init lab exec productpage -- curl -6 -s http://reviews:9080/
 """
 
 
@@ -55,6 +66,14 @@ def lab() -> None:
 @click.option("--layout", type=click.Choice(LAYOUTS), default=ISTIO_1_0, help=f"Of the rules. Default: {ISTIO_1_0}.")
 @click.option("--listeners", type=click.Choice(SHAPES), help="Shape of Envoy's listeners. Default: the layout's.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="How istio-init reaches rules. Default: auto.")
+@click.option("--iptables-variant", type=click.Choice(list(VARIANTS)), default="auto", help="Of rules. Default: auto.")
+@click.option(
+    "--ip-families",
+    default="IPv4",
+    metavar="FAMILIES",
+    help=f"IPv4, IPv6, or IPv4,IPv6 for dual stack; IPv6 needs --layout {CURRENT}. The first is that of a pod's own name. "
+    "Default: IPv4.",
+)
 @click.option("--no-wait", is_flag=True, help="Do not wait for proxies: to look at one that does not get ready.")
 @click.option("--mutual-tls", is_flag=True, help="Let proxies and control plane prove who they are.")
 @click.option(
@@ -73,6 +92,8 @@ def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each o
         layout=layout,
         shape=options["listeners"] or "",
         backend=options["backend"],
+        variant=options["iptables_variant"],
+        families=parse_families(options["ip_families"]),
         interception=tuple((name, value) for name, value in given if value is not None),
         proxy=_words(options["proxy_words"]),
         mutual_tls=options["mutual_tls"],
@@ -81,7 +102,7 @@ def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each o
     for contradiction in _contradictions(settings):
         log.write(Level.WARNING, contradiction)
     made = _lab().up(name, settings, partial(log.write, Level.INFO))
-    addresses = ", ".join(f"{one['name']} {one['address']}" for one in made.status()["pods"])
+    addresses = ", ".join(f"{one['name']} {' '.join(one['addresses'])}" for one in made.status()["pods"])
     log.write(Level.INFO, f"lab {name!r} is up: {addresses}; `{down_command(name)}` ends it")
 
 
@@ -103,7 +124,7 @@ def status(name: str) -> None:
     found = _lab().find(name).status()
     click.echo(f"listeners: {found['shape']}\nrules:     istio-init {shlex.join(found['rules'])}")
     for pod in found["pods"]:
-        click.echo(f"\n{pod['name']}  {pod['address']}")
+        click.echo(f"\n{pod['name']}  {'  '.join(pod['addresses'])}")
         for program, how in pod["programs"].items():
             state = f"process {how['pid']}" if how["status"] is None else f"ended with status {how['status']}"
             click.echo(f"  {program:14} {state:26} log {how['log']}")
@@ -129,7 +150,7 @@ def _contradictions(settings: LabSettings) -> tuple[str, ...]:
     pod = mesh_pods(settings)[0]
     given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")
     wanted = Wanted.take(given.pop("role"), given, proxy_environment(settings, pod))
-    return contradictions(Pair(read_rules(settings.rules, {}, "lab up"), wanted.settings))
+    return contradictions(Pair(read_rules((f"--layout={settings.layout}", *settings.flags), {}, "lab up"), wanted.settings))
 
 
 def _lab() -> type[Lab]:

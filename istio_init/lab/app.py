@@ -151,7 +151,7 @@ class App(ThreadingHTTPServer):
     """Serves until it is told to stop.
 
     Args:
-        place: address and port.
+        place: address and port; `::` takes connections of both families.
         identity: who answers.
     """
 
@@ -159,6 +159,7 @@ class App(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, place: tuple[str, int], identity: Identity) -> None:
+        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         super().__init__(place, Handler)
         self.identity = identity
         self.stopping = False
@@ -167,6 +168,8 @@ class App(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Take the port; HTTPServer would also ask DNS for the name of this host, which a pod may have to wait for."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as typeshed has it
@@ -225,7 +228,9 @@ def call(url: str, headers: Mapping[str, str] | Message) -> Json:
 
 
 def _text(place: tuple[Any, ...]) -> str:
-    return f"{place[0]}:{place[1]}"
+    """Write a place; what came by IPv4 to a socket of IPv6 has an address of IPv4 (RFC 4291, 2.5.5.2)."""
+    host = place[0].removeprefix("::ffff:") if "." in place[0] else place[0]
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def main(words: list[str] | None = None) -> None:

@@ -3,6 +3,9 @@
 `istio-1.0`: `virtual` takes every captured connection and hands it to the listener of its original destination, which has no
 socket of its own. `current`: `virtualOutbound` does so for outbound connections, and `virtualInbound` takes inbound ones and
 has a filter chain for each port of the app.
+
+A pod of both families has listeners on the wildcard addresses of both. What comes in by one goes on to the localhost of the
+same, or else an app could not see its client's address.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.bootstrap.common import LOCALHOST, address
-from istio_init.lab.world import CURRENT
-from istio_init.model import ENVOY_PORT, TPROXY_MARK, Mode
+from istio_init.lab.world import CURRENT, families_of, family_of
+from istio_init.model import ENVOY_PORT, TPROXY_MARK, Family, Mode
 
 if TYPE_CHECKING:
     from istio_init.lab.world import Json, Pod, Service, World
 
-ANY = "0.0.0.0"  # noqa: S104 - captured connections have any destination
+ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - captured connections have any destination
+LOCALHOSTS = {Family.IPV4: LOCALHOST, Family.IPV6: "::1"}
+ADDRESS_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 INBOUND_PORT = 15006
 ADMIN_PORT = 15000  # the default of `istio-init proxy`
 OWN_PORTS = (ADMIN_PORT, ENVOY_PORT, INBOUND_PORT)
@@ -48,12 +53,19 @@ LOGGED = {
 }
 
 
-def inbound_cluster(world: World, pod: Pod) -> str:
-    """Name the cluster that is a pod's own app; empty for a pod without a service."""
+def inbound_cluster(world: World, pod: Pod, family: Family | None = None) -> str:
+    """Name the cluster that is a pod's own app; empty for a pod without a service.
+
+    Args:
+        world: what there is.
+        pod: the one whose app it is.
+        family: by which localhost the app is reached; the pod's first one, and None, are not named.
+    """
     service = world.service(pod.namespace, pod.service)
     if service is None:
         return ""
-    return f"inbound|{pod.port}||" if world.shape == CURRENT else f"inbound|{service.port}||{service.host}"
+    subset = family if family in families_of(pod.addresses)[1:] else ""
+    return f"inbound|{pod.port}|{subset}|" if world.shape == CURRENT else f"inbound|{service.port}|{subset}|{service.host}"
 
 
 def outbound_cluster(service: Service) -> str:
@@ -74,24 +86,26 @@ def listeners(world: World, pod: Pod | None) -> list[Json]:
         pod: the proxy's own; without one, nothing is inbound.
     """
     current = world.shape == CURRENT
-    made = [_capture("virtualOutbound" if current else "virtual", pod, all_inbound=not current)]
+    families = families_of(pod.addresses if pod else (at for one in world.services for at in one.addresses))
+    families = families or (Family.IPV4,)
+    made = [_capture("virtualOutbound" if current else "virtual", pod, families, all_inbound=not current)]
     if pod and current:
         made.append(_virtual_inbound(world, pod))
     if pod and inbound_cluster(world, pod):
-        made.append(_app(world, pod))
-    return made + [_outbound(port) for port in sorted({service.port for service in world.services})]
+        made += [_app(world, pod, host) for host in pod.addresses]
+    return made + [_outbound(families, port) for port in sorted({service.port for service in world.services})]
 
 
-def _capture(name: str, pod: Pod | None, *, all_inbound: bool) -> Json:
+def _capture(name: str, pod: Pod | None, families: tuple[Family, ...], *, all_inbound: bool) -> Json:
     """Make the listener to which connections are redirected, and which hands them on.
 
     What it hands to nobody goes on to where it was bound for; were that this pod, iptables would send it back here for ever.
     """
-    own = [_inbound_passthrough(name) | {"filter_chain_match": _only_to(pod.address)}] if pod else []
+    own = [_inbound_passthrough(name, family_of(host)) | _match(host) for host in pod.addresses] if pod else []
     transparent = {"transparent": True} if pod and pod.mode == Mode.TPROXY and all_inbound else {}
     return {
         "name": name,
-        "address": address(ANY, ENVOY_PORT),
+        **_everywhere(families, ENVOY_PORT),
         "traffic_direction": OUTBOUND,
         "use_original_dst": True,
         "listener_filters": [_original_destination()],
@@ -102,68 +116,79 @@ def _capture(name: str, pod: Pod | None, *, all_inbound: bool) -> Json:
 
 
 def _virtual_inbound(world: World, pod: Pod) -> Json:
+    """Make the listener for inbound connections.
+
+    A chain that names no destination is for any of both families, and as good a match as one for `::/0`; so where there are
+    two families, each chain for the app names its own.
+    """
     name = "virtualInbound"
-    port = {"filter_chain_match": {"destination_port": pod.port}}
-    app = [_app_chain(world, pod, name) | port] if inbound_cluster(world, pod) else []
+    families = families_of(pod.addresses)
+    served = families if inbound_cluster(world, pod) else ()
+    to = {family: ANY[family] if len(families) > 1 else "" for family in families}
     return {
         "name": name,
-        "address": address(ANY, INBOUND_PORT),
+        **_everywhere(families, INBOUND_PORT),
         "traffic_direction": INBOUND,
         "listener_filters": [_original_destination(), *_original_source(pod)],
-        "filter_chains": [*app, *_guards(name)],
-        "default_filter_chain": _inbound_passthrough(name),
+        "filter_chains": [
+            *(_app_chain(world, pod, name, family) | _match(to[family], 0, pod.port) for family in served),
+            *_guards(name),
+            *(_inbound_passthrough(name, other) | _match(ANY[other], 0) for other in families[1:]),
+        ],
+        "default_filter_chain": _inbound_passthrough(name, families[0]),
         **({"transparent": True} if pod.mode == Mode.TPROXY else {}),
     }
 
 
-def _app(world: World, pod: Pod) -> Json:
-    """Make the listener for connections to the pod's own address that came to port 15001.
+def _app(world: World, pod: Pod, host: str) -> Json:
+    """Make the listener for connections to an address of the pod's own that came to port 15001.
 
     Rules of Istio 1.0 send a pod that calls itself there, in the current shape, too.
     """
-    name = f"{pod.address}_{pod.port}"
+    name = _place(host, pod.port)
     return {
         "name": name,
-        "address": address(pod.address, pod.port),
+        "address": address(host, pod.port),
         "bind_to_port": False,
         "traffic_direction": INBOUND,
         "listener_filters": _original_source(pod),
-        "filter_chains": [_app_chain(world, pod, name)],
+        "filter_chains": [_app_chain(world, pod, name, family_of(host))],
     }
 
 
-def _app_chain(world: World, pod: Pod, listener: str) -> Json:
-    cluster = inbound_cluster(world, pod)
+def _app_chain(world: World, pod: Pod, listener: str, family: Family) -> Json:
+    cluster = inbound_cluster(world, pod, family)
+    (own,) = (host for host in pod.addresses if family_of(host) is family)
     host = {"name": f"inbound|http|{pod.port}", "domains": ["*"], "routes": [route("default", cluster)]}
     routes = {"route_config": {"name": cluster, "virtual_hosts": [host], "validate_clusters": False}}
-    return {"name": cluster, "filters": [_http(f"inbound_{pod.address}_{pod.port}", routes, listener, INBOUND)]}
+    return {"name": cluster, "filters": [_http(f"inbound_{_place(own, pod.port)}", routes, listener, INBOUND)]}
 
 
-def _outbound(port: int) -> Json:
-    name = f"{ANY}_{port}"
+def _outbound(families: tuple[Family, ...], port: int) -> Json:
+    name = _place(ANY[families[0]], port)
     routes = {"rds": {"route_config_name": str(port), "config_source": {"ads": {}, "resource_api_version": "V3"}}}
     return {
         "name": name,
-        "address": address(ANY, port),
+        **_everywhere(families, port),
         "bind_to_port": False,
         "traffic_direction": OUTBOUND,
         "filter_chains": [{"filters": [_http(f"outbound_{name}", routes, name, OUTBOUND)]}],
     }
 
 
-def _inbound_passthrough(listener: str) -> Json:
+def _inbound_passthrough(listener: str, family: Family) -> Json:
     """Bring a connection to any port of the pod to the app.
 
     It goes to localhost, which no layout of rules captures; by the pod's address it would come back. So a port that is open
     on localhost only can be reached, too.
     """
-    value = {"text_format_source": {"inline_string": f"{LOCALHOST}:%DOWNSTREAM_LOCAL_PORT%"}}
+    value = {"text_format_source": {"inline_string": f"{bracketed(LOCALHOSTS[family])}:%DOWNSTREAM_LOCAL_PORT%"}}
     state = _typed(
         "filters.network.set_filter_state.v3.Config",
         on_new_connection=[{"object_key": DESTINATION_KEY, "format_string": value}],
     )
     return {
-        "name": INBOUND_PASSTHROUGH,
+        "name": f"{INBOUND_PASSTHROUGH}_{family}",
         "filters": [
             {"name": "envoy.filters.network.set_filter_state", "typed_config": state},
             _tcp(INBOUND_PASSTHROUGH, listener, INBOUND),
@@ -176,15 +201,33 @@ def _guards(listener: str) -> list[Json]:
     return [
         {
             "name": f"{BLACK_HOLE}_{port}",
-            "filter_chain_match": {"destination_port": port},
+            **_match(port=port),
             "filters": [_tcp(BLACK_HOLE, listener, INBOUND)],
         }
         for port in OWN_PORTS
     ]
 
 
-def _only_to(host: str) -> Json:
-    return {"prefix_ranges": [{"address_prefix": host, "prefix_len": 32}]}
+def _match(host: str = "", bits: int | None = None, port: int = 0) -> Json:
+    """Say which connections a filter chain is for: by their destination, and its port, as far as they are given."""
+    length = ADDRESS_BITS[family_of(host)] if bits is None else bits
+    prefix = {"prefix_ranges": [{"address_prefix": host, "prefix_len": length}]} if host else {}
+    return {"filter_chain_match": prefix | ({"destination_port": port} if port else {})}
+
+
+def _everywhere(families: tuple[Family, ...], port: int) -> Json:
+    """Place a listener on the wildcard address of each family; Envoy's `::` takes no connections of IPv4."""
+    first, *others = (address(ANY[family], port) for family in families)
+    return {"address": first} | ({"additional_addresses": [{"address": other} for other in others]} if others else {})
+
+
+def bracketed(host: str) -> str:
+    """Write an address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _place(host: str, port: int) -> str:
+    return f"{bracketed(host)}_{port}"
 
 
 def _original_destination() -> Json:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from socket import AF_INET, AF_INET6
+from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from istio_init.bootstrap.common import LOCALHOST
-from istio_init.lab.settings import GATEWAY, PREFIX
-from istio_init.model import TPROXY_ROUTE_TABLE
+from istio_init.lab.listeners import ADDRESS_BITS, LOCALHOSTS
+from istio_init.lab.settings import NETWORKS, gateway
+from istio_init.lab.world import family_of
+from istio_init.model import TPROXY_ROUTE_TABLE, Family
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BRIDGE = "mesh"
 INTERFACE = "eth0"
+IFA_F_NODAD = 2  # linux/if_addr.h: an address of IPv6 that is used at once, without a search for another host that has it
 BEFORE_MAIN = 100  # a priority of policy rules; the table main has 32766
+_NUMBERS = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
 LAB = 1  # the process id of the lab's supervisor, which is process 1 of its PID namespace
 
 
-def make_bridge() -> None:
-    """Make the bridge, in the namespace of this process; its address is the pods' gateway."""
+def make_bridge(families: Sequence[Family]) -> None:
+    """Make the bridge, in the namespace of this process; its addresses are the pods' gateways."""
     with IPRoute() as ipr:
         _set_up(ipr, "lo")
         ipr.link("add", ifname=BRIDGE, kind="bridge")
-        ipr.addr("add", index=_index(ipr, BRIDGE), address=GATEWAY, prefixlen=PREFIX)
+        for family in families:
+            _add_address(ipr, BRIDGE, gateway(family))
         _set_up(ipr, BRIDGE)
 
 
-def join(link: str, address: str) -> None:
+def join(link: str, addresses: Sequence[str]) -> None:
     """Join this process's namespace, a pod's, to the lab's.
 
     Args:
         link: the name of the other end, which appears in the lab's namespace.
-        address: the pod's.
+        addresses: the pod's, one of each family that it has.
     """
     with IPRoute() as ipr:
         _set_up(ipr, "lo")
         ipr.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": link, "net_ns_pid": LAB})
-        ipr.addr("add", index=_index(ipr, INTERFACE), address=address, prefixlen=PREFIX)
+        for address in addresses:
+            _add_address(ipr, INTERFACE, address)
         _set_up(ipr, INTERFACE)
-        ipr.route("add", dst="default", gateway=GATEWAY)
         # With TPROXY an app sees its client's real address. What it answers, from localhost, must go to the proxy and not
         # out: to the table that delivers everything to this host, which istio-init makes, and which is empty without TPROXY.
-        ipr.rule("add", src=LOCALHOST, src_len=32, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
+        for family in map(family_of, addresses):
+            ipr.route("add", dst="default", gateway=gateway(family), family=_NUMBERS[family])
+            rule = {"src": LOCALHOSTS[family], "src_len": ADDRESS_BITS[family], "family": _NUMBERS[family]}
+            ipr.rule("add", **rule, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
 
 
 def attach(link: str) -> None:
@@ -49,7 +60,13 @@ def attach(link: str) -> None:
         ipr.link("set", index=_index(ipr, link), master=_index(ipr, BRIDGE), state="up")
 
 
-def _set_up(ipr: Any, name: str) -> None:  # noqa: ANN401 - pyroute2 has no types
+def _add_address(ipr: Any, name: str, address: str) -> None:  # noqa: ANN401 - pyroute2 has no types
+    family = family_of(address)
+    flags = {"flags": IFA_F_NODAD} if family is Family.IPV6 else {}
+    ipr.addr("add", index=_index(ipr, name), address=address, prefixlen=NETWORKS[family].bits, **flags)
+
+
+def _set_up(ipr: Any, name: str) -> None:  # noqa: ANN401 - as above
     ipr.link("set", index=_index(ipr, name), state="up")
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.errors import IstioInitError
 from istio_init.lab.certificates import Authority
+from istio_init.lab.listeners import ANY, LOCALHOSTS, bracketed
+from istio_init.lab.names import all_names, hosts_file, resolv_conf, service_names
 from istio_init.lab.settings import (
     APP_PORT,
     APP_UID,
@@ -20,15 +22,14 @@ from istio_init.lab.settings import (
     PodPlan,
     client_pod,
     control_pod,
-    hosts_file,
     mesh_pods,
     proxy_arguments,
     proxy_environment,
     python,
-    vip,
+    vips,
 )
 from istio_init.lab.world import Pod, Service, World
-from istio_init.model import PROXY_UID
+from istio_init.model import DNS_PORT, PROXY_UID, RESOLVER_PORT, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 HOME = Path("/run/istio-init-lab")  # on the lab's own tmpfs
 WORLD = HOME / "world.json"
 DISCOVERY = HOME / "discovery.json"
-APP, PROXY, CONTROL = "app", "proxy", "control-plane"
+ALL_NAMES, SERVICE_NAMES = HOME / "names", HOME / "services"
+APP, PROXY, CONTROL, DNS = "app", "proxy", "control-plane", "dns"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "/etc/certs"
 
@@ -67,7 +69,7 @@ def log_of(pod: str, program: str) -> str:
 
 def all_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
     """List the pods of the mesh, the control plane and the client."""
-    return (*mesh_pods(settings), control_pod(), client_pod())
+    return (*mesh_pods(settings), control_pod(settings), client_pod(settings))
 
 
 def world(settings: LabSettings) -> World:
@@ -76,9 +78,10 @@ def world(settings: LabSettings) -> World:
     return World(
         shape=settings.listeners,
         services=tuple(
-            Service(plan.service, plan.namespace, vip(number), APP_PORT, (plan.name,)) for number, plan in enumerate(plans)
+            Service(plan.service, plan.namespace, vips(settings, number), APP_PORT, (plan.name,))
+            for number, plan in enumerate(plans)
         ),
-        pods=tuple(Pod(plan.name, plan.namespace, plan.address, settings.mode, APP_PORT, plan.service) for plan in plans),
+        pods=tuple(Pod(plan.name, plan.namespace, plan.addresses, settings.mode, APP_PORT, plan.service) for plan in plans),
     )
 
 
@@ -104,30 +107,43 @@ def as_user(uid: int, *argv: str, capabilities: tuple[str, ...] = ()) -> tuple[s
 
 def sandbox(plan: PodPlan, link: str) -> tuple[str, ...]:
     """Give the command line of a pod's first process."""
-    words = python("istio_init.lab.sandbox", str(HOME / plan.name), plan.address, link)
+    words = python("istio_init.lab.sandbox", str(HOME / plan.name), link, *plan.addresses)
     return ("unshare", "--net", "--mount", "--propagation=private", "--", *words)
 
 
 def init(settings: LabSettings) -> tuple[str, ...]:
     """Give the command line of a pod's init container."""
-    return python("istio_init", "apply", *settings.rules)
+    return python("istio_init", *settings.rules)
 
 
 def programs(settings: LabSettings) -> Iterator[Program]:
-    """List what runs in the pods; the control plane comes first."""
+    """List what runs in the pods; the name server and the control plane come first."""
     environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     files = ("--world", str(WORLD), "--status", str(DISCOVERY), "--certificates", CERTIFICATES)
-    yield Program(CONTROL_PLANE, CONTROL, python("istio_init.lab.control_plane", *files), environment)
+    host = ANY[Family.IPV6 if Family.IPV6 in settings.families else Family.IPV4]  # the former takes both
+    server = ("--names", str(ALL_NAMES), "--port", str(RESOLVER_PORT), *control_pod(settings).addresses)
+    yield Program(CONTROL_PLANE, DNS, python("istio_init.lab.resolver", *server), environment)
+    control = ("--address", bracketed(host), *files)
+    yield Program(CONTROL_PLANE, CONTROL, python("istio_init.lab.control_plane", *control), environment)
     plans = mesh_pods(settings)
     for number, plan in enumerate(plans):
         calls = ("--calls", f"http://{plans[number + 1].service}:{APP_PORT}/") if number + 1 < len(plans) else ()
-        words = ("--service", plan.service, "--pod", plan.name, "--port", str(APP_PORT), *calls)
+        words = ("--service", plan.service, "--pod", plan.name, "--address", host, "--port", str(APP_PORT), *calls)
         yield Program(plan.name, APP, as_user(APP_UID, *python("istio_init.lab.app", *words)), environment)
         # A transparent socket needs NET_ADMIN; pods with TPROXY give it to their proxy.
         capabilities = ("net_admin",) if settings.mode == "TPROXY" else ()
         argv = python("istio_init", *proxy_arguments(settings, plan))
         proxied = environment | proxy_environment(settings, plan)
+        if settings.redirects_dns:
+            yield Program(plan.name, DNS, as_user(PROXY_UID, *_resolver(settings)), environment)
         yield Program(plan.name, PROXY, as_user(PROXY_UID, *argv, capabilities=capabilities), proxied)
+
+
+def _resolver(settings: LabSettings) -> tuple[str, ...]:
+    """Give the command line of what the mesh's agent has on the port of captured DNS requests."""
+    places = ("--port", str(DNS_PORT), *(LOCALHOSTS[family] for family in settings.families))
+    upstream = control_pod(settings).address
+    return python("istio_init.lab.resolver", "--names", str(SERVICE_NAMES), "--forward-to", upstream, *places)
 
 
 def prepare_files(settings: LabSettings) -> None:
@@ -154,15 +170,16 @@ def prepare_files(settings: LabSettings) -> None:
             directory.mkdir(parents=True)
         config.chmod(0o700)
         os.chown(config, PROXY_UID, PROXY_UID)
-        (etc / "hosts").write_text(hosts_file(settings), encoding="ascii")
-        # Nothing listens there, so that a name that is not in /etc/hosts is refused at once.
-        (etc / "resolv.conf").write_text("nameserver 127.0.0.1\n", encoding="ascii")
+        (etc / "hosts").write_text(hosts_file(settings, plan), encoding="ascii")
+        (etc / "resolv.conf").write_text(resolv_conf(settings, plan), encoding="ascii")
         (binaries / Path(ENVOY).name).symlink_to(envoy)
-        account = settings.control_plane_account if plan == control_pod() else "default"
+        account = settings.control_plane_account if plan == control_pod(settings) else "default"
         authority.issue(certificates, plan.namespace, account)
         log = Path(log_of(plan.name, PROXY))
         log.touch()
         os.chown(log, PROXY_UID, PROXY_UID)  # Envoy opens /dev/stdout for its access log
+    ALL_NAMES.write_text(all_names(settings), encoding="ascii")
+    SERVICE_NAMES.write_text(service_names(settings), encoding="ascii")
     WORLD.write_text(world(settings).to_json(), encoding="utf-8")
 
 

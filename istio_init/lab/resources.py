@@ -5,25 +5,27 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from istio_init.bootstrap.common import LOCALHOST, address
+from istio_init.bootstrap.common import address
 from istio_init.lab.listeners import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
+    LOCALHOSTS,
     PASSTHROUGH,
+    bracketed,
     inbound_cluster,
     listeners,
     outbound_cluster,
     route,
 )
-from istio_init.lab.world import CURRENT
-from istio_init.model import Mode
+from istio_init.lab.world import CURRENT, families_of
+from istio_init.model import Family, Mode
 
 if TYPE_CHECKING:
     from istio_init.lab.world import Json, Pod, Proxy, Service, World
 
 CONNECT_TIMEOUT = "1s"  # Istio 1.0's default of `connectTimeout`
-# An app of today's mesh knows by this source that a connection comes from its own proxy.
-INBOUND_SOURCE = "127.0.0.6"
+# An app of today's mesh knows by these sources that a connection comes from its own proxy.
+INBOUND_SOURCES = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
 
 
 class Kind(StrEnum):
@@ -82,31 +84,34 @@ def _clusters(world: World, pod: Pod | None) -> list[Json]:
         *(_outbound(service) for service in world.services),
     ]
     if pod:
-        source = _inbound_source(world, pod)
-        made.append(_original_destination(INBOUND_PASSTHROUGH) | source)
-        name = inbound_cluster(world, pod)
-        if name:
-            made.append(_inbound(name, pod) | source)
+        families = families_of(pod.addresses)
+        made.append(_original_destination(INBOUND_PASSTHROUGH) | _inbound_source(world, pod, families))
+        served = families if inbound_cluster(world, pod) else ()
+        made += [_inbound(world, pod, family) | _inbound_source(world, pod, (family,)) for family in served]
     return made
 
 
-def _inbound_source(world: World, pod: Pod) -> Json:
+def _inbound_source(world: World, pod: Pod, families: tuple[Family, ...]) -> Json:
     """Set the source of connections to the app; with TPROXY that is the client's own, which no cluster may overrule."""
     if world.shape != CURRENT or pod.mode == Mode.TPROXY:
         return {}
-    return {"upstream_bind_config": {"source_address": {"address": INBOUND_SOURCE, "port_value": 0}}}
+    first, *others = ({"address": INBOUND_SOURCES[family], "port_value": 0} for family in families)
+    more = {"extra_source_addresses": [{"address": other} for other in others]} if others else {}
+    return {"upstream_bind_config": {"source_address": first, **more}}
 
 
 def _original_destination(name: str) -> Json:
     return {"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": CONNECT_TIMEOUT}
 
 
-def _inbound(name: str, pod: Pod) -> Json:
+def _inbound(world: World, pod: Pod, family: Family) -> Json:
+    name = inbound_cluster(world, pod, family)
+    endpoint = _endpoint((LOCALHOSTS[family],), pod.port)
     return {
         "name": name,
         "type": "STATIC",
         "connect_timeout": CONNECT_TIMEOUT,
-        "load_assignment": {"cluster_name": name, "endpoints": [_group([(LOCALHOST, pod.port)])]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 
@@ -120,12 +125,15 @@ def _outbound(service: Service) -> Json:
 
 
 def _endpoints(world: World, service: Service) -> Json:
-    places = [(pod.address, pod.port) for pod in world.pods_of(service)]
-    return {"cluster_name": outbound_cluster(service), "endpoints": [_group(places)]}
+    group = {"lb_endpoints": [_endpoint(pod.addresses, pod.port) for pod in world.pods_of(service)]}
+    return {"cluster_name": outbound_cluster(service), "endpoints": [group]}
 
 
-def _group(places: list[tuple[str, int]]) -> Json:
-    return {"lb_endpoints": [{"endpoint": {"address": address(host, port)}} for host, port in places]}
+def _endpoint(hosts: tuple[str, ...], port: int) -> Json:
+    """Write one place that has one address, or several: which one is taken, Envoy finds out (RFC 8305)."""
+    first, *others = (address(host, port) for host in hosts)
+    more = {"additional_addresses": [{"address": other} for other in others]} if others else {}
+    return {"endpoint": {"address": first, **more}}
 
 
 def _routes(world: World, namespace: str) -> list[Json]:
@@ -141,7 +149,7 @@ def _routes(world: World, namespace: str) -> list[Json]:
 def _virtual_host(service: Service, namespace: str) -> Json:
     """List the names by which an app may call a service; its name alone only within its namespace, as with cluster DNS."""
     longer = f"{service.name}.{service.namespace}"
-    names = [service.host, f"{longer}.svc", longer, service.address]
+    names = [service.host, f"{longer}.svc", longer, *map(bracketed, service.addresses)]
     if service.namespace == namespace:
         names.append(service.name)
     return {

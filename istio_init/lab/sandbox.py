@@ -1,7 +1,7 @@
 """A pod's first process: gives the pod its view of files and its network, and then holds its namespaces.
 
 It is started in a network and a mount namespace of its own, inside those of the lab, and is a program of its own:
-`python -m istio_init.lab.sandbox DIRECTORY ADDRESS LINK`. It says a word when all is there, and stays until it is killed.
+`python -m istio_init.lab.sandbox DIRECTORY LINK ADDRESS...`. It says a word when all is there, and stays until it is killed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PATIENCE = 10.0  # seconds for one mount
 
 def main(arguments: Sequence[str]) -> None:
     """Make the pod's surroundings."""
-    directory, address, link = arguments
+    directory, link, *addresses = arguments
     mount_files(Path(directory))
-    join(link, address)
+    join(link, addresses)
     sys.stdout.buffer.write(READY)
     sys.stdout.close()
     while True:

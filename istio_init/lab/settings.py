@@ -7,8 +7,9 @@ import sys
 from typing import NamedTuple
 
 from istio_init.errors import InvalidInput
-from istio_init.model import PROXY_UID
+from istio_init.model import PROXY_UID, Family
 from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.values import boolean
 
 PATIENCE = 60.0  # seconds
 NAMESPACE = "default"
@@ -20,16 +21,34 @@ MAX_PODS = 100
 APP_PORT = 9080
 STATUS_PORT = 15020
 APP_UID = 1000
-NETWORK = "10.244.0"  # of the pods; only inside the lab
-GATEWAY = f"{NETWORK}.1"
-PREFIX = 24
-VIPS = "10.96.0"  # of the services; nothing has these addresses, so only a proxy can reach what they stand for
 FIRST_POD = 10
+# Kubernetes' names of address families, as in a Service's spec.ipFamilies.
+FAMILY_NAMES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
+
+
+class Network(NamedTuple):
+    """The lab's addresses of one family, which are only inside the lab; a host's decimal number comes behind a prefix.
+
+    Attributes:
+        pods: the prefix of pods.
+        services: that of services; nothing has these addresses, so only a proxy can reach what they stand for.
+        bits: how long the pods' network is.
+    """
+
+    pods: str
+    services: str
+    bits: int
+
+
+NETWORKS = {
+    Family.IPV4: Network("10.244.0.", "10.96.0.", 24),
+    Family.IPV6: Network("fd00:10:244::", "fd00:10:96::", 64),
+}
 SHAPES = LAYOUTS  # each layout has a shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
-# What injectors write for an app on port 9080, by the names of istio_init.options.
+# What injectors write for an app on port 9080, by the names of istio_init.options, and in their order.
 COMMON = {
     "envoy_port": "15001",
     "proxy_uids": str(PROXY_UID),
@@ -39,7 +58,9 @@ COMMON = {
 }
 INTERCEPTION = {
     ISTIO_1_0: COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""},
-    CURRENT: COMMON | {"inbound_capture_port": "15006", "inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
+    CURRENT: {"envoy_port": "15001", "inbound_capture_port": "15006"}
+    | COMMON
+    | {"inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
 }
 FLAGS = {option.name: option for option in OPTIONS}
 
@@ -52,6 +73,8 @@ class LabSettings(NamedTuple):
         layout: of the rules: `istio-1.0` or `current`.
         shape: of the listeners that the control plane serves (`SHAPES`); empty for the one that goes with the layout.
         backend: how istio-init reaches the rules.
+        variant: which iptables it takes: `auto`, `legacy` or `nft`.
+        families: of the addresses of pods and services; the first one is a pod's own in the proxy's name.
         interception: settings of istio-init by name, laid over those of `INTERCEPTION`.
         proxy: further words for `istio-init proxy`; they come last, so they win.
         mutual_tls: whether proxies and control plane prove to each other who they are.
@@ -63,6 +86,8 @@ class LabSettings(NamedTuple):
     layout: str = ISTIO_1_0
     shape: str = ""
     backend: str = "auto"
+    variant: str = "auto"
+    families: tuple[Family, ...] = (Family.IPV4,)
     interception: tuple[tuple[str, str], ...] = ()
     proxy: tuple[str, ...] = ()
     mutual_tls: bool = False
@@ -78,14 +103,22 @@ class LabSettings(NamedTuple):
     def values(self) -> dict[str, str]:
         """The settings of istio-init in each pod, by name."""
         port = {"inbound_capture_port": "15006"} if self.listeners == CURRENT else {}
-        return INTERCEPTION[self.layout] | port | dict(self.interception)
+        # A pod of IPv6 alone is known by its addresses.
+        both = {"dual_stack": "true"} if len(self.families) > 1 else {}
+        return INTERCEPTION[self.layout] | port | both | dict(self.interception)
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The arguments of istio-init in each pod."""
-        words = [f"--layout={self.layout}"] * (self.layout != ISTIO_1_0) + [f"--backend={self.backend}"] * (
-            self.backend != "auto"
-        )
+        """The arguments of istio-init in each pod: as pods of Istio 1.0 call it, or as those of today do."""
+        words = ["istio-iptables"] if self.layout == CURRENT else []
+        words += [f"--backend={self.backend}"] if self.backend != "auto" else []
+        words += [f"--iptables-variant={self.variant}"] if self.variant != "auto" else []
+        return (*words, *self.flags)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of istio-init in each pod that say which rules there are."""
+        words: list[str] = []
         for name, value in self.values.items():
             option = FLAGS[name]
             # The long name, where a short one means something else to `apply`.
@@ -98,6 +131,11 @@ class LabSettings(NamedTuple):
         """The interception mode that the rules ask for."""
         return self.values["mode"]
 
+    @property
+    def redirects_dns(self) -> bool:
+        """Whether the rules send requests for names to the proxy's resolver."""
+        return boolean(self.values.get("redirect_dns", "false"), "--redirect-dns")
+
     def to_json(self) -> str:
         """Write these settings for another process."""
         return json.dumps(self)
@@ -105,9 +143,11 @@ class LabSettings(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> LabSettings:
         """Read what `to_json` wrote."""
-        pods, layout, shape, backend, interception, proxy, *others = json.loads(text)
-        pairs = tuple((name, value) for name, value in interception)
-        return cls(pods, layout, shape, backend, pairs, tuple(proxy), *others)
+        members = dict(zip(cls._fields, json.loads(text), strict=True))
+        members["families"] = tuple(map(Family, members["families"]))
+        members["interception"] = tuple((name, value) for name, value in members["interception"])
+        members["proxy"] = tuple(members["proxy"])
+        return cls(**members)
 
 
 class PodPlan(NamedTuple):
@@ -116,13 +156,18 @@ class PodPlan(NamedTuple):
     Attributes:
         name: as a Deployment would name it.
         service: the service that it belongs to, which is also the proxy's cluster.
-        address: its own.
+        addresses: its own, one of each family.
     """
 
     name: str
     service: str
     namespace: str
-    address: str
+    addresses: tuple[str, ...]
+
+    @property
+    def address(self) -> str:
+        """The one that it is known by."""
+        return self.addresses[0]
 
     @property
     def domain(self) -> str:
@@ -134,43 +179,56 @@ def mesh_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
     """List the pods that have rules and a proxy, one for each service.
 
     Raises:
-        InvalidInput: there are too few or too many.
+        InvalidInput: there are too few or too many, or they would have addresses that the rules do not know.
     """
+    if settings.layout == ISTIO_1_0 and Family.IPV6 in settings.families:
+        problem = f"the rules of layout {ISTIO_1_0} close IPv6 and do not capture it"
+        raise InvalidInput("--ip-families", problem, f"IPv4, or --layout {CURRENT}")
     if not 1 <= settings.pods <= MAX_PODS:
         raise InvalidInput("--pods", f"{settings.pods} is out of range", f"1..{MAX_PODS}")
     names = [*SERVICES, *(f"service-{number}" for number in range(len(SERVICES) + 1, settings.pods + 1))]
     return tuple(
-        PodPlan(f"{name}-v1", name, NAMESPACE, f"{NETWORK}.{FIRST_POD + number}")
+        PodPlan(f"{name}-v1", name, NAMESPACE, _addresses(settings, FIRST_POD + number))
         for number, name in enumerate(names[: settings.pods])
     )
 
 
-def control_pod() -> PodPlan:
+def parse_families(text: str) -> tuple[Family, ...]:
+    """Read address families, under Kubernetes' names, in any case.
+
+    Raises:
+        InvalidInput: there is none, one is unknown, or one stands there twice.
+    """
+    known = {name.lower(): family for name, family in FAMILY_NAMES.items()}
+    found = tuple(known.get(word.strip().lower()) for word in text.split(","))
+    families = tuple(family for family in found if family)
+    if len(set(families)) < len(found):
+        raise InvalidInput("--ip-families", f"{text!r} is no list of families", "IPv4, IPv6, or both with a comma between")
+    return families
+
+
+def control_pod(settings: LabSettings) -> PodPlan:
     """Give the control plane's pod."""
-    return PodPlan(CONTROL_PLANE, CONTROL_PLANE, CONTROL_NAMESPACE, f"{NETWORK}.2")
+    return PodPlan(CONTROL_PLANE, CONTROL_PLANE, CONTROL_NAMESPACE, _addresses(settings, 2))
 
 
-def client_pod() -> PodPlan:
+def client_pod(settings: LabSettings) -> PodPlan:
     """Give the pod outside the mesh."""
-    return PodPlan(CLIENT, CLIENT, NAMESPACE, f"{NETWORK}.3")
+    return PodPlan(CLIENT, CLIENT, NAMESPACE, _addresses(settings, 3))
 
 
-def vip(number: int) -> str:
-    """Give the address of a service."""
-    return f"{VIPS}.{FIRST_POD + number}"
+def gateway(family: Family) -> str:
+    """Give the address of the lab's own end of all links."""
+    return f"{NETWORKS[family].pods}1"
 
 
-def hosts_file(settings: LabSettings) -> str:
-    """Write /etc/hosts: the names of services, as cluster DNS would give them, and of pods."""
-    lines = ["127.0.0.1 localhost"]
-    for number, pod in enumerate(mesh_pods(settings)):
-        names = (pod.service, f"{pod.service}.{pod.namespace}", f"{pod.service}.{pod.domain}")
-        lines += [f"{vip(number)} {' '.join(names)}", f"{pod.address} {pod.name}"]
-    control = control_pod()
-    for service in (control.service, "zipkin"):
-        lines.append(f"{control.address} {service}.{control.namespace} {service}.{control.domain}")
-    lines.append(f"{client_pod().address} {CLIENT}")
-    return "\n".join(lines) + "\n"
+def vips(settings: LabSettings, number: int) -> tuple[str, ...]:
+    """Give the addresses of a service, by its number."""
+    return tuple(f"{NETWORKS[family].services}{FIRST_POD + number}" for family in settings.families)
+
+
+def _addresses(settings: LabSettings, host: int) -> tuple[str, ...]:
+    return tuple(f"{NETWORKS[family].pods}{host}" for family in settings.families)
 
 
 def proxy_arguments(settings: LabSettings, pod: PodPlan) -> tuple[str, ...]:
@@ -192,6 +250,8 @@ def proxy_environment(settings: LabSettings, pod: PodPlan) -> dict[str, str]:
         "POD_NAME": pod.name,
         "POD_NAMESPACE": pod.namespace,
         "INSTANCE_IP": pod.address,
+        # Today's agent tells the control plane all of a pod's addresses under this name.
+        "ISTIO_META_INSTANCE_IPS": ",".join(pod.addresses),
         "ISTIO_META_POD_NAME": pod.name,
         "ISTIO_META_INTERCEPTION_MODE": settings.mode,
         "ISTIO_METAJSON_LABELS": json.dumps({"app": pod.service, "version": "v1"}),

@@ -14,11 +14,13 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from istio_init.errors import ChildFailed, IstioInitError
 from istio_init.lab import network, pods, protocol
+from istio_init.lab.names import LISTENING
 from istio_init.lab.settings import STATUS_PORT, LabSettings, PodPlan, mesh_pods
 from istio_init.proxy import readiness
 from istio_init.proxy.processes import RealProcesses
@@ -59,7 +61,7 @@ class Supervisor:
         """
         plans = pods.all_pods(self._settings)
         self._report({"step": f"namespaces for {len(plans)} pods"})
-        network.make_bridge()
+        network.make_bridge(self._settings.families)
         pods.prepare_files(self._settings)
         self._make_sandboxes(plans)
         self._report({"step": "iptables rules, by istio-init in each pod"})
@@ -69,7 +71,7 @@ class Supervisor:
             self.start(program)
         if self._settings.patience:
             self._report({"step": "Envoys get their configuration"})
-            self._wait_for_proxies()
+            self._wait_for_programs()
 
     def serve(self, server: socket.socket) -> None:
         """Answer commands until `down`."""
@@ -119,6 +121,7 @@ class Supervisor:
                     "name": plan.name,
                     "service": plan.service,
                     "address": plan.address,
+                    "addresses": plan.addresses,
                     "sandbox": self._sandboxes[plan.name],
                     "programs": {
                         name: {"pid": one.pid, "status": one.status, "log": one.program.log}
@@ -168,20 +171,26 @@ class Supervisor:
                 message = f"istio-init in pod {plan.name}: {result.stderr.removeprefix('istio-init: error: ')}"
                 raise ChildFailed(message, result.status or IstioInitError.exit_code)
 
-    def _wait_for_proxies(self) -> None:
+    def _wait_for_programs(self) -> None:
         deadline = time.monotonic() + self._settings.patience
         for plan in mesh_pods(self._settings):
-            while reason := _unready(plan):
-                if _is_abandoned():
-                    raise IstioInitError("nobody waits for this lab any more")
-                self._reap()
-                ended = self._running[plan.name, pods.PROXY].status
-                if ended is not None or time.monotonic() > deadline:
-                    tail = Path(pods.log_of(plan.name, pods.PROXY)).read_text(encoding="utf-8").splitlines()[-LAST_WORDS:]
-                    message = f"the proxy of pod {plan.name} is not ready: {reason}; its log ends with: {' | '.join(tail)}; "
-                    message += "--no-wait leaves the lab up, to be looked at"
-                    raise IstioInitError(message)
-                time.sleep(POLL)
+            self._wait_for(plan.name, pods.PROXY, partial(_unready, plan), deadline)
+        for pod, program in self._running:
+            if program == pods.DNS:
+                self._wait_for(pod, program, partial(_silent, pods.log_of(pod, program)), deadline)
+
+    def _wait_for(self, pod: str, program: str, unready: Callable[[], str], deadline: float) -> None:
+        while reason := unready():
+            if _is_abandoned():
+                raise IstioInitError("nobody waits for this lab any more")
+            self._reap()
+            ended = self._running[pod, program].status
+            if ended is not None or time.monotonic() > deadline:
+                tail = Path(pods.log_of(pod, program)).read_text(encoding="utf-8").splitlines()[-LAST_WORDS:]
+                message = f"the {program} of pod {pod} is not ready: {reason}; its log ends with: {' | '.join(tail)}; "
+                message += "--no-wait leaves the lab up, to be looked at"
+                raise IstioInitError(message)
+            time.sleep(POLL)
 
     def _reap(self) -> None:
         for child in self._system.ended():
@@ -233,6 +242,11 @@ def _end(*_: object) -> NoReturn:
 
 def _link(number: int) -> str:
     return f"pod{number}"
+
+
+def _silent(log: str) -> str:
+    """Tell whether a name server has not said yet that it listens."""
+    return "" if LISTENING in Path(log).read_text(encoding="utf-8") else "it does not listen yet"
 
 
 def _unready(plan: PodPlan) -> str:

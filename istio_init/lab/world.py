@@ -6,15 +6,15 @@ A world travels as one JSON file, which people and tests change while the lab ru
 from __future__ import annotations
 
 import json
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.bootstrap.settings import PORT_MAX
 from istio_init.errors import InvalidInput
-from istio_init.model import Mode
+from istio_init.model import Family, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Json = dict[str, Any]
 
@@ -25,20 +25,30 @@ DOMAIN = "svc.cluster.local"
 NODE_PARTS = 4  # role, address, id and domain
 
 
+def family_of(address: str) -> Family:
+    """Give the family of an address."""
+    return Family.IPV6 if ":" in address else Family.IPV4
+
+
+def families_of(addresses: Iterable[str]) -> tuple[Family, ...]:
+    """List the families of addresses, each once, in the order in which they come."""
+    return tuple(dict.fromkeys(map(family_of, addresses)))
+
+
 class Service(NamedTuple):
     """Something that pods offer together.
 
     Attributes:
         name: without its namespace.
         namespace: the Kubernetes one.
-        address: the virtual IP, which no pod has.
-        port: on that address.
+        addresses: the virtual IPs, which no pod has: one of each family that it is to be had by.
+        port: on those addresses.
         pods: the names of its pods, which are in the same namespace.
     """
 
     name: str
     namespace: str
-    address: str
+    addresses: tuple[str, ...]
     port: int
     pods: tuple[str, ...]
 
@@ -54,7 +64,7 @@ class Pod(NamedTuple):
     Attributes:
         name: unique in its namespace.
         namespace: the Kubernetes one.
-        address: by which its proxy is known, too.
+        addresses: one of each family that it has; its proxy is known by any of them.
         mode: how inbound connections reach the proxy: REDIRECT or TPROXY.
         port: where the app listens.
         service: the one it belongs to, of the same namespace; empty for a pod that only calls others.
@@ -62,7 +72,7 @@ class Pod(NamedTuple):
 
     name: str
     namespace: str
-    address: str
+    addresses: tuple[str, ...]
     mode: str
     port: int
     service: str
@@ -151,15 +161,15 @@ class World(NamedTuple):
         if len(parts) != NODE_PARTS:
             return Proxy(None, DEFAULT_NAMESPACE)
         _, address, _, domain = parts
-        pod = next((pod for pod in self.pods if pod.address == address), None)
+        pod = next((pod for pod in self.pods if address in pod.addresses), None)
         return Proxy(pod, pod.namespace if pod else domain.partition(".")[0])
 
 
 def _check(world: World, where: str) -> None:
     _unique([(one.namespace, one.name) for one in world.services], f"{where}: services", "name in its namespace")
-    _unique([(one.address, one.port) for one in world.services], f"{where}: services", "address and port")
+    _unique([(at, one.port) for one in world.services for at in one.addresses], f"{where}: services", "address and port")
     _unique([(one.namespace, one.name) for one in world.pods], f"{where}: pods", "name in its namespace")
-    _unique([one.address for one in world.pods], f"{where}: pods", "address")
+    _unique([at for one in world.pods for at in one.addresses], f"{where}: pods", "address")
     for service in world.services:
         there = {pod.name for pod in world.pods if pod.namespace == service.namespace}
         for name in service.pods:
@@ -229,10 +239,21 @@ def _name(value: object, where: str) -> str:
 
 
 def _address(value: object, where: str) -> str:
+    text = _text(value, where)
     try:
-        return str(IPv4Address(_text(value, where)))
-    except AddressValueError:
-        raise InvalidInput(where, f"{value!r} is no address", "an IPv4 address") from None
+        # A zone (RFC 4007) means something on one machine only.
+        if "%" not in text:
+            return str(ip_address(text))
+    except ValueError:
+        pass
+    raise InvalidInput(where, f"{value!r} is no address", "an IPv4 or IPv6 address")
+
+
+def _addresses(value: object, where: str) -> tuple[str, ...]:
+    addresses: tuple[str, ...] = _list(_address)(value, where)
+    if not addresses or len(families_of(addresses)) < len(addresses):
+        raise InvalidInput(where, f"{value!r} is not what a pod or service has", "one address, or one of each family")
+    return addresses
 
 
 def _port(value: object, where: str) -> int:
@@ -265,14 +286,14 @@ if TYPE_CHECKING:
 _SERVICE: Mapping[str, Reader] = {
     "name": _name,
     "namespace": _name,
-    "address": _address,
+    "addresses": _addresses,
     "port": _port,
     "pods": _list(_name),
 }
 _POD: Mapping[str, Reader] = {
     "name": _name,
     "namespace": _name,
-    "address": _address,
+    "addresses": _addresses,
     "mode": _one_of(*Mode),
     "port": _port,
     "service": _text,

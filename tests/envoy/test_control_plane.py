@@ -54,12 +54,12 @@ def world(shape: str = "istio-1.0", mode: str = "REDIRECT", *, port: int = 9080,
         port: of the app of ratings; it is in that service's endpoints only.
     """
     services = (
-        Service("reviews", "default", "10.96.0.10", 9080, ("reviews-v1",)),
-        Service("ratings", "default", "10.96.0.11", 9080, ("ratings-v1",)),
+        Service("reviews", "default", ("10.96.0.10",), 9080, ("reviews-v1",)),
+        Service("ratings", "default", ("10.96.0.11",), 9080, ("ratings-v1",)),
     )
     pods = (
-        Pod("reviews-v1", "default", "10.77.0.2", mode, 9080, "reviews"),
-        Pod("ratings-v1", "default", "10.77.0.3", mode, port, "ratings"),
+        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 9080, "reviews"),
+        Pod("ratings-v1", "default", ("10.77.0.3",), mode, port, "ratings"),
     )
     return World(shape, services, pods, extra)
 
@@ -329,7 +329,7 @@ def test_changes_come_clusters_first_then_endpoints_listeners_routes(plane: Plan
         for kind in reversed(Kind):
             asked.get(kind, *EVERYTHING[kind])
         changed = world()
-        plane.serve(changed._replace(services=(*changed.services, Service("more", "default", "10.96.0.12", 80, ()))))
+        plane.serve(changed._replace(services=(*changed.services, Service("more", "default", ("10.96.0.12",), 80, ()))))
         pushed = [asked.answer() for _ in range(4)]
         assert [kind_of(answer) for answer in pushed] == list(Kind)
         assert "outbound|80||more.default.svc.cluster.local" in names(pushed[0])
@@ -582,7 +582,7 @@ def test_envoy_takes_changes_one_after_the_other(tmp_path: Path, shape: str) -> 
         for changed in (world(shape, port=9081), elsewhere(world(shape)), world(shape, "TPROXY"), world(shape)):
             running.plane.serve(changed)
             running.takes(changed)
-            wanted = {f"{pod.address}:{pod.port}" for pod in changed.pods}
+            wanted = {f"{pod.addresses[0]}:{pod.port}" for pod in changed.pods}
             becomes(lambda: endpoints(running), wanted, running.tell)
         becomes(lambda: warming(running), {0}, running.tell)
 

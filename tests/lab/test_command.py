@@ -106,7 +106,15 @@ def test_nothing_is_left_when_it_is_interrupted_while_it_is_made(delay: float) -
 @pytest.mark.usefixtures("nothing_is_left")
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(("--pods", "0"), "--pods"), (("-p", "x"), "-p"), (("--proxy", "'"), "--proxy"), (("-m", "x"), "-m")],
+    [
+        (("--pods", "0"), "--pods"),
+        (("-p", "x"), "-p"),
+        (("--proxy", "'"), "--proxy"),
+        (("-m", "x"), "-m"),
+        (("--ip-families", "IPv5"), "--ip-families"),
+        (("--ip-families", "ipv6"), "--layout current"),
+        (("--ip-families", "IPv4,IPv6"), "--layout current"),
+    ],
 )
 def test_bad_input_is_refused_before_anything_is_made(flags: tuple[str, ...], named: str) -> None:
     failed = lab("up", *flags, check=False)

@@ -38,7 +38,7 @@ def lab() -> Iterator[Live]:
 def alias(world: dict[str, Any]) -> None:
     """Add one more name for the reviews."""
     (reviews,) = [service for service in world["services"] if service["name"] == "reviews"]
-    world["services"].append({**reviews, "name": "opinions", "address": "10.96.0.99"})
+    world["services"].append({**reviews, "name": "opinions", "addresses": ["10.96.0.99"]})
 
 
 def without_alias(world: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_a_connection_from_outside_the_mesh_is_captured(lab: Live) -> None:
     assert inbound(lab) == before + 1
     caller = answer["caller"].rpartition(":")[0]
     if "TPROXY" in lab.lab.status()["rules"]:
-        assert caller == client_pod().address
+        assert caller == client_pod(LabSettings()).address
     else:
         assert caller.startswith("127.0.0.")
 
@@ -77,7 +77,7 @@ def test_a_connection_from_outside_the_mesh_is_captured(lab: Live) -> None:
 def test_what_no_service_has_passes_through_to_where_it_was_sent(lab: Live) -> None:
     name = "cluster.PassthroughCluster.upstream_cx_total"
     before = lab.stat("productpage", name)
-    lab.curl("productpage", f"http://{control_pod().address}:{XDS_PORT}/", check=False)  # it speaks gRPC only
+    lab.curl("productpage", f"http://{control_pod(LabSettings()).address}:{XDS_PORT}/", check=False)  # it speaks gRPC only
     assert lab.stat("productpage", name) == before + 1
 
 

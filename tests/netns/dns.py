@@ -1,4 +1,4 @@
-"""Name servers, forwarders and a client, small but with real messages (RFC 1035): one question, one address of IPv4."""
+"""Name servers, forwarders and a client for what a namespace lets through: one question, one address of IPv4."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from dnslib import QTYPE, RR, A, DNSHeader, DNSQuestion, DNSRecord
+
 from istio_init.model import RESOLVER_PORT
 from tests import cases
 from tests.netns.peers import family_of
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
 
     from tests.netns.namespaces import Namespace
 
-ADDRESS_OF_INTERNET = (1, 1)  # the type A and the class IN
-QUESTION = 0x0100  # recursion is desired
-ANSWER = 0x8180  # and available
-NAME_OF_QUESTION = 0xC00C  # a pointer behind the header
-TTL = 30  # seconds
 TIMEOUT = 3.0  # seconds
 SIZE = 512  # of a message over UDP
 
@@ -138,31 +135,29 @@ def exchange(server: str, request: bytes, protocol: str) -> bytes:
 
 def question(number: int, name: str) -> bytes:
     """Write a request."""
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return struct.pack("!6H", number, QUESTION, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", *ADDRESS_OF_INTERNET)
+    request: bytes = DNSRecord(DNSHeader(id=number, rd=1), q=DNSQuestion(name, QTYPE.A)).pack()
+    return request
 
 
 def answer_to(request: bytes, address: str) -> bytes:
     """Write the answer to a request."""
-    header = request[:2] + struct.pack("!5H", ANSWER, 1, 1, 0, 0)
-    record = struct.pack("!3HIH", NAME_OF_QUESTION, *ADDRESS_OF_INTERNET, TTL, 4) + socket.inet_aton(address)
-    return header + request[12:] + record
+    reply = DNSRecord.parse(request).reply()
+    reply.add_answer(RR(reply.q.qname, QTYPE.A, rdata=A(address)))
+    answer: bytes = reply.pack()
+    return answer
 
 
 def name_of(message: bytes) -> str:
     """Read the name that a message asks for."""
-    labels, place = [], 12
-    while length := message[place]:
-        labels.append(message[place + 1 : place + 1 + length].decode())
-        place += 1 + length
-    return ".".join(labels)
+    return str(DNSRecord.parse(message).q.qname).removesuffix(".")
 
 
 def address_in(message: bytes, request: bytes) -> str:
     """Read the address in an answer, which must be one to this request."""
-    assert message[:2] == request[:2]
-    assert message.startswith(request[12:], 12)
-    return socket.inet_ntoa(message[-4:])
+    answer, asked = DNSRecord.parse(message), DNSRecord.parse(request)
+    assert (answer.header.id, answer.questions) == (asked.header.id, asked.questions)
+    (record,) = answer.rr
+    return str(record.rdata)
 
 
 def _send_over_tcp(connection: socket.socket, message: bytes) -> None:

@@ -63,13 +63,14 @@ OWNERS = {
     "watchdog": {"istio_init.proxy.certificates"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
+    "dnslib": {"istio_init.lab.resolver"},
     "iptc": {"istio_init.backends.libiptc"},
     "pwd": {"istio_init.environment"},
     "grp": {"istio_init.environment"},
 }
 
 # What the lab starts by itself.
-PROGRAMS = {f"istio_init.lab.{name}" for name in ("app", "control_plane", "sandbox", "supervisor")}
+PROGRAMS = {f"istio_init.lab.{name}" for name in ("app", "control_plane", "resolver", "sandbox", "supervisor")}
 
 # What works in copies of its process (fork(2)) has to end them.
 COPIES = {"istio_init.backends.libiptc"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 SECOND = 10**9
+ANY_IPV4 = "0.0.0.0"  # noqa: S104 - a sample
 
 
 def rendered(flavour: str = "v3", **flags: str) -> Json:
@@ -41,6 +42,16 @@ def endpoint(made: Json) -> tuple[str, int]:
     (locality,) = made["load_assignment"]["endpoints"]
     address = locality["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
     return address["address"], address["port_value"]
+
+
+@pytest.mark.parametrize("flavour", ["v2", "v3"])
+@pytest.mark.parametrize(
+    ("ip", "host", "both"), [("10.244.0.10", ANY_IPV4, None), ("fd00:10:244::10", "::", True)], ids=["IPv4", "IPv6"]
+)
+def test_statistics_are_read_by_whatever_address_the_pod_has(flavour: str, ip: str, host: str, *, both: bool | None) -> None:
+    (listener,) = rendered(flavour, ip=ip)["static_resources"]["listeners"]
+    address = listener["address"]["socket_address"]
+    assert (address["address"], address["port_value"], address.get("ipv4_compat")) == (host, 15090, both)
 
 
 @pytest.mark.parametrize(

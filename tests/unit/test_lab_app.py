@@ -82,6 +82,23 @@ def test_an_answer_tells_what_the_app_saw() -> None:
     }
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_app_of_both_families_tells_each_client_by_its_own_address(host: str) -> None:
+    serving = App(("::", 0), Identity("reviews", "reviews-v1", ""))
+    thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    connection = http.client.HTTPConnection(host, serving.server_address[1], timeout=PATIENCE)
+    try:
+        _, told = get(connection, "/")
+        port = connection.sock.getsockname()[1]
+    finally:
+        connection.close()
+        serving.finish()
+        thread.join()
+    shown = f"[{host}]" if ":" in host else host
+    assert (told["caller"], told["address"]) == (f"{shown}:{port}", f"{shown}:{serving.server_address[1]}")
+
+
 def test_a_connection_serves_several_requests() -> None:
     with app() as serving, connection_to(serving) as connection:
         callers = [get(connection, "/")[1]["caller"] for _ in range(3)]

@@ -14,9 +14,9 @@ from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
 
 MODES = ("REDIRECT", "TPROXY")
-REVIEWS = Service("reviews", "default", "10.96.0.10", 9080, ("reviews-v1", "reviews-v2"))
-OTHER = Service("reviews", "test", "10.96.0.11", 9080, ())
-MYSQL = Service("mysql", "default", "10.96.0.12", 3306, ())
+REVIEWS = Service("reviews", "default", ("10.96.0.10",), 9080, ("reviews-v1", "reviews-v2"))
+OTHER = Service("reviews", "test", ("10.96.0.11",), 9080, ())
+MYSQL = Service("mysql", "default", ("10.96.0.12",), 3306, ())
 HOST = "reviews.default.svc.cluster.local"
 NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
 STRANGER = "sidecar~10.77.0.99~x.test~test.svc.cluster.local"
@@ -27,9 +27,9 @@ each_world = pytest.mark.parametrize(("shape", "mode"), list(product(SHAPES, MOD
 
 def world(shape: str = "current", mode: str = "REDIRECT", extra: Extra = Extra()) -> World:  # noqa: B008 - immutable
     pods = (
-        Pod("reviews-v1", "default", "10.77.0.2", mode, 8080, "reviews"),
-        Pod("reviews-v2", "default", "10.77.0.3", mode, 9080, "reviews"),
-        Pod("caller", "default", "10.77.0.4", mode, 80, ""),
+        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 8080, "reviews"),
+        Pod("reviews-v2", "default", ("10.77.0.3",), mode, 9080, "reviews"),
+        Pod("caller", "default", ("10.77.0.4",), mode, 80, ""),
     )
     return World(shape, (REVIEWS, OTHER, MYSQL), pods, extra)
 
@@ -142,6 +142,111 @@ def test_what_nobody_claims_passes_through_but_to_the_pod_itself_only_by_localho
     assert members(own, "address_prefix") == ["10.77.0.2"]
     assert members(own, "cluster") == ["InboundPassthroughCluster"]
     assert members(own, "inline_string") == ["127.0.0.1:%DOWNSTREAM_LOCAL_PORT%"]
+
+
+IPV4, IPV6 = ("10.77.0.2", "10.96.0.10"), ("fd00:77::2", "fd00:96::10")
+each_order = pytest.mark.parametrize("order", [(IPV4, IPV6), (IPV6, IPV4)], ids=["IPv4-IPv6", "IPv6-IPv4"])
+
+
+def world_of(*families: tuple[str, str], mode: str = "REDIRECT") -> World:
+    pods, services = zip(*families, strict=True)
+    pod = Pod("reviews-v1", "default", pods, mode, 8080, "reviews")
+    return World("current", (Service("reviews", "default", services, 9080, ("reviews-v1",)),), (pod,))
+
+
+def node_of(of: World) -> str:
+    return f"sidecar~{of.pods[0].addresses[0]}~reviews-v1.default~default.svc.cluster.local"
+
+
+def bound(listener: dict[str, Any]) -> list[str]:
+    places = [listener["address"], *(one["address"] for one in listener.get("additional_addresses", ()))]
+    return [place["socket_address"]["address"] for place in places]
+
+
+def prefixes(chain: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(one["address_prefix"], one["prefix_len"]) for found in members(chain, "prefix_ranges") for one in found]
+
+
+@each_order
+@pytest.mark.parametrize("mode", MODES)
+def test_every_resource_of_dual_stack_is_a_message_of_the_v3_api(order: tuple[tuple[str, str], ...], mode: str) -> None:
+    of = world_of(*order, mode=mode)
+    found = resources(of, of.proxy(node_of(of)))
+    for kind, listed in found.items():
+        names = [message(kind, one, "test").DESCRIPTOR.full_name for one in listed]
+        assert {kind.type_url.rpartition("/")[2]} == set(names)
+        assert len({kind.name_of(one) for one in listed}) == len(listed)
+
+
+@each_order
+def test_a_pod_of_both_families_listens_on_both(order: tuple[tuple[str, str], ...]) -> None:
+    of = world_of(*order)
+    wildcards = ["::" if ":" in pod else "0.0.0.0" for pod, _ in order]  # noqa: S104 - what listeners have
+    listeners = told(of, node_of(of))[Kind.LDS]
+    wide = [one for one in listeners.values() if set(bound(one)) & set(wildcards)]
+    assert [bound(one) for one in wide] == [wildcards] * 3
+    assert sorted(bound(one)[0] for one in listeners.values() if one not in wide) == sorted(pod for pod, _ in order)
+
+
+@pytest.mark.parametrize("only", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+def test_a_pod_of_one_family_has_nothing_of_the_other(only: tuple[str, str]) -> None:
+    of = world_of(only)
+    (other,) = {IPV4, IPV6} - {only}
+    foreign = {*other, "127.0.0.1", "0.0.0.0"} if only is IPV6 else {*other, "::1", "::", "::6"}  # noqa: S104 - as above
+    found = told(of, node_of(of))
+    assert {one for one in members(found, "address") if isinstance(one, str)} & foreign == set()
+    assert "additional_addresses" not in json.dumps(list(found.values()))
+
+
+@each_order
+def test_inbound_connections_reach_the_app_by_the_family_they_came_by(order: tuple[tuple[str, str], ...]) -> None:
+    of = world_of(*order)
+    found = told(of, node_of(of))
+    chains = found[Kind.LDS]["virtualInbound"]["filter_chains"]
+    to_app = {prefixes(one)[0]: members(one, "cluster")[0] for one in chains if one["name"].startswith("inbound|")}
+    assert set(to_app) == {("0.0.0.0", 0), ("::", 0)}, "each names its own: Envoy takes any of two that match as well"  # noqa: S104 - as above
+    for (prefix, _), name in to_app.items():
+        cluster = found[Kind.CDS][name]
+        app, source = ("::1", "::6") if prefix == "::" else ("127.0.0.1", "127.0.0.6")
+        assert members(cluster["load_assignment"], "socket_address")[0]["address"] == app
+        assert cluster["upstream_bind_config"]["source_address"]["address"] == source
+    first = ("::", 0) if order[0] is IPV6 else ("0.0.0.0", 0)  # noqa: S104 - as above
+    assert to_app[first] == "inbound|8080||"
+
+
+@each_order
+def test_what_no_app_serves_passes_to_the_localhost_of_its_family(order: tuple[tuple[str, str], ...]) -> None:
+    of = world_of(*order)
+    inbound = told(of, node_of(of))[Kind.LDS]["virtualInbound"]
+    (other,) = (one for one in inbound["filter_chains"] if one["name"].startswith("InboundPassthrough"))
+    localhosts = ["[::1]:%DOWNSTREAM_LOCAL_PORT%" if ":" in pod else "127.0.0.1:%DOWNSTREAM_LOCAL_PORT%" for pod, _ in order]
+    assert members(inbound["default_filter_chain"], "inline_string") == localhosts[:1]
+    assert members(other, "inline_string") == localhosts[1:]
+    outbound = told(of, node_of(of))[Kind.LDS]["virtualOutbound"]["filter_chains"]
+    own = {prefixes(one)[0]: members(one, "inline_string")[0] for one in outbound if prefixes(one)}
+    assert own == {
+        (pod, 128 if ":" in pod else 32): localhost for (pod, _), localhost in zip(order, localhosts, strict=True)
+    }
+
+
+@each_order
+def test_a_pod_is_one_endpoint_with_all_of_its_addresses(order: tuple[tuple[str, str], ...]) -> None:
+    of = world_of(*order)
+    (endpoint,) = members(told(of, node_of(of))[Kind.EDS][f"outbound|9080||{HOST}"], "endpoint")
+    assert bound(endpoint) == [pod for pod, _ in order]
+
+
+def test_a_service_is_known_by_each_of_its_addresses() -> None:
+    of = world_of(IPV4, IPV6)
+    (host, _) = told(of, node_of(of))[Kind.RDS]["9080"]["virtual_hosts"]
+    assert {"10.96.0.10", "10.96.0.10:9080", "[fd00:96::10]", "[fd00:96::10]:9080"} < set(host["domains"])
+
+
+@each_order
+def test_a_proxy_is_known_by_any_of_its_pods_addresses(order: tuple[tuple[str, str], ...]) -> None:
+    of = world_of(*order)
+    for pod, _ in order:
+        assert of.proxy(f"sidecar~{pod}~x~default.svc.cluster.local").pod == of.pods[0]
 
 
 @each_shape
@@ -264,8 +369,10 @@ NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "name": (("services", 0, "name"), "a b", "file: services[0]: name: 'a b' is no name"),
     "empty name": (("pods", 0, "name"), "", "'' is no name"),
     "name is no text": (("pods", 0, "name"), 1, "file: pods[0]: name: 1 is no text"),
-    "address": (("pods", 0, "address"), "10.0.0", "'10.0.0' is no address"),
-    "address of IPv6": (("pods", 0, "address"), "fd00::1", "'fd00::1' is no address"),
+    "address": (("pods", 0, "addresses", 0), "10.0.0", "'10.0.0' is no address"),
+    "address with a zone": (("pods", 0, "addresses", 0), "fe80::1%eth0", "'fe80::1%eth0' is no address"),
+    "no address": (("pods", 0, "addresses"), [], "[] is not what a pod or service has"),
+    "two addresses of a family": (("pods", 0, "addresses"), ["10.0.0.1", "10.0.0.2"], "is not what a pod or service has"),
     "port": (("pods", 0, "port"), 65536, "65536 is no port (allowed: 1..65535)"),
     "port zero": (("services", 0, "port"), 0, "0 is no port"),
     "port is text": (("services", 0, "port"), "9080", "'9080' is no port"),
@@ -276,9 +383,9 @@ NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "pod of another namespace": (("services", 1, "pods"), ["reviews-v1"], "not in namespace 'test'"),
     "service of nowhere": (("pods", 0, "service"), "rating", "belongs to 'rating'"),
     "same pod": (("pods", 1, "name"), "reviews-v1", "('default', 'reviews-v1') stands there twice"),
-    "same address": (("pods", 1, "address"), "10.77.0.2", "'10.77.0.2' stands there twice"),
+    "same address": (("pods", 1, "addresses", 0), "10.77.0.2", "'10.77.0.2' stands there twice"),
     "same service": (("services", 1, "namespace"), "default", "('default', 'reviews') stands there twice"),
-    "same virtual address": (("services", 1, "address"), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
+    "same virtual address": (("services", 1, "addresses", 0), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
     "extra": (("extra",), [], "file: extra: [] is no object"),
     "extra kind": (("extra",), {"secrets": []}, "there is no member 'secrets'"),
     "extra resource": (("extra",), {"clusters": ["x"]}, "file: extra: clusters[0]: 'x' is no object"),
