@@ -147,7 +147,7 @@ def _arguments(pod: Pod) -> list[str]:
 
 
 def _environment(pod: Pod) -> list[Json]:
-    ports = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in pod.ports]
+    ports = [{"containerPort": port, "protocol": "TCP"} for _, port in pod.ports]
     return [
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
