@@ -51,7 +51,7 @@ def manifest_options(command: Function) -> Function:
                 "more_paths",
                 multiple=True,
                 metavar="FILE|DIR|-",
-                help=f"A manifest, a directory of them ({', '.join(SUFFIXES)}), or - for standard input. May be given again.",
+                help=f"A manifest, a directory of them ({', '.join(SUFFIXES)}), or - for standard input; several are fine.",
             ),
             click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output."),
             click.option("--in-place", is_flag=True, help="Write each file again, where it is."),

@@ -79,7 +79,7 @@ def _quoted(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _indents(text: str, tree: Node) -> Iterator[tuple[str, int, bool]]:
-    """Give the keys of a document that have a collection below them, by how much it is indented, and whether it is a list."""
+    """Give the keys that have a collection below them, by how much it is indented, and whether it is a list."""
     for key, (start, value) in tree.members.items():
         if not tree.flow and not value.flow and (value.items or value.members):
             yield key, column(text, value.start) - column(text, start), bool(value.items)

@@ -6,10 +6,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.inject.fragments import Style, block_lines, column, flow_text
-from istio_init.inject.tree import Node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from istio_init.inject.tree import Node
 
 
 class Unwritable(Exception):
@@ -93,10 +94,9 @@ class Splicer:
         members = place.node.members
         if not set(old) <= set(members):  # a merge key brings members that stand elsewhere
             raise Unwritable
-        for key in old:
-            if key in new:
-                start, value = members[key]
-                self._value(Place(value, start, place.node.flow), old[key], new[key])
+        for key in old.keys() & new.keys():
+            start, value = members[key]
+            self._value(Place(value, start, place.node.flow), old[key], new[key])
         self._remove(place.node, [index for index, key in enumerate(members) if key not in new])
         added = {key: value for key, value in new.items() if key not in old}
         if added:
