@@ -100,7 +100,7 @@ def compact(value: Mapping[str, str]) -> str:
 
 
 def proxy_user(mode: Mode) -> Json:
-    """Give the user that Envoy runs as: under TPROXY root, to bind to clients' addresses, of a group that is not captured."""
+    """Give the user of Envoy: under TPROXY root, to bind to clients' addresses, of a group that is not captured."""
     if mode is Mode.TPROXY:
         return {"runAsUser": 0, "runAsGroup": PROXY_UID}
     return {"runAsUser": PROXY_UID}
