@@ -12,7 +12,7 @@ from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
 from istio_init.options import OPTIONS
 
-COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "lab")
+COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b
@@ -35,6 +35,7 @@ Examples:
   istio-init -p 15001 -u 1337 -m REDIRECT -i '*' -x "" -b 9080 -d ""
   istio-init --dry-run --format table -u 1337 -i '*' -b 9080
   istio-init clean
+  istio-init inject -f deployment.yaml
 """
 
 
