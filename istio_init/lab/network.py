@@ -50,7 +50,8 @@ def join(link: str, addresses: Sequence[str]) -> None:
             ipr.route("add", dst="default", gateway=gateway(family), family=_NUMBERS[family])
         # With TPROXY an app sees its client's real address. What it answers, from localhost, must go to the proxy and not
         # out: to the table that delivers everything to this host, which istio-init makes, and which is empty without TPROXY.
-        # Layout current, the only one with IPv6, sees to it itself: its rules keep the mark of a connection.
+        # IPv6 goes without: there, the kernel routes a packet from ::1 to elsewhere, and then layout current, the only one
+        # with IPv6, gives it the mark of its connection, by which it is routed again. From 127.0.0.1 it gets nowhere.
         ipr.rule("add", src=LOCALHOST, src_len=32, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
 
 
