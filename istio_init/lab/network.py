@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from istio_init.lab.listeners import ADDRESS_BITS, LOCALHOSTS
+from istio_init.bootstrap.common import LOCALHOST
 from istio_init.lab.settings import NETWORKS, gateway
 from istio_init.lab.world import family_of
 from istio_init.model import TPROXY_ROUTE_TABLE, Family
@@ -46,12 +46,13 @@ def join(link: str, addresses: Sequence[str]) -> None:
         for address in addresses:
             _add_address(ipr, INTERFACE, address)
         _set_up(ipr, INTERFACE)
-        # With TPROXY an app sees its client's real address. What it answers, from localhost, must go to the proxy and not
-        # out: to the table that delivers everything to this host, which istio-init makes, and which is empty without TPROXY.
         for family in map(family_of, addresses):
             ipr.route("add", dst="default", gateway=gateway(family), family=_NUMBERS[family])
-            rule = {"src": LOCALHOSTS[family], "src_len": ADDRESS_BITS[family], "family": _NUMBERS[family]}
-            ipr.rule("add", **rule, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
+        # With TPROXY an app sees its client's real address. What it answers, from localhost, must go to the proxy and not
+        # out: to the table that delivers everything to this host, which istio-init makes, and which is empty without TPROXY.
+        # IPv6 goes without: there, the kernel routes a packet from ::1 to elsewhere, and then layout current, the only one
+        # with IPv6, gives it the mark of its connection, by which it is routed again. From 127.0.0.1 it gets nowhere.
+        ipr.rule("add", src=LOCALHOST, src_len=32, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
 
 
 def attach(link: str) -> None:

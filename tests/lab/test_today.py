@@ -203,6 +203,15 @@ def test_requests_to_other_name_servers_are_captured_only_if_all_are(today: Toda
         assert asked.stdout.strip() == (of_family(vips(today.way.settings, 1), family) if captured else "")
 
 
+def test_addresses_are_used_without_a_search_for_others_that_have_them(today: Today) -> None:
+    for plan in mesh_pods(today.way.settings):
+        listed = today.live.run(
+            plan.name, "ip", "-6", "-oneline", "address", "show", "dev", "eth0", "scope", "global"
+        ).stdout
+        expected = [address for address in plan.addresses if family_of(address) is IPV6]
+        assert [line.split()[3] for line in listed.splitlines() if " nodad " in line] == [f"{one}/64" for one in expected]
+
+
 def test_the_control_plane_knows_a_pod_by_its_first_address_and_all_of_them(today: Today) -> None:
     productpage = mesh_pods(today.way.settings)[0]
     node = today.live.admin("productpage", "/server_info")["node"]
