@@ -26,7 +26,16 @@ UNWANTED = re.compile(
     r"/usr/share/(doc/.*/(?!copyright)[^/]*$|man/|locale/|info/|lintian/|bug/|bash-completion/)"
     r"|/usr/lib/python3[.\d]*/(lib2to3|pydoc_data|ensurepip|idlelib|turtledemo|test)/|/(systemd|apport)/"
 )
-DIRECTORIES = {"dev": 0o755, "etc": 0o755, "proc": 0o555, "root": 0o700, "run": 0o755, "sys": 0o555, "tmp": 0o1777, "var/tmp": 0o1777}
+DIRECTORIES = {
+    "dev": 0o755,
+    "etc": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "var/tmp": 0o1777,
+}
 FILES = {
     "etc/passwd": (
         "root:x:0:0:root:/root:/usr/sbin/nologin\n"
@@ -163,7 +172,9 @@ def main() -> None:
     parser.add_argument("name", help="of the image")
     parser.add_argument("root", type=Path, help="where its files go")
     parser.add_argument("packages", nargs="*", help="Debian packages that it has")
-    parser.add_argument("--below", type=Path, action="append", default=[], help="the files of an image that this one is built on")
+    parser.add_argument(
+        "--below", type=Path, action="append", default=[], help="the files of an image that this one is built on"
+    )
     parser.add_argument("--file-capabilities", choices=["0", "1"], default="0")
     given = parser.parse_args()
     root: Path = given.root
