@@ -45,11 +45,10 @@ FILES = {
     "etc/group": "root:x:0:\nistio-proxy:x:1337:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
-# legacy iptables opens a raw socket; a program gets all capabilities of its file or is not run at all.
+# Not those of legacy tables, which only root may list.
 CAPABILITIES = {
     "usr/sbin/nft": "cap_net_admin+ep",
     "usr/sbin/xtables-nft-multi": "cap_net_admin+ep",
-    "usr/sbin/xtables-legacy-multi": "cap_net_admin,cap_net_raw+ep",
 }
 # Two builds of the same parts are the same image; a file's age says nothing here.
 EPOCH = 0  # seconds

@@ -44,6 +44,7 @@ TRIAL_RULE = {Table.NAT: "-p tcp -j REDIRECT --to-ports 1"}
 LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
+NO_NAMES_MESSAGE = "Failed to list table names"
 # Legacy says only this, whether the kernel has no such table or did not let it open a raw socket.
 NO_TABLE_MESSAGE = "unable to initialize table"
 
@@ -220,6 +221,8 @@ def _failure(result: Result) -> IstioInitError:
     refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr)
     if refused and LOCK_FILE_MESSAGE not in result.stderr:
         remedy = lacking or "a security module or a user namespace may forbid it"
+        if NO_NAMES_MESSAGE in result.stderr:
+            remedy = "only root may list legacy tables: run as root (runAsUser: 0), or use --iptables-variant nft"
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
     family = Family.IPV6 if program.startswith("ip6") else Family.IPV4
     if LOCK_FILE_MESSAGE in result.stderr:

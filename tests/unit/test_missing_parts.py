@@ -24,6 +24,7 @@ COMMIT
 -A PREROUTING -p tcp -m socket -m conntrack --ctstate ESTABLISHED -j ISTIO_DIVERT
 COMMIT
 """
+LEGACY_HEAD = "iptables-restore v1.8.9 (legacy): iptables-restore: "
 TPROXY_WARNING = "Warning: Extension TPROXY revision 0 not supported, missing kernel module?\n"
 NFT_HEAD = "iptables-nft-restore v1.8.9 (nf_tables): \n"
 
@@ -62,7 +63,7 @@ NFT_HEAD = "iptables-nft-restore v1.8.9 (nf_tables): \n"
             "modules xt_tcpudp, xt_TPROXY, xt_socket, xt_conntrack",
         ),
         (
-            "iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'nat'\n\nError occurred at line: 1",
+            LEGACY_HEAD + "unable to initialize table 'nat'\n\nError occurred at line: 1",
             True,
             "the table nat of legacy iptables for ipv4",
             "module iptable_nat",
