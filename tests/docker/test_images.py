@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 MOST = 45 * MIB  # of `init`, compressed
-ROUNDS = 15
+ROUNDS = 7
 # Prints the milliseconds that each of some runs of a program took.
 CLOCK = f"""
 import subprocess, sys, time

@@ -65,12 +65,12 @@ class Mesh:
         return sum(
             one.get("value", 0)
             for one in stats
-            if re.fullmatch(rf"cluster\.{cluster}.*\.upstream_rq_completed", one.get("name", ""))
+            if re.fullmatch(rf"cluster\.{cluster}(?<!external)\.upstream_rq_completed", one.get("name", ""))
         )
 
 
-INBOUND = r"inbound\|9080\|.*"
-REVIEWS = r"outbound\|9080\|\|reviews\..*"
+INBOUND = r"inbound\|9080\|\|[a-z.]+"
+REVIEWS = r"outbound\|9080\|\|reviews\.default\.svc\.cluster\.local"
 
 
 @pytest.fixture(scope="module")
