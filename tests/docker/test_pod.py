@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,7 +78,7 @@ REVIEWS = r"outbound\|9080\|\|reviews\.default\.svc\.cluster\.local"
 def mesh(docker_services: Services) -> Mesh:
     made = Mesh(docker_services)
     for pod in ("productpage", "reviews"):
-        until(f"pod {pod} is ready", lambda pod=pod: made.is_ready(f"{pod}-proxy"))
+        until(f"pod {pod} is ready", partial(made.is_ready, f"{pod}-proxy"))
     return made
 
 

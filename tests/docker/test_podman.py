@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from tests.docker.engine import INIT, LAB, PROXY, docker, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 NETWORK, SUBNET = "mesh", "198.18.65"
@@ -32,7 +33,7 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 FIELDS = {"metadata.name": "productpage", "metadata.namespace": "default", "status.podIP": ADDRESS}
 READY = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15020/healthz/ready', timeout=2).status)"
 
-Podman = "Callable[..., subprocess.CompletedProcess[str]]"
+Podman = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def manifest(text: str) -> dict[str, Any]:
