@@ -55,11 +55,24 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], l
     return parse_settings(values, Accounts(_uid_of, _gid_of), layout, facts)
 
 
-def has_capability(number: int) -> bool:
-    """Tell whether this thread has a capability in effect (proc(5), `CapEff` of its status)."""
+def has_capability(number: int, which: str = "CapEff") -> bool:
+    """Tell whether this thread has a capability (proc(5), its status): in effect, or in another of its sets.
+
+    Args:
+        number: of linux/capability.h.
+        which: the set: `CapEff`, or `CapBnd` for what programs that it starts may get at most.
+    """
+    return bool(int(_status(which), 16) >> number & 1)
+
+
+def may_gain_privileges() -> bool:
+    """Tell whether a program that this thread starts may have capabilities of its file (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    return _status("NoNewPrivs") == "0"
+
+
+def _status(member: str) -> str:
     with open("/proc/thread-self/status", encoding="ascii") as status:  # noqa: PTH123 - pathlib is dear to import
-        mask = next(line for line in status if line.startswith("CapEff:")).split()[1]
-    return bool(int(mask, 16) >> number & 1)
+        return next(line for line in status if line.startswith(f"{member}:")).split()[1]
 
 
 def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:

@@ -9,10 +9,11 @@ Observer = Callable[[str], None]
 
 
 class Command(NamedTuple):
-    """A program with its arguments, and what it gets on standard input."""
+    """A program with its arguments, what it gets on standard input, and variables besides our own."""
 
     argv: tuple[str, ...]
     stdin: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 class Result(NamedTuple):
@@ -23,12 +24,14 @@ class Result(NamedTuple):
         status: the exit status; negative for a signal, None when it could not be started or did not end in time.
         stdout: its output.
         stderr: its messages, stripped; where `status` is None, the reason.
+        stdin: what it was given.
     """
 
     argv: tuple[str, ...]
     status: int | None
     stdout: str
     stderr: str
+    stdin: str = ""
 
     @property
     def missing(self) -> bool:
@@ -66,7 +69,7 @@ def _start(command: Command, observe: Observer) -> "subprocess.Popen[str] | OSEr
             encoding="utf-8",
             errors="surrogateescape",
             # Messages are looked at, so they must be in one language.
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **dict(command.environment)},
         )
     except OSError as error:
         return error
@@ -83,4 +86,4 @@ def _finish(command: Command, process: "subprocess.Popen[str] | OSError", timeou
         process.kill()
         process.communicate()
         return Result(command.argv, None, "", f"it did not end within {timeout:g} s")
-    return Result(command.argv, process.returncode, stdout, stderr.strip())
+    return Result(command.argv, process.returncode, stdout, stderr.strip(), command.stdin)

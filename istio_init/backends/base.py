@@ -89,6 +89,7 @@ class Backend(ABC):
 
     def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
         self.lock_wait = lock_wait
+        self._notices: list[str] = []  # what the next report should tell besides
 
     @abstractmethod
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
@@ -311,7 +312,7 @@ class Backend(ABC):
             changed=bool(made) or any(map(any, besides)),
             routed=any(changed.routed for changed in besides),
             addressed=any(changed.addressed for changed in besides),
-            warnings=warnings,
+            warnings=(*warnings, *self._notices),
         )
 
 

@@ -20,7 +20,16 @@ from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from istio_init.backends.base import Backend, Changes, Snapshots, flock
-from istio_init.backends.legacy import LOCK_FILE_REMEDY, legacy_tables
+from istio_init.backends.legacy import (
+    LOCK_FILE_REMEDY,
+    XTABLES_LOCK,
+    XTABLES_LOCK_VARIABLE,
+    is_lock_chosen,
+    legacy_tables,
+    lock_notice,
+    lock_path,
+    own_lock_file,
+)
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.model import (
@@ -52,8 +61,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The lock of iptables-legacy, and the variable that moves it (iptables(8)).
-XTABLES_LOCK = "/run/xtables.lock"
-XTABLES_LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 
@@ -122,20 +129,23 @@ class LibiptcBackend(Backend):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
-        with super()._locked(), _lock_file(path) as lock:
+        with super()._locked(), _lock_file(path, self._notices.append) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
             yield
 
 
 @contextmanager
-def _lock_file(path: str) -> Iterator[int]:
+def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
         lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if not has_capability(CAP_NET_ADMIN):
             raise _failure(error, Family.IPV4, "") from None
-        message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
-        raise Unsupported(message) from None
+        if is_lock_chosen():
+            message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
+            raise Unsupported(message) from None
+        lock = own_lock_file()
+        note(lock_notice(os.strerror(error.errno or 0), lock_path(lock)))
     try:
         yield lock
     finally:

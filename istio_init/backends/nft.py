@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
-from istio_init.environment import CAP_NET_ADMIN, has_capability
+from istio_init.backends.modules import missing_of_nft
+from istio_init.backends.remedies import missing_capability
 from istio_init.errors import CommandError, IstioInitError, NotPermitted
 from istio_init.inspect import TableChange, compare
 from istio_init.model import Family, Match, MatchKind, Rule, Snapshot, Table, Target, TargetKind, Variant
@@ -127,16 +128,12 @@ def _failure(result: Result) -> IstioInitError:
     # Behind an error nft shows the line that it is about, which may be as long as a list of destinations.
     message = "; ".join(line for line in result.stderr.splitlines() if "Error: " in line) or result.stderr
     if REFUSED_MESSAGE in result.stderr:
-        remedy = (
-            "a security module or a user namespace may forbid it"
-            if has_capability(CAP_NET_ADMIN)
-            else "give the container the capability NET_ADMIN (securityContext.capabilities.add)"
-        )
+        remedy = missing_capability("nft", needs_raw=False) or "a security module or a user namespace may forbid it"
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {message}; {remedy}")
     if result.missing:
         remedy = "install Debian's package `nftables`, or use --backend restore"
     elif result.status is None:
         remedy = "run this again; with -v it shows what nft was given"
-    else:
+    elif not (remedy := missing_of_nft(result.stderr, result.stdin)):
         remedy = "the kernel may lack nf_tables or a part of it (see `dmesg`); with -v this shows what nft was given"
     return CommandError(result.argv, result.status, message, remedy)

@@ -9,8 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
-from istio_init.backends.legacy import LOCK_FILE_REMEDY, legacy_tables
-from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
+from istio_init.backends.legacy import (
+    LOCK_FILE_REMEDY,
+    XTABLES_LOCK_VARIABLE,
+    are_tables_known,
+    is_lock_chosen,
+    legacy_tables,
+    lock_notice,
+    lock_path,
+    own_lock_file,
+)
+from istio_init.backends.modules import missing_part
+from istio_init.backends.remedies import missing_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
 from istio_init.model import Family, Snapshot, Table, Variant
@@ -34,6 +44,7 @@ TRIAL_RULE = {Table.NAT: "-p tcp -j REDIRECT --to-ports 1"}
 LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
+NO_NAMES_MESSAGE = "Failed to list table names"
 # Legacy says only this, whether the kernel has no such table or did not let it open a raw socket.
 NO_TABLE_MESSAGE = "unable to initialize table"
 
@@ -60,6 +71,7 @@ class RestoreBackend(Backend):
         self._chosen: dict[Family, Variant] = {}
         self._readable: set[Family] = set()
         self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
+        self._lock_path = ""  # of a lock file of our own, where the usual one cannot be opened
         self._observe = observe
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
@@ -144,7 +156,9 @@ class RestoreBackend(Backend):
         found: dict[Family, dict[Variant, Snapshot]],
     ) -> None:
         asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
-        results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked])
+        # Where only root could tell whether there are legacy tables at all, it is no failure that they cannot be asked.
+        unsure = frozenset(command_name(f, v, "save") for f, v in asked if v is Variant.LEGACY and not are_tables_known(f))
+        results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked], unsure)
         for (family, variant), result in zip(asked, results, strict=True):
             if result.status == 0:
                 found[family][variant] = parse_save(result.stdout)
@@ -169,14 +183,31 @@ class RestoreBackend(Backend):
         wait = f"{max(1, self.lock_wait)}"  # 0 would be a wait without end
         return Command((command_name(family, variant, "restore"), "--noflush", "-w", wait), script)
 
-    def _run(self, commands: list[Command]) -> list[Result]:
-        """Run commands; what no other variant could mend is an error at once."""
-        results = run_all(commands, self.lock_wait + PATIENCE, self._observe)
+    def _run(self, commands: list[Command], unsure: frozenset[str] = frozenset()) -> list[Result]:
+        """Run commands; what no other variant could mend is an error at once, but for programs that may be refused."""
+        results = self._run_with_lock_file(commands)
         for result in results:
-            error = _failure(result) if result.status else None
+            error = _failure(result) if result.status != 0 and result.argv[0] not in unsure else None
             if isinstance(error, (LockHeld, NotPermitted)):
                 raise error
         return results
+
+    def _run_with_lock_file(self, commands: list[Command]) -> list[Result]:
+        """Run commands, and those that found no place for their lock file again, with one of our own."""
+        given = [self._with_own_lock(command) if self._lock_path else command for command in commands]
+        results = run_all(given, self.lock_wait + PATIENCE, self._observe)
+        failed = [number for number, result in enumerate(results) if LOCK_FILE_MESSAGE in result.stderr]
+        if failed and not (self._lock_path or is_lock_chosen()):
+            self._lock_path = lock_path(own_lock_file())
+            reason = results[failed[0]].stderr.rpartition(": ")[2]
+            self._notices.append(lock_notice(reason, self._lock_path))
+            again = [self._with_own_lock(commands[number]) for number in failed]
+            for number, result in zip(failed, run_all(again, self.lock_wait + PATIENCE, self._observe), strict=True):
+                results[number] = result
+        return results
+
+    def _with_own_lock(self, command: Command) -> Command:
+        return command._replace(environment=((XTABLES_LOCK_VARIABLE, self._lock_path),))
 
 
 def _failure(result: Result) -> IstioInitError:
@@ -184,21 +215,23 @@ def _failure(result: Result) -> IstioInitError:
     if LOCK_MESSAGE in result.stderr:
         message = f"another program holds the xtables lock: `{' '.join(result.argv)}` said: {result.stderr}"
         return LockHeld(f"{message}; wait for it to end and run this again, or wait longer with --lock-wait SECONDS")
-    lacking = _missing_capability()
-    if any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr):
-        remedy = (
-            f"give the container the capability {lacking} (securityContext.capabilities.add)"
-            if lacking
-            else "a security module or a user namespace may forbid it"
-        )
+    program = result.argv[0]
+    # nf_tables is reached through netlink, for which NET_ADMIN is enough.
+    lacking = missing_capability(program, needs_raw="nft" not in program)
+    refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr)
+    if refused and LOCK_FILE_MESSAGE not in result.stderr:
+        remedy = lacking or "a security module or a user namespace may forbid it"
+        if NO_NAMES_MESSAGE in result.stderr:
+            remedy = "only root may list legacy tables: run as root (runAsUser: 0), or use --iptables-variant nft"
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
+    family = Family.IPV6 if program.startswith("ip6") else Family.IPV4
     if LOCK_FILE_MESSAGE in result.stderr:
         remedy = LOCK_FILE_REMEDY
     elif result.missing:
         remedy = "install Debian's package `iptables`"
     elif result.status is None:
         remedy = "run this again; with -v it shows what the program was given"
-    else:
+    elif not (remedy := missing_part(result.stderr, result.stdin, family, legacy="legacy" in program)):
         remedy = "the kernel may lack a module for it (see `dmesg`); with -v this shows what the program was given"
     return CommandError(result.argv, result.status, result.stderr, remedy)
 
@@ -209,12 +242,6 @@ def _gather(failed: dict[Family, IstioInitError], family: Family, error: IstioIn
         failed[family].add_note(f"also: {error}")
     else:
         failed[family] = error
-
-
-def _missing_capability() -> str:
-    """Name a capability that iptables needs (legacy needs both) and this process lacks."""
-    needed = {"NET_ADMIN": CAP_NET_ADMIN, "NET_RAW": CAP_NET_RAW}
-    return next((name for name, number in needed.items() if not has_capability(number)), "")
 
 
 def _trial(table: Table) -> str:

@@ -1,0 +1,202 @@
+"""Puts the files of an image together: those of some Debian packages, and of what they need, and of /opt/istio-init.
+
+It runs in a stage of the Dockerfile, where all of it is installed: `rootfs.py init /rootfs iptables ...`. Nothing but files
+is copied, so what a package does when it is installed is done here: links of alternatives, accounts, compiled Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import filecmp
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+from sbom import write_sbom
+
+VENV = Path("/opt/istio-init")
+# Packages that others depend on only to be installed.
+LEFT_OUT = {"debconf", "dpkg", "mawk"}
+# Licences stay.
+UNWANTED = re.compile(
+    r"/usr/share/(doc/.*/(?!copyright)[^/]*$|man/|locale/|info/|lintian/|bug/|bash-completion/)"
+    r"|/usr/lib/python3[.\d]*/(lib2to3|pydoc_data|ensurepip|idlelib|turtledemo|test)/|/(systemd|apport)/"
+)
+DIRECTORIES = {
+    "dev": 0o755,
+    "etc": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "var/tmp": 0o1777,
+}
+FILES = {
+    "etc/passwd": (
+        "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+        "istio-proxy:x:1337:1337::/:/usr/sbin/nologin\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    ),
+    "etc/group": "root:x:0:\nistio-proxy:x:1337:\nnogroup:x:65534:\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+# Not those of legacy tables, which only root may list.
+CAPABILITIES = {
+    "usr/sbin/nft": "cap_net_admin+ep",
+    "usr/sbin/xtables-nft-multi": "cap_net_admin+ep",
+}
+# Two builds of the same parts are the same image; a file's age says nothing here.
+EPOCH = 0  # seconds
+
+
+def query(*arguments: str) -> list[str]:
+    """Ask dpkg, and give the lines of its answer."""
+    return subprocess.run(["dpkg-query", *arguments], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def needed(wanted: list[str]) -> list[str]:
+    """List packages with all that they depend on, as far as it is installed."""
+    providers: dict[str, str] = {}
+    depends: dict[str, list[str]] = {}
+    for line in query("-W", "-f", "${Package}\t${Provides}\t${Pre-Depends}, ${Depends}\n"):
+        package, provides, text = line.split("\t")
+        depends[package] = _names(text)
+        providers.update(dict.fromkeys(_names(provides), package))
+    found: list[str] = []
+    waiting = [*wanted, "base-files"]
+    while waiting:
+        name = waiting.pop()
+        package = name if name in depends else providers.get(name, "")
+        if package and package not in found and package not in LEFT_OUT:
+            found.append(package)
+            waiting += depends[package]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        message = f"not installed: {', '.join(missing)}"
+        raise SystemExit(message)
+    return sorted(found)
+
+
+def _names(text: str) -> list[str]:
+    """List the names in a relation between packages: `a (>= 1) | b:any, c`."""
+    return re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", text)
+
+
+def copy_package(package: str, root: Path) -> None:
+    """Copy the files of a package, and what dpkg knows of it."""
+    for name in query("-L", package):
+        source = Path(name)
+        if not UNWANTED.search(f"{name}/" if source.is_dir() else name) and (source.is_symlink() or not source.is_dir()):
+            copy(source, root)
+    status = root / "var/lib/dpkg/status.d" / package  # where scanners look in an image without dpkg
+    status.parent.mkdir(parents=True, exist_ok=True)
+    status.write_text("\n".join(query("-s", package)) + "\n", encoding="utf-8")
+
+
+def copy(source: Path, root: Path) -> None:
+    """Copy one file, or one link; directories that are links, as /lib is, stay what they are."""
+    if not source.is_symlink() and not source.exists():
+        return  # removed here, as a slim image removes documentation
+    directory = source.parent.resolve()
+    target = root / directory.relative_to("/") / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (target.is_symlink() or target.exists()):
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def copy_alternatives(root: Path) -> None:
+    """Copy the links of update-alternatives(1) to programs that are there."""
+    for link in Path("/usr/sbin").iterdir():
+        if link.is_symlink() and str(link.readlink()).startswith("/etc/alternatives/"):
+            chosen = link.readlink()
+            if (root / chosen.readlink().relative_to("/")).exists():
+                copy(link, root)
+                copy(chosen, root)
+
+
+def make_skeleton(root: Path) -> None:
+    """Make what no package brings: mount points, links such as /lib, accounts."""
+    for name, mode in DIRECTORIES.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name).chmod(mode)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if (place := Path("/", name)).is_symlink():
+            (root / name).symlink_to(place.readlink())
+    for name, text in FILES.items():
+        (root / name).write_text(text, encoding="ascii")
+
+
+def copy_program(root: Path) -> None:
+    """Copy the virtual environment, and name the Envoy in it, if there is one, as pods do."""
+    shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True)
+    for program in VENV.glob("lib/python*/site-packages/envoy/_bin/envoy"):
+        link = root / "usr/local/bin/envoy"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(program)
+
+
+def compile_python(root: Path) -> None:
+    """Compile all of Python; its files never change, so nobody need look whether they have."""
+    for place in (*root.glob("usr/lib/python3*"), root / VENV.relative_to("/")):
+        compileall.compile_dir(
+            place, quiet=2, stripdir=root, prependdir="/", invalidation_mode=PycInvalidationMode.UNCHECKED_HASH, workers=0
+        )
+
+
+def remove_common(root: Path, below: Path) -> None:
+    """Remove what the image below has already."""
+    for directory, _, names in os.walk(root, topdown=False):
+        for name in names:
+            file = Path(directory, name)
+            other = below / file.relative_to(root)
+            same_link = file.is_symlink() and other.is_symlink() and file.readlink() == other.readlink()
+            if same_link or (_is_plain(file) and _is_plain(other) and filecmp.cmp(file, other, shallow=False)):
+                file.unlink()
+        if not os.listdir(directory):  # noqa: PTH208 - only whether there is any
+            Path(directory).rmdir()
+
+
+def _is_plain(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
+
+
+def main() -> None:
+    """Put the files of one image together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="of the image")
+    parser.add_argument("root", type=Path, help="where its files go")
+    parser.add_argument("packages", nargs="*", help="Debian packages that it has")
+    parser.add_argument(
+        "--below", type=Path, action="append", default=[], help="the files of an image that this one is built on"
+    )
+    parser.add_argument("--file-capabilities", choices=["0", "1"], default="0")
+    given = parser.parse_args()
+    root: Path = given.root
+    root.mkdir()
+    make_skeleton(root)
+    packages = needed(given.packages)
+    for package in packages:
+        copy_package(package, root)
+    copy_alternatives(root)
+    copy_program(root)
+    compile_python(root)
+    sbom = root / "usr/share/sbom/image.cdx.json"
+    sbom.parent.mkdir(parents=True)
+    write_sbom(sbom, given.name, packages, root / VENV.relative_to("/"))
+    for below in given.below:
+        remove_common(root, below)
+    if given.file_capabilities == "1":
+        for name, capabilities in CAPABILITIES.items():
+            subprocess.run(["setcap", capabilities, root / name], check=True)
+    for directory, names, files in os.walk(root):
+        for name in (*names, *files, "."):
+            os.utime(Path(directory, name), (EPOCH, EPOCH), follow_symlinks=False)
+
+
+if __name__ == "__main__":
+    main()

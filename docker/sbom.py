@@ -1,0 +1,56 @@
+"""Writes what an image is made of (CycloneDX, JSON), from what dpkg and Python's packages say of themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_URL, uuid5
+
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot5
+from packageurl import PackageURL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def write_sbom(file: Path, name: str, packages: list[str], venv: Path) -> None:
+    """Write the list of an image's parts.
+
+    Args:
+        file: where it goes.
+        name: of the image.
+        packages: the Debian packages.
+        venv: the virtual environment with the Python packages.
+    """
+    parts = [*_debian(packages), *_python(venv)]
+    version = next(part.version for part in parts if part.name == "istio-init")
+    bom = Bom(components=parts)
+    # Of the same parts, the same list: no time of day, and a name that is made of what it names.
+    bom.metadata.timestamp = datetime.fromtimestamp(0, UTC)
+    bom.metadata.component = Component(name=name, version=version, type=ComponentType.CONTAINER, bom_ref=f"image:{name}")
+    bom.serial_number = uuid5(NAMESPACE_URL, "\n".join([name, *(str(part.purl) for part in parts)]))
+    file.write_text(JsonV1Dot5(bom).output_as_string(indent=1), encoding="utf-8")
+
+
+def _debian(packages: list[str]) -> Iterator[Component]:
+    form = "${Package}\t${Version}\t${Architecture}\t${source:Package}\n"
+    argv = ["dpkg-query", "-W", "-f", form, *packages]
+    for line in subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines():
+        name, version, architecture, source = line.split("\t")
+        qualifiers = {"arch": architecture, "upstream": source}
+        yield _component(PackageURL("deb", "debian", name, version, qualifiers))
+
+
+def _python(venv: Path) -> Iterator[Component]:
+    (place,) = venv.glob("lib/python*/site-packages")
+    for one in sorted(distributions(path=[str(place)]), key=lambda one: one.name.lower()):
+        yield _component(PackageURL("pypi", None, one.name.lower().replace("_", "-"), one.version))
+
+
+def _component(url: PackageURL) -> Component:
+    return Component(name=url.name, version=url.version, purl=url, bom_ref=str(url), type=ComponentType.LIBRARY)
