@@ -96,7 +96,7 @@ def pod(podman: Podman, tmp_path_factory: pytest.TempPathFactory, pytestconfig: 
     home = tmp_path_factory.mktemp("manifest")
     docker_files: Path = pytestconfig.rootpath / "docker"
     world = json.loads((docker_files / "world.json").read_text(encoding="utf-8"))
-    world["services"], world["pods"] = world["services"][:1], [{**world["pods"][0], "address": ADDRESS}]
+    world["services"], world["pods"] = world["services"][:1], [{**world["pods"][0], "addresses": [ADDRESS]}]
     (home / "world.json").write_text(json.dumps(world), encoding="utf-8")
     (home / "pod.yaml").write_text(
         yaml.safe_dump(manifest((docker_files / "pod.yaml").read_text(encoding="utf-8"))), encoding="utf-8"
