@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.webhook.live import Certificates, Webhook
+from tests.webhook.live import Certificates, Webhook, stand_in_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +28,5 @@ def webhook(certificates: Certificates) -> Iterator[Webhook]:
 @pytest.fixture
 def stand_in(certificates: Certificates) -> Iterator[Webhook]:
     """Give the server with an injector that does what the pod's annotation says."""
-    files = (str(certificates.certificate), str(certificates.key))
-    with Webhook.start(certificates, [sys.executable, "-m", "tests.webhook.stand_in", *files]) as started:
+    with Webhook.start(certificates, stand_in_arguments(certificates.certificate, certificates.key)) as started:
         yield started

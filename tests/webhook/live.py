@@ -8,6 +8,7 @@ import re
 import signal
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -54,7 +55,8 @@ class Certificates(NamedTuple):
     @classmethod
     def make(cls, directory: Path) -> Certificates:
         """Make new ones, or renew those that are there."""
-        subprocess.run([MAKE_CERTIFICATES, "--name", ADDRESS, "--name", "localhost", directory], check=True, timeout=60)
+        command = [MAKE_CERTIFICATES, "--name", ADDRESS, "--name", "localhost", directory]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
         return cls(directory)
 
     def trust(self) -> ssl.SSLContext:
@@ -155,6 +157,11 @@ class Webhook(NamedTuple):
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+
+def stand_in_arguments(certificate: Path, key: Path) -> list[str]:
+    """Start the server with an injector that does what the pod's annotation says."""
+    return [sys.executable, "-m", "tests.webhook.stand_in", str(certificate), str(key)]
 
 
 def webhook_arguments(certificates: Certificates) -> tuple[str, ...]:

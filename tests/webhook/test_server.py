@@ -7,7 +7,6 @@ import json
 import signal
 import socket
 import ssl
-import sys
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -16,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from istio_init.webhook import server
 from tests.webhook import stand_in as injector
-from tests.webhook.live import ADDRESS, PATIENCE, Certificates, Webhook, ask, eventually
+from tests.webhook.live import ADDRESS, PATIENCE, Certificates, Webhook, ask, eventually, stand_in_arguments
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 from tests.webhook.test_review import BAD
 
@@ -324,6 +323,5 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
     """Give one server to all tests of wrong requests: what one of them did to it, the next would notice."""
     directory: Path = tmp_path_factory.mktemp("shared")
     certificates = Certificates.make(directory)
-    files = (str(certificates.certificate), str(certificates.key))
-    with Webhook.start(certificates, [sys.executable, "-m", "tests.webhook.stand_in", *files]) as started:
+    with Webhook.start(certificates, stand_in_arguments(certificates.certificate, certificates.key)) as started:
         yield started
