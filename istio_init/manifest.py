@@ -23,8 +23,16 @@ PROXY = "istio-proxy"
 OUR_FLAGS = frozenset(flag for option in OPTIONS for flag in option.flags)
 # Stands for the pod's address, which is known only when it runs: of RFC 5737's block for examples, so nobody has it.
 PLACEHOLDER_ADDRESS = "192.0.2.1"
-# From a manifest to its pod: it is one, or it has a template, or (CronJob) a template of one that has a template.
-WAYS_TO_A_POD = ((), ("spec", "template"), ("spec", "jobTemplate", "spec", "template"))
+# Today's command of the init container, and the first of its arguments; flags alone are those of Istio 1.0.
+IPTABLES_COMMAND = "istio-iptables"
+# From a manifest to its pod: it is one, or it has a template, or a template of one that has a template.
+IT_IS_ONE, TEMPLATE, JOB_TEMPLATE = (), ("spec", "template"), ("spec", "jobTemplate", "spec", "template")
+WAYS_TO_A_POD = (IT_IS_ONE, TEMPLATE, JOB_TEMPLATE)
+KINDS = {
+    "Pod": IT_IS_ONE,
+    "CronJob": JOB_TEMPLATE,
+    **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"), TEMPLATE),
+}
 REFERENCE = re.compile(r"\$\$|\$\(([^)]+)\)")
 ALLOWED = f"a manifest of one pod, or of what makes pods, with the init container {INIT} and the container {PROXY}"
 
@@ -33,7 +41,8 @@ class Container(NamedTuple):
     """What a container is started with.
 
     Attributes:
-        words: its arguments; without the program and, for the proxy, without the word `proxy`.
+        words: its arguments; without the program and, for the proxy, without the word `proxy`. Those of the rules begin
+            with `istio-iptables` where that is the command.
         environ: its variables, without those that only a running pod has, such as those from a Secret.
     """
 
@@ -75,6 +84,29 @@ def read_manifest(text: str, where: str) -> Manifest:
         raise InvalidInput(where, str(error), ALLOWED) from None
 
 
+def is_list(document: Any) -> bool:  # noqa: ANN401 - any YAML value
+    """Tell whether a document holds others in its `items`: `List`, or a list of one kind, such as `PodList`."""
+    return isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(document.get("items"), list)
+
+
+def container_ports(spec: Json) -> Iterator[tuple[str, int]]:
+    """Give the name of each container of the app, and a TCP port that it declares; nothing else is captured.
+
+    Args:
+        spec: a `PodSpec`; its init containers that go on running count, too.
+
+    Raises:
+        ValueError: a part of it has the wrong type.
+    """
+    lasting = [one for one in _objects(spec.get("initContainers"), "initContainers") if one.get("restartPolicy") == "Always"]
+    for container in (*_objects(spec.get("containers"), "containers"), *lasting):
+        if container.get("name") == PROXY:
+            continue
+        for port in _objects(container.get("ports"), "ports"):
+            if port.get("protocol", "TCP") == "TCP":
+                yield str(container.get("name")), _number(port.get("containerPort"), "containerPort")
+
+
 def read_yaml(text: str) -> list[Any]:
     """Give the documents of a YAML file, or the only one of a JSON file.
 
@@ -108,7 +140,7 @@ class _Pod(NamedTuple):
         return _objects(self.spec.get(kind), kind)
 
     def init(self) -> Json | None:
-        """Find the container that writes the rules: by its name, else by its flags."""
+        """Find the container that writes the rules: by its name, else by its command or its flags."""
         found = self.containers("initContainers")
         named = [one for one in found if one.get("name") == INIT]
         return next(iter(named or [one for one in found if _has_our_flags(_words(one, {}))]), None)
@@ -138,11 +170,15 @@ def _halves(documents: Sequence[Any]) -> Manifest:
         proxy=_proxy(proxy, pod.fields),
         run_as_uid=_run_as(pod.spec, proxy, "runAsUser"),
         run_as_gid=_run_as(pod.spec, proxy, "runAsGroup"),
-        container_ports=tuple(_container_ports(pod)),
+        container_ports=tuple(container_ports(pod.spec)),
     )
 
 
 def _pods(document: Any) -> Iterator[_Pod]:  # noqa: ANN401 - any YAML value
+    if is_list(document):
+        for item in document["items"]:
+            yield from _pods(item)
+        return
     metadata = _member(document, "metadata")
     for way in WAYS_TO_A_POD:
         spec = _member(document, *way, "spec")
@@ -163,7 +199,8 @@ def _rules(container: Json, fields: Mapping[str, str]) -> Container:
     environ = _environ(container, fields)
     words = _words(container, environ)
     first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    return Container(words[first:], environ)  # before the flags stand a program and perhaps a command of its own
+    command = words[:first][-1:]  # before the flags stand a program and perhaps a command of its own
+    return Container((*(command if command == (IPTABLES_COMMAND,) else ()), *words[first:]), environ)
 
 
 def _proxy(container: Json, fields: Mapping[str, str]) -> Container:
@@ -176,7 +213,7 @@ def _proxy(container: Json, fields: Mapping[str, str]) -> Container:
 
 def _has_our_flags(words: Sequence[str]) -> bool:
     flags = {word.partition("=")[0] for word in words if word.startswith("-")}
-    return bool(flags) and flags <= OUR_FLAGS
+    return IPTABLES_COMMAND in words or (bool(flags) and flags <= OUR_FLAGS)
 
 
 def _words(container: Json, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -215,15 +252,6 @@ def _run_as(spec: Json, container: Json, member: str) -> int | None:
         if value is not None:
             return _number(value, member)
     return None
-
-
-def _container_ports(pod: _Pod) -> Iterator[tuple[str, int]]:
-    for container in pod.containers("containers"):
-        if container.get("name") == PROXY:
-            continue
-        for port in _objects(container.get("ports"), "ports"):
-            if port.get("protocol", "TCP") == "TCP":  # nothing else is captured
-                yield str(container.get("name")), _number(port.get("containerPort"), "containerPort")
 
 
 def _number(value: Any, what: str) -> int:  # noqa: ANN401 - any YAML value

@@ -72,7 +72,8 @@ def agreement_options(command: Function) -> Function:
                 "--interception",
                 metavar="FLAGS",
                 help="Check that the proxy fits the rules that istio-init makes of these flags, written as one word: "
-                "\"-u 1337 -i '*' -b 9080\". Users and groups are numbers. A contradiction is bad input.",
+                "\"-u 1337 -i '*' -b 9080\", or today's, \"istio-iptables -u 1337 -b '*'\". Users and groups are numbers. "
+                "A contradiction is bad input.",
             ),
             click.option(
                 "--manifest",
@@ -161,25 +162,42 @@ def _split(text: str) -> list[str]:
 
 
 def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> Settings:
-    """Read what an init container is given, as `apply` reads it.
+    """Read what an init container is given, as `apply` reads it, or as `istio-iptables` where that is the first word.
 
     Raises:
         InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
     """
-    from istio_init.cli.apply import apply  # noqa: PLC0415 - most calls have no rules
-    from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - as above
+    from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - most calls have no rules
     from istio_init.options import OPTIONS  # noqa: PLC0415 - as above
     from istio_init.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
 
-    given = parse_words(apply, words, where)
-    # Neither this machine's own environment files nor its users are the pod's.
+    # Neither this machine's own environment files nor its users, addresses and name servers are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
     try:
+        given = _read_flags(words, environ, where)
         flags = {option.name: given.get(option.name) for option in OPTIONS}
         values = collect(flags, {**no_files, **environ}, given["layout"])
         return parse_settings(values, NO_ACCOUNTS, given["layout"])
     except InvalidInput as error:
+        if error.where == where:
+            raise
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
+
+
+def _read_flags(words: Sequence[str], environ: Mapping[str, str], where: str) -> dict[str, Any]:
+    from istio_init.manifest import IPTABLES_COMMAND  # noqa: PLC0415 - most calls have no rules
+
+    if list(words[:1]) != [IPTABLES_COMMAND]:
+        from istio_init.cli.apply import apply  # noqa: PLC0415 - as above
+
+        return parse_words(apply, words, where)
+    from istio_init.cli.istio_iptables import istio_iptables  # noqa: PLC0415 - as above
+    from istio_init.cli.steering import Steering  # noqa: PLC0415 - as above
+    from istio_init.options import CURRENT  # noqa: PLC0415 - as above
+
+    given = parse_words(istio_iptables, words[1:], where)
+    Steering.take(given, environ)  # these flags make no rule, but they must be right
+    return {**given, "layout": CURRENT}
 
 
 def parse_words(command: click.Command, words: Sequence[str], where: str) -> dict[str, Any]:
@@ -188,7 +206,7 @@ def parse_words(command: click.Command, words: Sequence[str], where: str) -> dic
     Raises:
         InvalidInput: it is not one of the command's; `where` says whose it is.
     """
-    reader = click.Command(command.name, params=command.params, add_help_option=False)
+    reader = type(command)(command.name, params=command.params, add_help_option=False)
     try:
         return reader.make_context(str(command.name), list(words)).params
     except click.UsageError as error:

@@ -1,0 +1,121 @@
+"""A pod template as the pieces of its sidecar are made from it, and what they are. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from istio_init.errors import InvalidInput
+from istio_init.inject.settings import InjectSettings, Wishes
+from istio_init.manifest import PROXY, container_ports
+from istio_init.model import PROXY_UID, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Json = dict[str, Any]
+
+
+class Pod(NamedTuple):
+    """What the pieces depend on.
+
+    Attributes:
+        name: of the workload, or of the pod.
+        labels: the pod's.
+        annotations: the pod's.
+        service_account: that it runs under.
+        containers: the names of the app's containers.
+        ports: each container's name, and a TCP port that it declares.
+        wishes: what the annotations ask for.
+        settings: what the command line says.
+    """
+
+    name: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    service_account: str
+    containers: tuple[str, ...]
+    ports: tuple[tuple[str, int], ...]
+    wishes: Wishes
+    settings: InjectSettings
+
+    @property
+    def app_ports(self) -> str:
+        """The app's ports, as a flag lists them."""
+        return ",".join(dict.fromkeys(str(port) for _, port in self.ports))
+
+    def flag(self, option: str, default: str) -> str:
+        """Give the value of a flag of the init container: the annotation's, or the default."""
+        return self.wishes.flags.get(option, default)
+
+
+class Pieces(NamedTuple):
+    """What is added to a pod.
+
+    Attributes:
+        init_containers: those of the sidecar.
+        init_first: whether they go before the pod's own; else they go after them.
+        containers: those of the sidecar.
+        volumes: that they mount.
+        labels: that the pod does not have.
+        annotations: that the pod does not have.
+        status: more members of the status annotation.
+    """
+
+    init_containers: list[Json]
+    init_first: bool
+    containers: list[Json]
+    volumes: list[Json]
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    status: Json
+
+
+def read_ports(spec: Json, where: str) -> tuple[tuple[str, int], ...]:
+    """List the TCP ports that the app's containers declare.
+
+    Raises:
+        InvalidInput: a part of the spec has the wrong type.
+    """
+    try:
+        return tuple(container_ports(spec))
+    except ValueError as error:
+        raise InvalidInput(where, str(error), "a pod as Kubernetes has it") from None
+
+
+def field(name: str, path: str) -> Json:
+    """Make a variable that has a field of the pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+
+
+def variable(name: str, value: str) -> Json:
+    """Make a variable with a value that the kubelet leaves as it is: `$(` would begin a reference."""
+    return {"name": name, "value": value.replace("$(", "$$(")}
+
+
+def compact(value: Mapping[str, str]) -> str:
+    """Write texts as JSON in one line, sorted by name as Go does."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def proxy_user(mode: Mode) -> Json:
+    """Give the user that Envoy runs as: it binds to clients' addresses under TPROXY, as root of a group that is not captured."""
+    if mode is Mode.TPROXY:
+        return {"runAsUser": 0, "runAsGroup": PROXY_UID}
+    return {"runAsUser": PROXY_UID}
+
+
+def readiness_probe(port: int, first: int, period: int, failures: int) -> Json:
+    """Ask the proxy for its readiness; times are seconds."""
+    return {
+        "httpGet": {"path": "/healthz/ready", "port": port},
+        "initialDelaySeconds": first,
+        "periodSeconds": period,
+        "timeoutSeconds": 3,
+        "failureThreshold": failures,
+    }
+
+
+def is_ours(container: Json) -> bool:
+    """Tell whether a container has the proxy's name."""
+    return bool(container.get("name") == PROXY)
