@@ -86,7 +86,9 @@ def read_manifest(text: str, where: str) -> Manifest:
 
 def is_list(document: Any) -> bool:  # noqa: ANN401 - any YAML value
     """Tell whether a document holds others in its `items`: `List`, or a list of one kind, such as `PodList`."""
-    return isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(document.get("items"), list)
+    return (
+        isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(document.get("items"), list)
+    )
 
 
 def container_ports(spec: Json) -> Iterator[tuple[str, int]]:

@@ -5,7 +5,8 @@
     scripts/bench_webhook.py --rate 200 --seconds 10
 
 Each review is that of another pod, and each answer is looked at. At a steady rate the time counts from the moment at which
-a review was due, so that a server that falls behind cannot hide it. `kept` is as an API server does it: connections stay
+a review was due, so that a server that falls behind cannot hide it. The webhook's own CPU time hardly depends on what else the machine
+does. `kept` is as an API server does it: connections stay
 open; `fresh` is a new TLS connection for each review. The server is one process, and this client shares the machine with it.
 """
 
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,11 +40,13 @@ TOOLS = ROOT / ".venv"
 ADDRESS = "127.0.0.1"
 CONNECTIONS = 16  # an API server opens as many as it has reviews under way
 WARM_UP = 200  # reviews
+PATIENCE = 20.0  # seconds for the webhook to start
 
 
 class Figures(NamedTuple):
-    """What was measured: reviews a second, and seconds that one took."""
+    """What was measured: how many reviews, how many a second, and the seconds that one took."""
 
+    reviews: int
     rate: float
     median: float
     p99: float
@@ -51,7 +55,8 @@ class Figures(NamedTuple):
     @classmethod
     def of(cls, seconds: list[float], whole: float) -> Figures:
         """Sum up the times of all reviews of a run that took so long."""
-        return cls(len(seconds) / whole, statistics.median(seconds), statistics.quantiles(seconds, n=100)[98], max(seconds))
+        count = len(seconds)
+        return cls(count, count / whole, statistics.median(seconds), statistics.quantiles(seconds, n=100)[98], max(seconds))
 
 
 def main() -> None:
@@ -71,33 +76,46 @@ def main() -> None:
         files = ("--tls-cert", f"{directory}/tls.crt", "--tls-key", f"{directory}/tls.key")
         places = ("--webhook-address", ADDRESS, "--webhook-port", "0", "--webhook-status-port", "0")
         program = [TOOLS / "bin" / "istio-init", "inject", "--webhook", "--layout", options.layout, *files, *places]
-        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as server:
+        log = Path(directory, "log")
+        with log.open("w", encoding="utf-8") as output, subprocess.Popen(program, stderr=output) as server:
             try:
-                first = server.stderr.readline() if server.stderr else ""
-                port = re.search(r"https://[\d.]+:(\d+)/", first)
-                if not port:
-                    sys.exit(f"scripts/bench_webhook.py: the webhook does not serve: {first}")
                 trust = ssl.create_default_context(cafile=f"{directory}/ca.crt")
-                asyncio.run(with_log_read(server, f"https://{ADDRESS}:{port[1]}", trust, options))
+                asyncio.run(measure(server, f"https://{ADDRESS}:{port_of(server, log)}", trust, options))
             finally:
                 server.terminate()
 
 
-async def with_log_read(server: subprocess.Popen[str], url: str, trust: ssl.SSLContext, options: argparse.Namespace) -> None:
-    """Measure, while the log, a line for each pod, is read as a container's is."""
-    reading = asyncio.get_running_loop().run_in_executor(None, server.communicate)
-    print(f"{'run':<32}{'reviews/s':>10}{'median':>11}{'p99':>11}{'longest':>11}")  # noqa: T201 - the result
-    try:
-        for way, fresh in (("kept", False), ("fresh", True)):
-            async with session(url, trust, fresh=fresh) as client:
-                ask = asker(client)
-                for number in range(WARM_UP):
-                    await ask(number)
-                show(f"{way}, steady {options.rate}/s", await steady(ask, options.rate, options.seconds))
-                show(f"{way}, {CONNECTIONS} at once", await at_once(ask, options.seconds))
-    finally:
-        server.terminate()
-        await reading
+def port_of(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until the webhook says where it serves."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := re.search(r"https://[\d.]+:(\d+)/", log.read_text(encoding="utf-8"))):
+        if server.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"scripts/bench_webhook.py: the webhook does not serve: {log.read_text(encoding='utf-8')}")
+        time.sleep(0.02)
+    return found[1]
+
+
+async def measure(server: subprocess.Popen[bytes], url: str, trust: ssl.SSLContext, options: argparse.Namespace) -> None:
+    """Measure each way and print a line for each run."""
+    print(f"{'run':<24}{'reviews/s':>10}{'median':>11}{'p99':>11}{'longest':>11}{'CPU a review':>14}")  # noqa: T201 - the result
+    for way, fresh in (("kept", False), ("fresh", True)):
+        async with session(url, trust, fresh=fresh) as client:
+            ask = asker(client)
+            for number in range(WARM_UP):
+                await ask(number)
+            for run, figures in (
+                (f"{way}, steady {options.rate}/s", partial(steady, ask, options.rate, options.seconds)),
+                (f"{way}, {CONNECTIONS} at once", partial(at_once, ask, options.seconds)),
+            ):
+                before = cpu_seconds(server.pid)
+                found = await figures()
+                show(run, found, (cpu_seconds(server.pid) - before) / found.reviews)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the CPU time that a process has used: proc(5), utime and stime."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def session(url: str, trust: ssl.SSLContext, *, fresh: bool) -> aiohttp.ClientSession:
@@ -160,10 +178,10 @@ async def at_once(ask: Ask, seconds: float) -> Figures:
     return Figures.of(found, loop.time() - begun)
 
 
-def show(run: str, figures: Figures) -> None:
+def show(run: str, figures: Figures, cpu: float) -> None:
     """Print one line."""
     times = "".join(f"{1000 * value:>8.1f} ms" for value in (figures.median, figures.p99, figures.longest))
-    print(f"{run:<32}{figures.rate:>10.0f}{times}", flush=True)  # noqa: T201 - the result
+    print(f"{run:<24}{figures.rate:>10.0f}{times}{1000 * cpu:>11.2f} ms", flush=True)  # noqa: T201 - the result
 
 
 if __name__ == "__main__":

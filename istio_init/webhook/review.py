@@ -11,9 +11,8 @@ from base64 import b64encode
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import jsonpatch
-
 from istio_init.errors import InvalidInput
+from istio_init.webhook.patch import difference
 
 if TYPE_CHECKING:
     from istio_init.inject import Injection
@@ -118,7 +117,7 @@ def answer(body: bytes, inject: Injector) -> Answer:
         return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note} denied: {error}")
     if found.template is None:
         return _left_alone(request, note, found.note)
-    patch = json.dumps(jsonpatch.make_patch(request.pod, found.template).patch).encode()
+    patch = json.dumps(list(difference(request.pod, found.template))).encode()
     answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"))
     return Answer(answered, Outcome.INJECTED, f"{note} injected")
 

@@ -64,7 +64,6 @@ OWNERS = {
     "pyroute2": {"istio_init.routing", "istio_init.lab.network", "istio_init.validation.world"},
     "watchdog": {"istio_init.proxy.certificates"},
     "aiohttp": {"istio_init.webhook.server"},
-    "jsonpatch": {"istio_init.webhook.review"},
     "prometheus_client": {"istio_init.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},

@@ -102,7 +102,9 @@ def test_a_certificate_and_a_key_in_two_directories_are_both_watched(certificate
 
 
 @pytest.mark.parametrize("fault", ["", "no certificate", None], ids=["empty", "broken", "removed"])
-def test_with_a_bad_certificate_the_former_stays_in_use(fault: str | None, certificates: Certificates, stand_in: Webhook) -> None:
+def test_with_a_bad_certificate_the_former_stays_in_use(
+    fault: str | None, certificates: Certificates, stand_in: Webhook
+) -> None:
     former = certificates.fingerprint()
     if fault is None:
         certificates.certificate.unlink()
