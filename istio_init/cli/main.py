@@ -12,7 +12,7 @@ from istio_init.cli.log import Level, Log
 from istio_init.errors import InvalidInput, IstioInitError
 from istio_init.options import OPTIONS
 
-COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "lab")
+COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EPILOG = """\b

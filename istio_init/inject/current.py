@@ -147,7 +147,7 @@ def _arguments(pod: Pod) -> list[str]:
 
 
 def _environment(pod: Pod) -> list[Json]:
-    ports = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in pod.ports]
+    ports = [{"containerPort": port, "protocol": "TCP"} for _, port in pod.ports]
     return [
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
@@ -182,7 +182,7 @@ def _context(mode: Mode) -> Json:
 def _volumes(pod: Pod) -> list[Json]:
     token = {"path": "istio-token", "expirationSeconds": TOKEN_SECONDS, "audience": "istio-ca"}
     podinfo = [{"path": name, "fieldRef": {"fieldPath": f"metadata.{name}"}} for name in ("labels", "annotations")]
-    sources = {
+    sources: dict[str, Json] = {
         # Optional, unlike Istio's: this proxy does without, and a mesh that has none of it can run its pods.
         "istiod-ca-cert": {"configMap": {"name": "istio-ca-root-cert", "optional": True}},
         "istio-envoy": {"emptyDir": {"medium": "Memory"}},

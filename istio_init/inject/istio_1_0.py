@@ -1,6 +1,6 @@
 """The sidecar as Istio 1.0's injector writes it. Pure.
 
-Source: a pod of Istio 1.0.5; members that Kubernetes would fill in itself are written out, so that what is injected is what runs.
+Source: a pod of Istio 1.0.5. Members that Kubernetes would fill in itself are written out: what is injected is what runs.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.errors import InvalidInput
-from istio_init.inject.settings import InjectSettings, Wishes
-from istio_init.manifest import PROXY, container_ports
+from istio_init.manifest import container_ports
 from istio_init.model import PROXY_UID, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from istio_init.inject.settings import InjectSettings, Wishes
 
 Json = dict[str, Any]
 
@@ -99,7 +100,7 @@ def compact(value: Mapping[str, str]) -> str:
 
 
 def proxy_user(mode: Mode) -> Json:
-    """Give the user that Envoy runs as: it binds to clients' addresses under TPROXY, as root of a group that is not captured."""
+    """Give the user of Envoy: under TPROXY root, to bind to clients' addresses, of a group that is not captured."""
     if mode is Mode.TPROXY:
         return {"runAsUser": 0, "runAsGroup": PROXY_UID}
     return {"runAsUser": PROXY_UID}
@@ -114,8 +115,3 @@ def readiness_probe(port: int, first: int, period: int, failures: int) -> Json:
         "timeoutSeconds": 3,
         "failureThreshold": failures,
     }
-
-
-def is_ours(container: Json) -> bool:
-    """Tell whether a container has the proxy's name."""
-    return bool(container.get("name") == PROXY)

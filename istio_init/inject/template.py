@@ -85,7 +85,9 @@ def uninject_template(template: Json, *, where: str) -> Injection:
     status = _read_status(text, where)
     empty = status[EMPTY]
     for member in LISTS:
-        _take_out(spec, member, status[member], f"spec.{member}", empty, where)
+        if status[member]:
+            remaining = [one for one in _objects(spec, member, where) if one.get("name") not in status[member]]
+            _put_back(spec, member, remaining, f"spec.{member}", empty)
     status["annotations"].append(STATUS)
     for member in TEXTS:
         kept = {key: value for key, value in _texts(metadata, member, where).items() if key not in status[member]}
@@ -98,6 +100,7 @@ def uninject_template(template: Json, *, where: str) -> Injection:
 
 def _why_not(spec: Json, labels: dict[str, str], annotations: dict[str, str], where: str) -> str:
     if STATUS in annotations:
+        _read_status(annotations[STATUS], where)
         return "already injected"
     if spec.get("hostNetwork") is True:
         return "left alone: it is in its host's network (hostNetwork), whose rules are the host's"
@@ -149,12 +152,6 @@ def _emptiness(owner: Json, prefix: str, members: Iterable[str]) -> Json:
         for member in members
         if member in owner and not owner[member]
     }
-
-
-def _take_out(spec: Json, member: str, names: list[str], path: str, empty: Json, where: str) -> None:
-    if names:
-        kept = [one for one in _objects(spec, member, where) if one.get("name") not in names]
-        _put_back(spec, member, kept, path, empty)
 
 
 def _put_back(owner: Json, member: str, value: Any, path: str, empty: Json) -> None:  # noqa: ANN401 - any JSON value

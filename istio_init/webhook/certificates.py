@@ -29,6 +29,11 @@ class ServerCertificate:
         self.listening = self._load()
         self.listening.sni_callback = self._choose
 
+    @property
+    def directories(self) -> set[str]:
+        """Name where a change can come from."""
+        return {str(Path(file).absolute().parent) for file in self.files}
+
     def reload(self) -> bool:
         """Take what is in the files now; False where they have not changed.
 

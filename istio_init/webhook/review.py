@@ -107,19 +107,19 @@ def answer(body: bytes, inject: Injector) -> Answer:
     note = f"{where} (dry run)" if request.dry_run else where
     reason = _reason_to_leave_alone(request)
     if reason:
-        return _left_alone(request, note, reason)
+        return _left_alone(request, f"{note}: left alone: {reason}")
     if not isinstance(request.pod.get("spec"), dict):
         raise InvalidInput("request.object", "there is no pod in it", "a Pod with its spec")
     try:
         found = inject(request.pod, name=workload_name(request), namespace=request.namespace, where=where)
     except InvalidInput as error:
         status = {"status": "Failure", "reason": "Invalid", "code": UNPROCESSABLE, "message": str(error)}
-        return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note} denied: {error}")
+        return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note}: denied: {error}")
     if found.template is None:
-        return _left_alone(request, note, found.note)
+        return _left_alone(request, f"{note}: {found.note}")
     patch = json.dumps(list(difference(request.pod, found.template))).encode()
     answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"))
-    return Answer(answered, Outcome.INJECTED, f"{note} injected")
+    return Answer(answered, Outcome.INJECTED, f"{note}: {found.note}")
 
 
 def read_request(body: bytes) -> Request:
@@ -188,11 +188,11 @@ def _reason_to_leave_alone(request: Request) -> str:
     return ""
 
 
-def _left_alone(request: Request, note: str, reason: str) -> Answer:
+def _left_alone(request: Request, note: str) -> Answer:
     # A warning travels in an HTTP header: one line.
-    warning = " ".join(f"istio-init: {note} is left alone: {reason}".split())[:WARNING_LENGTH]
+    warning = " ".join(f"istio-init: {note}".split())[:WARNING_LENGTH]
     answered = _review(request, allowed=True, warnings=[warning])
-    return Answer(answered, Outcome.LEFT_ALONE, f"{note} is left alone: {reason}")
+    return Answer(answered, Outcome.LEFT_ALONE, note)
 
 
 def _review(request: Request, **response: Any) -> Json:  # noqa: ANN401 - any JSON value

@@ -9,7 +9,6 @@ import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import ClientPayloadError, web
@@ -74,7 +73,7 @@ class _Heard(logging.Handler):
 
     def logger(self) -> logging.Logger:
         """Make a logger of its own, so that no other part of the process hears of it."""
-        logger = logging.Logger("istio_init.webhook")
+        logger = logging.Logger("istio_init.webhook")  # noqa: LOG001 - one that hands nothing on to a root that prints tracebacks
         logger.addHandler(self)
         return logger
 
@@ -244,6 +243,9 @@ async def _reloaded(certificate: ServerCertificate, metrics: Metrics, voice: Voi
     loop = asyncio.get_running_loop()
     waiting: asyncio.TimerHandle | None = None
 
+    def notice() -> None:
+        loop.call_soon_threadsafe(changed)
+
     def changed() -> None:
         nonlocal waiting
         if waiting:
@@ -260,8 +262,8 @@ async def _reloaded(certificate: ServerCertificate, metrics: Metrics, voice: Voi
             voice.warn(f"the former certificate stays in use: {error}")
 
     async with AsyncExitStack() as stack:
-        for directory in {str(Path(file).absolute().parent) for file in certificate.files}:
-            stack.enter_context(watch(directory, lambda: loop.call_soon_threadsafe(changed)))
+        for directory in certificate.directories:
+            stack.enter_context(watch(directory, notice))
         changed()  # whatever came between the first reading and the watch
         yield
 

@@ -55,13 +55,27 @@ ROOMS = (
 )
 # Envoy's configuration has nothing to do with rules.
 ALONE = {"bootstrap": ("errors", "bootstrap"), "proxy": ("errors", "bootstrap", "proxy")}
-PURE = ("errors", "model", "values", "options", "settings", "layouts", "inspect", "render", "trace", "agreement", "manifest")
+PURE = (
+    "errors",
+    "model",
+    "values",
+    "options",
+    "settings",
+    "layouts",
+    "inspect",
+    "render",
+    "trace",
+    "agreement",
+    "manifest",
+    "inject",
+)
 EFFECTS = frozenset({"subprocess", "socket", "os", "pwd", "grp", "fcntl", "ctypes", "iptc", "pyroute2", "click"})
 
 # Who alone may import what.
 OWNERS = {
     "subprocess": {"istio_init.runner", "istio_init.lab.client"},
     "pyroute2": {"istio_init.routing", "istio_init.lab.network", "istio_init.validation.world"},
+    "ruamel": {"istio_init.inject.fragments", "istio_init.inject.text", "istio_init.inject.tree"},
     "watchdog": {"istio_init.proxy.certificates"},
     "aiohttp": {"istio_init.webhook.server"},
     "prometheus_client": {"istio_init.webhook.metrics"},
@@ -174,7 +188,19 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 
 def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
-    slow = ["asyncio", "dataclasses", "iptc", "ipaddress", "json", "logging", "pathlib", "pyroute2", "subprocess"]
+    slow = [
+        "asyncio",
+        "dataclasses",
+        "iptc",
+        "ipaddress",
+        "json",
+        "logging",
+        "pathlib",
+        "pyroute2",
+        "ruamel",
+        "subprocess",
+        "yaml",
+    ]
     program = (
         "import sys; before = set(sys.modules); from istio_init.cli.main import run; assert run(['-n', '-b', '9080']) == 0; "
         f"print(*sorted((set(sys.modules) - before) & set({slow})), file=sys.stderr)"

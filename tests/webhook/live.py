@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import signal
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.unit.program import command
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterator
 
     from tests.webhook.reviews import Json
@@ -55,7 +55,7 @@ class Certificates(NamedTuple):
     @classmethod
     def make(cls, directory: Path) -> Certificates:
         """Make new ones, or renew those that are there."""
-        command = [MAKE_CERTIFICATES, "--name", ADDRESS, "--name", "localhost", directory]
+        command = [str(MAKE_CERTIFICATES), "--name", ADDRESS, "--name", "localhost", str(directory)]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         return cls(directory)
 

@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 UID = "705ab4f5-6393-11e8-b7cc-42010a800002"
 
-# A pod as a ReplicaSet's controller makes it, with what the API server has already filled in: it has no name and no namespace yet.
+# A pod as a ReplicaSet's controller makes it, with what the API server has filled in: it has no name and no namespace yet.
 POD: Json = {
     "apiVersion": "v1",
     "kind": "Pod",

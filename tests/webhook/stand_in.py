@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from istio_init.errors import InvalidInput
 from istio_init.inject import Injection
@@ -24,11 +24,11 @@ def inject(template: Json, *, name: str, namespace: str, where: str) -> Injectio
         case "denied":
             raise InvalidInput(f"{where}: annotation test", "'denied' is not allowed", "anything else")
         case "alone":
-            return Injection(None, "it wants to be alone")
+            return Injection(None, "left alone: it wants to be")
         case _:
             pod = copy.deepcopy(template)
             pod["spec"]["containers"].append({"name": "stand-in", "image": f"{namespace}/{name}"})
-            return Injection(pod, "")
+            return Injection(pod, "injected")
 
 
 def log(message: str) -> None:

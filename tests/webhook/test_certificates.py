@@ -144,7 +144,8 @@ def test_a_certificate_that_was_refused_is_tried_again(certificates: Certificate
 
 def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(certificates: Certificates) -> None:
     locked = certificates.directory / "locked.key"
-    command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", "-in", certificates.key, "-out", locked]
+    files = ("-in", str(certificates.key), "-out", str(locked))
+    command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", *files]
     subprocess.run(command, check=True, timeout=60)
     with pytest.raises(InvalidInput, match="without a password"):
         ServerCertificate(str(certificates.certificate), str(locked))
@@ -170,7 +171,7 @@ def test_the_script_keeps_the_authority_and_renews_the_certificate(certificates:
 def test_what_the_script_makes_is_strictly_right_and_for_nobody_elses_eyes(certificates: Certificates) -> None:
     service = "istio-init-webhook.istio-init.svc"
     verify = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", service]
-    files = ["-CAfile", certificates.directory / "ca.crt", certificates.certificate]
+    files = ["-CAfile", str(certificates.directory / "ca.crt"), str(certificates.certificate)]
     subprocess.run([*verify, *files], check=True, capture_output=True, timeout=60)
     assert {file.stat().st_mode & 0o077 for file in certificates.directory.iterdir()} == {0}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +20,7 @@ def asked(of: Json) -> Answer:
     return answer(encoded(of), stand_in.inject)
 
 
-def told_apart(pod: Json, **request: Any) -> str:
+def told_apart(pod: Json, **request: object) -> str:
     """Give NAMESPACE/WORKLOAD as the injector was told them."""
     containers = patched(pod, asked(review(pod, **request)).review)["spec"]["containers"]
     return str(containers[-1]["image"])
@@ -85,7 +84,7 @@ def test_the_namespace_is_not_written_into_the_pod() -> None:
     assert "namespace" not in patched(POD, asked(review(POD)).review)["metadata"]
 
 
-def owned(kind: str, name: str, **metadata: Any) -> Json:
+def owned(kind: str, name: str, **metadata: object) -> Json:
     made = copy.deepcopy(POD)
     reference = {"apiVersion": "v1", "kind": kind, "name": name, "uid": "1", "controller": True}
     made["metadata"].update(metadata, ownerReferences=[{**reference, "controller": False, "name": "other"}, reference])
@@ -112,18 +111,16 @@ def test_a_pod_is_known_by_what_made_it(made: Json, workload: str) -> None:
 # Pods that are denied, and those that are left alone.
 
 
+DENIAL = "pod bookinfo/productpage-v1-6b746f74dc-*: annotation test: 'denied' is not allowed (allowed: anything else)"
+
+
 def test_a_denial_says_why_in_a_status() -> None:
     found = asked(review(pod(test="denied")))
     assert found.outcome == Outcome.DENIED
     assert found.review["response"] == {
         "uid": UID,
         "allowed": False,
-        "status": {
-            "status": "Failure",
-            "reason": "Invalid",
-            "code": 422,
-            "message": "pod bookinfo/productpage-v1-6b746f74dc-*: annotation test: 'denied' is not allowed (allowed: anything else)",
-        },
+        "status": {"status": "Failure", "reason": "Invalid", "code": 422, "message": DENIAL},
     }
 
 
@@ -139,7 +136,7 @@ def allowed_with_a_warning(found: Answer) -> str:
 
 def test_a_pod_that_is_left_alone_is_allowed_without_a_patch() -> None:
     warning = allowed_with_a_warning(asked(review(pod(test="alone"))))
-    assert warning == "istio-init: pod bookinfo/productpage-v1-6b746f74dc-* is left alone: it wants to be alone"
+    assert warning == "istio-init: pod bookinfo/productpage-v1-6b746f74dc-*: left alone: it wants to be"
 
 
 def test_a_long_warning_is_one_short_line() -> None:

@@ -80,11 +80,11 @@ def test_old_versions_of_tls_are_refused(stand_in: Webhook) -> None:
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1 "):
         old.minimum_version = ssl.TLSVersion.TLSv1
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 "):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(ssl.SSLError, match="(?i)protocol.version|EOF"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|EOF"):
         stand_in._replace(trust=old).connect()
 
 
@@ -190,6 +190,10 @@ def test_a_client_that_goes_away_in_the_middle_harms_nothing(part: int, shared: 
     still_serves(shared)
 
 
+def silent(_message: str) -> None:
+    pass
+
+
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "READ_PATIENCE", 0.05)
 
@@ -198,7 +202,7 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytes
             yield GOOD[:10]
             await asyncio.get_running_loop().create_future()
 
-        application = server.Webhook(injector.inject, server.Voice(str, str, str)).reviews()
+        application = server.Webhook(injector.inject, server.Voice(silent, silent, silent)).reviews()
         async with TestClient(TestServer(application)) as client:
             reply = await client.post("/inject", data=body(), headers={"Content-Type": "application/json"})
             return reply.status
@@ -278,9 +282,9 @@ def test_each_injection_and_each_denial_is_a_line_of_the_log(stand_in: Webhook) 
     stand_in.review(review(POD))
     stand_in.review(review(pod(test="denied"), dryRun=True))
     lines = stand_in.log().splitlines()
-    assert "pod bookinfo/productpage-v1-6b746f74dc-* injected" in lines
-    (denied,) = [line for line in lines if "denied:" in line]
-    assert denied.startswith("pod bookinfo/productpage-v1-6b746f74dc-* (dry run) denied: ")
+    assert "pod bookinfo/productpage-v1-6b746f74dc-*: injected" in lines
+    (denied,) = [line for line in lines if ": denied: " in line]
+    assert denied.startswith("pod bookinfo/productpage-v1-6b746f74dc-* (dry run): denied: ")
 
 
 # Its end.

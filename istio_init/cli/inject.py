@@ -1,0 +1,117 @@
+"""`istio-init inject`: add the init container and the proxy to manifests."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from istio_init.cli.manifests import change_manifests, manifest_options
+from istio_init.cli.options import Function, TextValue, decorate, log_options, take_log
+from istio_init.cli.webhook import WebhookOptions, serve_webhook, webhook_options
+from istio_init.errors import InvalidInput
+from istio_init.inject import Injection, InjectSettings, inject_document, inject_template
+from istio_init.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
+from istio_init.options import LAYOUTS
+
+if TYPE_CHECKING:
+    from istio_init.webhook.review import Injector, Json
+
+DEFAULTS = InjectSettings()
+EPILOG = f"""\b
+Examples:
+  istio-init inject -f deployment.yaml | kubectl apply -f -
+  istio-init inject --in-place --layout current --native-sidecar manifests/
+  istio-init uninject -f injected.yaml
+  istio-init inject --webhook --tls-cert tls.crt --tls-key tls.key
+
+\b
+Annotations of a pod win over the defaults; their values are those of the flags of the rules:
+  {(chr(10) + "  ").join((INJECT, *TRAFFIC, STATUS_PORT, PROXY_IMAGE_ANNOTATION))}
+"""
+
+
+def _inject_options(command: Function) -> Function:
+    return decorate(
+        command,
+        [
+            click.option("--layout", type=click.Choice(list(LAYOUTS)), default=DEFAULTS.layout, help="Default: istio-1.0."),
+            click.option(
+                "--init-image",
+                type=TextValue(),
+                default=DEFAULTS.init_image,
+                metavar="IMAGE",
+                help=f"Image of the init container. Default: {DEFAULTS.init_image}.",
+            ),
+            click.option(
+                "--proxy-image",
+                type=TextValue(),
+                default=DEFAULTS.proxy_image,
+                metavar="IMAGE",
+                help=f"Image of the proxy. Default: {DEFAULTS.proxy_image}.",
+            ),
+            click.option(
+                "--native-sidecar",
+                is_flag=True,
+                help="Make the proxy an init container that goes on running (restartPolicy: Always); layout current.",
+            ),
+            click.option(
+                "--discoveryAddress",
+                "discovery_address",
+                type=TextValue(),
+                default="",
+                metavar="HOST:PORT",
+                help="The control plane. Default: istio-pilot.istio-system:15007; current: istiod.istio-system.svc:15010.",
+            ),
+            click.option(
+                "--zipkinAddress",
+                "zipkin_address",
+                type=TextValue(),
+                metavar="HOST:PORT",
+                help="Where traces go; empty is nowhere. Default: zipkin.istio-system:9411; current: nowhere.",
+            ),
+            click.option(
+                "--unprivileged",
+                is_flag=True,
+                help="Layout istio-1.0: give the init container NET_ADMIN and NET_RAW only, where Istio 1.0 made it "
+                "privileged. Layout current always does.",
+            ),
+        ],
+    )
+
+
+@click.command(epilog=EPILOG)
+@manifest_options
+@_inject_options
+@webhook_options
+@log_options
+def inject(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+    """Add the init container and the proxy to the pods of Kubernetes manifests.
+
+    Manifests of Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of
+    them, in YAML or JSON; what has no pods is handed on. Nothing but what is added changes in the text. A pod that is
+    injected already, that is in its host's network, or that says no, is left alone; a note says so on standard error.
+
+    With --webhook, an API server sends the pods instead, as it makes them.
+    """
+    log = take_log(options)
+    webhook = WebhookOptions.take(options)
+    settings = InjectSettings(**{name: options.pop(name) for name in InjectSettings._fields}).checked()
+    if webhook.wanted:
+        if any(options.values()):
+            raise InvalidInput("--webhook", "it reads and writes no manifest", "without files, --output and --in-place")
+        serve_webhook(webhook, _injector(settings), log)
+        return
+    change_manifests(options, log, partial(_inject, settings))
+
+
+def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
+    return inject_document(document, settings, where)
+
+
+def _injector(settings: InjectSettings) -> Injector:
+    def inject_pod(template: Json, *, name: str, namespace: str, where: str) -> Injection:
+        return inject_template(template, settings, name=name, namespace=namespace, where=where)
+
+    return inject_pod

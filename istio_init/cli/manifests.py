@@ -1,0 +1,128 @@
+"""What `inject` and `uninject` share: where manifests come from, and where they go."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from istio_init.cli.log import Level, Log
+from istio_init.cli.options import Function, decorate
+from istio_init.errors import InvalidInput, IstioInitError
+from istio_init.files import decode, read_bytes, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Change = Callable[[Any, str], tuple[Any, tuple[str, ...]]]
+
+SUFFIXES = (".yaml", ".yml", ".json")
+STANDARD_INPUT = "-"
+FLAG = "-f/--filename"
+BETWEEN = "---\n"
+
+
+class Source(NamedTuple):
+    """A manifest.
+
+    Attributes:
+        path: its file, or `-`.
+        name: how messages call it.
+        text: what is in it, line breaks as they are.
+    """
+
+    path: str
+    name: str
+    text: str
+
+
+def manifest_options(command: Function) -> Function:
+    """Add the options that `change_manifests` takes."""
+    return decorate(
+        command,
+        [
+            click.argument("paths", nargs=-1, metavar="[FILE|DIR|-]..."),
+            click.option(
+                "-f",
+                "--filename",
+                "more_paths",
+                multiple=True,
+                metavar="FILE|DIR|-",
+                help=f"A manifest, a directory of them ({', '.join(SUFFIXES)}), or - for standard input; several are fine.",
+            ),
+            click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output."),
+            click.option("--in-place", is_flag=True, help="Write each file again, where it is."),
+        ],
+    )
+
+
+def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> None:
+    """Read each manifest, change its documents, and write it; nothing is written unless all can be changed.
+
+    Args:
+        options: those of `manifest_options`.
+        log: where notes go.
+        change: see `istio_init.inject.text.rewrite`.
+
+    Raises:
+        InvalidInput: a manifest cannot be read, changed or written, or flags contradict each other.
+        IstioInitError: the library that reads YAML's positions is not installed.
+    """
+    output, in_place = options["output"], options["in_place"]
+    if in_place and output is not None:
+        raise InvalidInput("--in-place", "it contradicts --output", "one of the two")
+    sources = _sources((*options["more_paths"], *options["paths"]))
+    if in_place and any(source.path == STANDARD_INPUT for source in sources):
+        raise InvalidInput("--in-place", "standard input has no place", "files")
+    try:
+        from istio_init.inject.text import rewrite  # noqa: PLC0415 - dear to import
+    except ModuleNotFoundError as error:
+        message = f"the library {error.name} is missing; pip install 'istio-init[inject]'"
+        raise IstioInitError(message) from None
+    done = [(source, *rewrite(source.text, source.name, change)) for source in sources]
+    for source, _, notes in done:
+        for note in notes or (f"{source.name}: there is no pod in it",):
+            log.write(Level.INFO, note)
+    if in_place:
+        for source, text, _ in done:
+            if text != source.text:
+                write_text(source.path, text, FLAG, stat.S_IMODE(Path(source.path).stat().st_mode))
+        return
+    text = _joined([text for _, text, _ in done])
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(output, text, "--output")
+
+
+def _sources(paths: tuple[str, ...]) -> list[Source]:
+    if not paths:
+        raise InvalidInput(FLAG, "no manifest was named", "a file, a directory, or - for standard input")
+    return [_source(file) for path in paths for file in _files(path)]
+
+
+def _files(path: str) -> list[str]:
+    if path == STANDARD_INPUT or not Path(path).is_dir():
+        return [path]
+    found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if not found:
+        raise InvalidInput(FLAG, f"there is no manifest in {path!r}", f"a directory with {', '.join(SUFFIXES)}")
+    return found
+
+
+def _source(path: str) -> Source:
+    if path == STANDARD_INPUT:
+        return Source(path, "standard input", decode(sys.stdin.buffer.read(), path, FLAG))
+    return Source(path, path, decode(read_bytes(path, FLAG), path, FLAG))
+
+
+def _joined(texts: list[str]) -> str:
+    """Make one stream of several files."""
+    stream = texts[0]
+    for text in texts[1:]:
+        end = "" if stream.endswith("\n") else "\n"
+        stream += end + (text if text.startswith("---") else BETWEEN + text)
+    return stream
