@@ -5,9 +5,9 @@
     scripts/bench_webhook.py --rate 200 --seconds 10
 
 Each review is that of another pod, and each answer is looked at. At a steady rate the time counts from the moment at which
-a review was due, so that a server that falls behind cannot hide it. The webhook's own CPU time hardly depends on what else the machine
-does. `kept` is as an API server does it: connections stay
-open; `fresh` is a new TLS connection for each review. The server is one process, and this client shares the machine with it.
+a review was due, so that a server that falls behind cannot hide it. `kept` is as an API server does it: connections stay
+open; `fresh` is a new TLS connection for each review. The server is one process, and this client shares the machine with
+it; its own CPU time hardly depends on what else the machine does.
 """
 
 from __future__ import annotations

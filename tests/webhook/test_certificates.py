@@ -64,7 +64,7 @@ def test_a_client_that_names_another_server_is_shown_the_new_one_too(certificate
 
 
 def publish(mount: Path, version: str, files: Certificates) -> None:
-    """Fill a directory as the kubelet mounts a Secret: a version beside the others, and one link that replaces the former."""
+    """Fill a directory as the kubelet mounts a Secret: a version beside the others, and a link to it that is replaced."""
     directory = mount / f"..{version}"
     directory.mkdir(parents=True)
     for file in (files.certificate, files.key):

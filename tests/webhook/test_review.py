@@ -20,9 +20,9 @@ def asked(of: Json) -> Answer:
     return answer(encoded(of), stand_in.inject)
 
 
-def told_apart(pod: Json, **request: object) -> str:
+def told_apart(pod: Json, **request: str | None) -> str:
     """Give NAMESPACE/WORKLOAD as the injector was told them."""
-    containers = patched(pod, asked(review(pod, **request)).review)["spec"]["containers"]
+    containers = patched(pod, asked(review(pod, UID, **request)).review)["spec"]["containers"]
     return str(containers[-1]["image"])
 
 
