@@ -231,10 +231,8 @@ def test_the_deployments_command_serves_as_its_user_without_any_privilege(mount:
             try:
                 for probe in ("readinessProbe", "livenessProbe"):
                     asked = CONTAINER[probe]["httpGet"]
-                    url = f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}"
-                    eventually(
-                        lambda url=url: namespace.run("curl", "-fsS", url, check=False).returncode == 0, f"{url} answers"
-                    )
+                    curl = ("curl", "-fsS", f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}")
+                    eventually(partial(succeeds, namespace, curl), f"{curl[-1]} answers")
                 annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
                 scraped = f"http://127.0.0.1:{annotations['prometheus.io/port']}{annotations['prometheus.io/path']}"
                 assert "istio_init_webhook_reviews_total" in namespace.run("curl", "-fsS", scraped).stdout
