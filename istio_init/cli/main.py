@@ -35,6 +35,7 @@ Examples:
   istio-init -p 15001 -u 1337 -m REDIRECT -i '*' -x "" -b 9080 -d ""
   istio-init --dry-run --format table -u 1337 -i '*' -b 9080
   istio-init clean
+  istio-init inject -f deployment.yaml
 """
 
 

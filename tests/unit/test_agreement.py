@@ -255,6 +255,44 @@ def test_bad_flags_of_the_interception_are_refused_by_name(flags: str, words: li
     assert [word for word in words if word not in line] == []
 
 
+TODAYS_RULES = "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020"
+
+
+def test_todays_command_is_read_with_its_own_flags_and_defaults() -> None:
+    agreed(check("--interception", TODAYS_RULES))
+    done = check("--interception", "istio-iptables -u 1337 --redirect-dns -c eth1 --log_output_level=default:info -q 80")
+    assert agreed(done)
+    assert "inbound port 15006" in done.stderr  # of which nothing was said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("istio-iptables -z 15007 -u 1337", ["-z is 15007", "15001 or 15006"]),
+        ("istio-iptables -u 5", ["-u is 5", "uid 1337"]),
+        ("istio-iptables --layout current", ["--interception: ", "--layout", "istio-iptables --help"]),
+        ("istio-iptables -o x", ["--interception: -o/--istio-local-outbound-ports-exclude", "'x'"]),
+        ("istio-iptables --dry-run=maybe", ["--interception: ", "--dry-run", "'maybe'"]),
+        ("istio-iptables --redirect-dns 80", ["--interception: ", "80"]),
+    ],
+)
+def test_what_is_wrong_with_todays_command_is_told(flags: str, words: list[str]) -> None:
+    line = refused(check("--interception", flags))
+    assert [word for word in words if word not in line] == []
+
+
+def test_variables_of_todays_init_container_count(tmp_path: Path) -> None:
+    file = tmp_path / "pod.yaml"
+    plain = manifest(tmp_path, '"istio-iptables", "-u", "1337"')
+    env = "    env: [{name: INBOUND_CAPTURE_PORT, value: '15007'}, {name: ISTIO_OUTBOUND_OWNER_GROUPS, value: x}]\n"
+    agreed(check("--manifest", plain))
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("  containers:\n", f"{env}  containers:\n", 1), encoding="utf-8")
+    assert "$ISTIO_OUTBOUND_OWNER_GROUPS" in refused(check("--manifest", str(file)))
+    file.write_text(file.read_text(encoding="utf-8").replace("value: x", "value: '5'"), encoding="utf-8")
+    assert "-z is 15007" in refused(check("--manifest", str(file)))
+
+
 def test_a_user_without_rules_is_refused() -> None:
     assert "--run-as-uid" in refused(check("--run-as-uid", "5"))
 

@@ -49,6 +49,30 @@ def test_both_halves_are_found_in_whatever_makes_a_pod(document: Json) -> None:
     assert found.container_ports == (("productpage", 9080),)
 
 
+def test_pods_of_a_list_are_found() -> None:
+    items = [{"kind": "Service"}, pod({"containers": [APP]}), WORKLOADS["Deployment"]]
+    assert read({"kind": "List", "items": items}).rules.words == tuple(RULES)
+    assert read({"kind": "PodList", "items": [pod(spec())]}).rules.words == tuple(RULES)
+    with pytest.raises(InvalidInput, match="2 pods"):
+        read({"kind": "List", "items": [pod(spec()), pod(spec())]})
+
+
+def test_todays_command_is_told_from_bare_flags() -> None:
+    today = ("istio-iptables", "-p", "15001", "-z", "15006", "-b", "$(PORTS)", "--redirect-dns")
+    env = [{"name": "PORTS", "value": "80"}]
+    wanted = (*today[:6], "80", "--redirect-dns")
+    assert read(pod(spec({"name": "istio-init", "args": [*today], "env": env}))).rules.words == wanted
+    other_name = {"name": "rules", "command": ["pilot-agent"], "args": [*today], "env": env}
+    assert read(pod(spec(other_name))).rules.words == wanted
+
+
+def test_ports_of_an_init_container_that_goes_on_are_the_apps() -> None:
+    lasting = {"name": "logs", "restartPolicy": "Always", "ports": [{"containerPort": 24224}]}
+    over = {"name": "migrate", "ports": [{"containerPort": 1}]}
+    found = read(pod({"initContainers": [INIT, lasting, over], "containers": [APP, PROXY]}))
+    assert found.container_ports == (("productpage", 9080), ("logs", 24224))
+
+
 def test_other_documents_and_pods_outside_the_mesh_are_passed_over() -> None:
     outside = pod({"containers": [{"name": "client"}]})
     assert read(None, {"kind": "Service", "spec": {"ports": []}}, outside, pod(spec())).rules.words == tuple(RULES)
