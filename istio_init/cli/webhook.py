@@ -114,11 +114,12 @@ def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:
         Unsupported: the extra `webhook` is not installed.
         OSError: the certificate's directory cannot be watched.
     """
-    gc.enable()  # the program is started without, for it seldom lives long
     try:
         from istio_init.webhook.server import Listeners, Voice, run  # noqa: PLC0415 - dear to import, and an extra
     except ImportError as error:
         raise Unsupported(f"--webhook needs the module {error.name}: install istio-init[webhook]") from None
+    gc.freeze()  # modules never become garbage, and looking through them would make a review wait
+    gc.enable()  # the program is started without, for it seldom lives long
     certificate, key = options.files
     voice = Voice(log.debug, partial(log.write, Level.INFO), partial(log.write, Level.WARNING))
     run(inject, (certificate or "", key or ""), Listeners(options.address, options.port, options.status_port), voice)
