@@ -114,7 +114,7 @@ def test_the_certificates_are_those_of_the_service_account() -> None:
 
 
 def test_the_control_plane_and_traces_go_where_the_options_say() -> None:
-    elsewhere = {"discovery_address": "pilot.mesh:15010", "zipkin_address": "tracing.mesh:9411"}
+    elsewhere: dict[str, Any] = {"discovery_address": "pilot.mesh:15010", "zipkin_address": "tracing.mesh:9411"}
     for settings in (ISTIO_1_0, TODAY):
         proxy = proxy_of(injected(template(), settings._replace(**elsewhere)))
         assert flag(proxy, "--discoveryAddress") == "pilot.mesh:15010"
