@@ -115,7 +115,7 @@ def test_it_says_where_it_serves_and_that_it_ends(certificates: Certificates) ->
         )
         webhook.process.terminate()
         assert webhook.process.wait(20) == 0
-        assert len(webhook.log().splitlines()) == 2
+        assert [line.split()[1] for line in webhook.log().splitlines()] == ["serves", "stops:"], webhook.log()
 
 
 def test_without_an_address_it_serves_every_family(certificates: Certificates) -> None:
