@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from istio_init.cli.manifests import change_manifests, manifest_options
 from istio_init.cli.options import Function, TextValue, decorate, log_options, take_log
-from istio_init.inject import InjectSettings, inject_document
+from istio_init.cli.webhook import WebhookOptions, serve_webhook, webhook_options
+from istio_init.errors import InvalidInput
+from istio_init.inject import Injection, InjectSettings, inject_document, inject_template
 from istio_init.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
 from istio_init.options import LAYOUTS
+
+if TYPE_CHECKING:
+    from istio_init.webhook.review import Injector, Json
 
 DEFAULTS = InjectSettings()
 EPILOG = f"""\b
@@ -19,6 +24,7 @@ Examples:
   istio-init inject -f deployment.yaml | kubectl apply -f -
   istio-init inject --in-place --layout current --native-sidecar manifests/
   istio-init uninject -f injected.yaml
+  istio-init inject --webhook --tls-cert tls.crt --tls-key tls.key
 
 \b
 Annotations of a pod win over the defaults; their values are those of the flags of the rules:
@@ -78,6 +84,7 @@ def _inject_options(command: Function) -> Function:
 @click.command(epilog=EPILOG)
 @manifest_options
 @_inject_options
+@webhook_options
 @log_options
 def inject(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
     """Add the init container and the proxy to the pods of Kubernetes manifests.
@@ -85,11 +92,26 @@ def inject(**options: Any) -> None:  # noqa: ANN401 - click passes each option b
     Manifests of Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of
     them, in YAML or JSON; what has no pods is handed on. Nothing but what is added changes in the text. A pod that is
     injected already, that is in its host's network, or that says no, is left alone; a note says so on standard error.
+
+    With --webhook, an API server sends the pods instead, as it makes them.
     """
     log = take_log(options)
+    webhook = WebhookOptions.take(options)
     settings = InjectSettings(**{name: options.pop(name) for name in InjectSettings._fields}).checked()
+    if webhook.wanted:
+        if any(options.values()):
+            raise InvalidInput("--webhook", "it reads and writes no manifest", "without files, --output and --in-place")
+        serve_webhook(webhook, _injector(settings), log)
+        return
     change_manifests(options, log, partial(_inject, settings))
 
 
 def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
     return inject_document(document, settings, where)
+
+
+def _injector(settings: InjectSettings) -> Injector:
+    def inject_pod(template: Json, *, name: str, namespace: str, where: str) -> Injection:
+        return inject_template(template, settings, name=name, namespace=namespace, where=where)
+
+    return inject_pod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from watchdog.observers import Observer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+WATCHDOG_LOG = logging.getLogger("watchdog.observers.inotify")
 FILES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 
 
@@ -47,5 +49,12 @@ def watch(directory: str, notice: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # Its thread may find its source closed while it ends, and watchdog (7.1) calls that an error on standard error.
+        WATCHDOG_LOG.addFilter(_nothing)
         observer.stop()
         observer.join()
+        WATCHDOG_LOG.removeFilter(_nothing)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False

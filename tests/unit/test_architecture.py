@@ -48,6 +48,7 @@ ROOMS = (
     "manifest",
     "inject",
     "proxy",
+    "webhook",
     "lab",
     "cli",
     "__main__",
@@ -76,6 +77,8 @@ OWNERS = {
     "pyroute2": {"istio_init.routing", "istio_init.lab.network", "istio_init.validation.world"},
     "ruamel": {"istio_init.inject.fragments", "istio_init.inject.text", "istio_init.inject.tree"},
     "watchdog": {"istio_init.proxy.certificates"},
+    "aiohttp": {"istio_init.webhook.server"},
+    "prometheus_client": {"istio_init.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
     "dnslib": {"istio_init.lab.resolver"},
@@ -187,6 +190,7 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
     slow = [
+        "aiohttp",
         "asyncio",
         "dataclasses",
         "iptc",
@@ -194,6 +198,7 @@ def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
         "json",
         "logging",
         "pathlib",
+        "prometheus_client",
         "pyroute2",
         "ruamel",
         "subprocess",

@@ -1,0 +1,39 @@
+"""A webhook whose injector does what a test wants: `python -m tests.webhook.stand_in CERTIFICATE KEY`."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import TYPE_CHECKING
+
+from istio_init.errors import InvalidInput
+from istio_init.inject import Injection
+from istio_init.webhook.server import Listeners, Voice, run
+
+if TYPE_CHECKING:
+    from istio_init.webhook.review import Json
+
+
+def inject(template: Json, *, name: str, namespace: str, where: str) -> Injection:
+    """Add a container that tells what was asked; an annotation `test` brings about the rest."""
+    match template["metadata"].get("annotations", {}).get("test"):
+        case "fault":
+            raise KeyError("a fault of ours")
+        case "deep":
+            raise RecursionError("too deep")
+        case "denied":
+            raise InvalidInput(f"{where}: annotation test", "'denied' is not allowed", "anything else")
+        case "alone":
+            return Injection(None, "left alone: it wants to be")
+        case _:
+            pod = copy.deepcopy(template)
+            pod["spec"]["containers"].append({"name": "stand-in", "image": f"{namespace}/{name}"})
+            return Injection(pod, "injected")
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - the log
+
+
+if __name__ == "__main__":
+    run(inject, (sys.argv[1], sys.argv[2]), Listeners("127.0.0.1", 0, 0), Voice(log, log, log))

@@ -1,0 +1,224 @@
+"""What a review is answered, without a network."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from istio_init.errors import InvalidInput
+from istio_init.inject import Injection
+from istio_init.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer
+from tests.webhook import stand_in
+from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
+
+
+def asked(of: Json) -> Answer:
+    return answer(encoded(of), stand_in.inject)
+
+
+def told_apart(pod: Json, **request: str | None) -> str:
+    """Give NAMESPACE/WORKLOAD as the injector was told them."""
+    containers = patched(pod, asked(review(pod, UID, **request)).review)["spec"]["containers"]
+    return str(containers[-1]["image"])
+
+
+# A pod that is injected.
+
+
+def test_the_patch_gives_the_injected_pod() -> None:
+    injected = stand_in.inject(POD, name="productpage-v1", namespace="bookinfo", where="").template
+    found = asked(review(POD))
+    assert patched(POD, found.review) == injected != POD
+    assert found.outcome == Outcome.INJECTED
+
+
+def test_an_answer_is_a_review_of_v1_that_repeats_the_id() -> None:
+    found = asked(review(POD, uid="another-id")).review
+    assert set(found) == {"apiVersion", "kind", "response"}
+    assert (found["apiVersion"], found["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
+    assert set(found["response"]) == {"uid", "allowed", "patchType", "patch"}
+    assert found["response"]["uid"] == "another-id"
+
+
+def test_a_dry_run_is_answered_alike() -> None:
+    found = asked(review(POD, dryRun=True))
+    assert found.review == asked(review(POD)).review
+    assert "(dry run)" in found.note
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(before=st.dictionaries(st.text(max_size=3), JSON_VALUES), after=st.dictionaries(st.text(max_size=3), JSON_VALUES))
+def test_whatever_an_injector_changes_the_patch_changes(before: Json, after: Json) -> None:
+    old, new = {**POD, "spec": before}, {**POD, "spec": after}
+    found = answer(encoded(review(old)), lambda *_, **__: Injection(copy.deepcopy(new), ""))
+    # Python's own comparison takes 1 for True.
+    assert json.dumps(patched(old, found.review), sort_keys=True) == json.dumps(new, sort_keys=True)
+
+
+# Who the pod is.
+
+
+def test_a_pod_without_a_namespace_is_in_that_of_its_request() -> None:
+    assert told_apart(bare_pod("lonely")) == "bookinfo/lonely"
+    assert told_apart(bare_pod("lonely"), namespace="elsewhere") == "elsewhere/lonely"
+
+
+def test_the_namespace_of_the_request_goes_before_the_pods_own() -> None:
+    named = bare_pod("lonely")
+    named["metadata"]["namespace"] = "claimed"
+    assert told_apart(named) == "bookinfo/lonely"
+    assert told_apart(named, namespace=None) == "claimed/lonely"
+
+
+def test_the_namespace_is_not_written_into_the_pod() -> None:
+    assert "namespace" not in patched(POD, asked(review(POD)).review)["metadata"]
+
+
+def owned(kind: str, name: str, **metadata: object) -> Json:
+    made = copy.deepcopy(POD)
+    reference = {"apiVersion": "v1", "kind": kind, "name": name, "uid": "1", "controller": True}
+    made["metadata"].update(metadata, ownerReferences=[{**reference, "controller": False, "name": "other"}, reference])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "workload"),
+    [
+        (POD, "productpage-v1"),
+        (owned("ReplicaSet", "plain", labels={}), "plain"),
+        (owned("StatefulSet", "database"), "database"),
+        (owned("DaemonSet", "agent-12345678"), "agent-12345678"),
+        (owned("Job", "once"), "once"),
+        (owned("Job", "nightly-29384756"), "nightly"),
+        (bare_pod("own"), "own"),
+        ({**POD, "metadata": {"generateName": "generated-"}}, "generated"),
+    ],
+)
+def test_a_pod_is_known_by_what_made_it(made: Json, workload: str) -> None:
+    assert told_apart(made) == f"bookinfo/{workload}"
+
+
+# Pods that are denied, and those that are left alone.
+
+
+DENIAL = "pod bookinfo/productpage-v1-6b746f74dc-*: annotation test: 'denied' is not allowed (allowed: anything else)"
+
+
+def test_a_denial_says_why_in_a_status() -> None:
+    found = asked(review(pod(test="denied")))
+    assert found.outcome == Outcome.DENIED
+    assert found.review["response"] == {
+        "uid": UID,
+        "allowed": False,
+        "status": {"status": "Failure", "reason": "Invalid", "code": 422, "message": DENIAL},
+    }
+
+
+def allowed_with_a_warning(found: Answer) -> str:
+    assert found.outcome == Outcome.LEFT_ALONE
+    assert set(found.review["response"]) == {"uid", "allowed", "warnings"}
+    assert found.review["response"]["allowed"] is True
+    (warning,) = found.review["response"]["warnings"]
+    assert len(warning) <= WARNING_LENGTH
+    assert warning.isprintable()
+    return str(warning)
+
+
+def test_a_pod_that_is_left_alone_is_allowed_without_a_patch() -> None:
+    warning = allowed_with_a_warning(asked(review(pod(test="alone"))))
+    assert warning == "istio-init: pod bookinfo/productpage-v1-6b746f74dc-*: left alone: it wants to be"
+
+
+def test_a_long_warning_is_one_short_line() -> None:
+    found = answer(encoded(review(POD)), lambda *_, **__: Injection(None, "long\nand\tbroken " * 50))
+    allowed_with_a_warning(found)
+
+
+DEPLOYMENT = {"group": "apps", "version": "v1", "kind": "Deployment"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"kind": DEPLOYMENT}, "this is a Deployment of apps/v1"),
+        ({"kind": {"group": "", "version": "v2", "kind": "Pod"}}, "this is a Pod of v2"),
+        ({"kind": {"group": "", "version": "v1", "kind": "Node"}}, "this is a Node of v1"),
+        ({"kind": None}, "this is a thing of"),
+        ({"operation": "UPDATE", "oldObject": POD}, "this is UPDATE"),
+        ({"operation": "DELETE", "object": None, "oldObject": POD, "name": "gone"}, "this is DELETE"),
+        ({"operation": None}, "this is no CREATE"),
+        ({"operation": "UPDATE", "subResource": "ephemeralcontainers"}, "this is their ephemeralcontainers"),
+        ({"operation": "CREATE", "subResource": "binding", "object": None}, "this is their binding"),
+    ],
+)
+def test_what_is_no_new_pod_is_allowed_untouched(request_: Json, reason: str) -> None:
+    assert reason in allowed_with_a_warning(asked(review(POD, **request_)))
+
+
+def test_a_kind_without_a_group_is_of_the_core_group() -> None:
+    assert asked(review(POD, kind={"version": "v1", "kind": "Pod"})).outcome == Outcome.INJECTED
+
+
+# What is no review.
+
+GOOD = review(POD)
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "body: cannot be read as JSON"),
+    "cut": (encoded(GOOD)[:-40], "body: cannot be read as JSON"),
+    "not UTF-8": (b'{"kind": "\xff"}', "body: cannot be read as JSON"),
+    "no JSON": (b"kind: AdmissionReview", "body: cannot be read as JSON"),
+    "NaN": (b"[NaN]", "body: cannot be read as JSON: NaN"),
+    "too deep": (b"[" * 100_000, "body: cannot be read as JSON"),
+    "a number too long to read": (b"[" + b"9" * 5000 + b"]", "body: cannot be read as JSON"),
+    "a list": (b"[]", "body: is not a JSON object"),
+    "v1beta1": (
+        encoded({**GOOD, "apiVersion": "admission.k8s.io/v1beta1"}),
+        "apiVersion: 'admission.k8s.io/v1beta1' is not spoken here (allowed: admission.k8s.io/v1)",
+    ),
+    "no version": (encoded({"kind": "AdmissionReview"}), "apiVersion: None"),
+    "another kind": (encoded({**GOOD, "kind": "Pod"}), "kind: 'Pod' is not spoken here (allowed: AdmissionReview)"),
+    "a kind that is an object": (encoded({**GOOD, "kind": {"long": "x" * 500}}), "kind: {'long': 'xxx"),
+    "no request": (encoded({**GOOD, "request": None}), "request.uid: there is none"),
+    "a request that is a list": (encoded({**GOOD, "request": []}), "request: [] has the wrong type (allowed: dict)"),
+    "no id": (encoded(review(POD, uid="")), "request.uid: there is none"),
+    "a number for an id": (encoded(review(POD, uid=7)), "uid: 7 has the wrong type"),  # type: ignore[arg-type] # on purpose
+    "no pod": (encoded(review(None)), "request.object: there is no pod in it"),
+    "a pod that is text": (encoded(review("pod")), "object: 'pod' has the wrong type"),  # type: ignore[arg-type] # on purpose
+    "no spec": (encoded(review({"metadata": {}})), "request.object: there is no pod in it"),
+    "a dry run that is text": (encoded(review(POD, dryRun="yes")), "dryRun: 'yes' has the wrong type (allowed: bool)"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), BAD.values(), ids=list(BAD))
+def test_what_is_no_review_is_refused_with_its_reason(body: bytes, message: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        answer(body, stand_in.inject)
+    assert message in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@given(st.recursive(JSON_VALUES, lambda inner: st.dictionaries(st.sampled_from(["request", "kind", "object"]), inner)))
+def test_no_json_makes_it_stumble(value: object) -> None:
+    with pytest.raises(InvalidInput):
+        answer(json.dumps(value).encode(), stand_in.inject)
+
+
+@given(st.dictionaries(st.sampled_from(list(GOOD["request"])), JSON_VALUES), JSON_VALUES, JSON_VALUES)
+def test_no_request_makes_it_stumble(members: Json, metadata: object, spec: object) -> None:
+    strange = {**GOOD["request"], "object": {"metadata": metadata, "spec": spec}, **members}
+    try:
+        found = answer(encoded({**GOOD, "request": strange}), lambda *_, **__: Injection(None, ""))
+    except InvalidInput:
+        return
+    assert found.review["response"]["uid"] == strange["uid"]
+    assert found.review["response"]["allowed"] is True
