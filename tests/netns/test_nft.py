@@ -369,8 +369,16 @@ def test_ipv6_that_was_asked_for_and_does_not_work_is_an_error_and_leaves_nothin
 @pytest.mark.parametrize(
     ("message", "status", "told"),
     [
-        ("Error: cache initialization failed: Invalid argument", 4, "the kernel may lack nf_tables"),
-        ("Unable to initialize Netlink socket: Protocol not supported", 4, "the kernel may lack nf_tables"),
+        (
+            "Error: cache initialization failed: Invalid argument",
+            4,
+            "the kernel seems to lack nf_tables; load the module nf_tables",
+        ),
+        (
+            "Unable to initialize Netlink socket: Protocol not supported",
+            4,
+            "the kernel seems to lack nf_tables; load the module nf_tables",
+        ),
         ("Operation not permitted (you must be root)", 3, "a security module or a user namespace may forbid it"),
     ],
 )
