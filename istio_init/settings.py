@@ -6,8 +6,10 @@ from typing import NamedTuple
 from istio_init import values as parse
 from istio_init.errors import InvalidInput
 from istio_init.model import (
+    DNS_PORT,
     ENVOY_PORT,
     INBOUND_PORT,
+    LOOP_MARK,
     LOOPBACK_CIDR,
     PROXY_UID,
     TPROXY_MARK,
@@ -198,6 +200,10 @@ def _with_current(
         redirect_dns = False
     if everywhere and not redirect_dns:
         warnings.append(f"{values['capture_all_dns'].where} has no effect: it counts only with --redirect-dns")
+    ipv6 = switch("dual_stack") or facts.is_ipv6
+    if not ipv6:
+        warnings += _idle_cidrs(settings, values)
+    _refuse_contradictions(settings, values, redirect_dns=redirect_dns)
     return settings._replace(
         layout=CURRENT,
         close_inbound_ipv6=False,
@@ -209,12 +215,33 @@ def _with_current(
         redirect_dns=redirect_dns,
         capture_all_dns=everywhere,
         drop_invalid=switch("drop_invalid"),
-        ipv6=switch("dual_stack") or facts.is_ipv6,
+        ipv6=ipv6,
         owner_groups=_groups(values, "owner_groups", accounts) or (ALL,),
         owner_groups_exclude=_groups(values, "owner_groups_exclude", accounts),
         loopback_cidr=parse.one(values, "loopback_cidr", _loopback, LOOPBACK_CIDR),
         nameservers=facts.nameservers,
     )
+
+
+def _idle_cidrs(settings: Settings, values: Mapping[str, Value]) -> list[str]:
+    """Tell the lists that have CIDRs of IPv6, for where IPv6 is off."""
+    lists = {"service_cidrs": settings.service_cidrs, "service_exclude_cidrs": settings.service_exclude_cidrs}
+    return [
+        f"{values[name].where}: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+        for name, cidrs in lists.items()
+        if any(":" in cidr for cidr in cidrs)
+    ]
+
+
+def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], *, redirect_dns: bool) -> None:
+    """Refuse values that are allowed by themselves, and take something from each other."""
+    if settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
+        problem = f"{LOOP_MARK} is the mark of what the proxy sends to its own pod"
+        raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
+    for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
+        if redirect_dns and port == DNS_PORT:
+            problem = f"{port} is the port of the proxy's resolver, to which --redirect-dns leads"
+            raise InvalidInput(values[name].where, problem, "any other port")
 
 
 def _groups(values: Mapping[str, Value], name: str, accounts: Accounts) -> tuple[str, ...]:

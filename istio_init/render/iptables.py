@@ -63,6 +63,10 @@ KINDS = {
     for extension in (PROTOCOLS if words.extension == OF_PROTOCOL else (words.extension,))
 }
 OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
+# iptables' programs take 255 words a rule (MAX_ARGC of xshared.h), `-A CHAIN` included. Owners, of which a rule can have
+# many, are written in three words instead of five where there would be more.
+MOST_WORDS = 240
+OWNER = re.compile(r"-m owner( !)? --([ug]id)-owner (\d+)")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a comment or a log prefix, which may say anything
 WHOLE_MARK = re.compile(r"0x[0-9a-f]{1,8}(/0xffffffff)?")
 TABLES = {table.value: table for table in Table}
@@ -106,7 +110,8 @@ def render_rule(rule: KernelRule) -> str:
     if isinstance(rule, OpaqueRule):
         return rule.text
     protocol = protocol_of(rule)
-    return " ".join((*(render_match(match, protocol) for match in rule.matches), render_target(rule.target)))
+    text = " ".join((*(render_match(match, protocol) for match in rule.matches), render_target(rule.target)))
+    return OWNER.sub(r"-mowner\1 --\2-owner=\3", text) if text.count(" ") > MOST_WORDS else text
 
 
 def render_match(match: Match, protocol: str) -> str:

@@ -20,7 +20,7 @@ from istio_init.model import (
     TargetKind,
 )
 from istio_init.trace import Packet, trace
-from istio_init.values import ALL
+from istio_init.values import ALL, PORT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -108,6 +108,7 @@ def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
 
 def paths(settings: Settings, plan: Plan, place: Place) -> tuple[Path, ...]:
     """List the paths of a plan, IPv4 first; each is listed once."""
+    place = place._replace(probe_port=_probe_port(settings, place.probe_port))
     found: dict[tuple[Family, Packet], Path] = {}
     for family in plan.families():
         for what, packet in (
@@ -146,6 +147,15 @@ def _reason(steps: tuple[Step, ...]) -> str:
     if deciding and (steps[-1].chain in SINGLE_MINDED or deciding[-1].target.kind is not TargetKind.JUMP):
         return deciding[-1].why
     return "no rule captures it"
+
+
+def _probe_port(settings: Settings, wanted: int) -> int:
+    """Give the first port from the wanted one on that no flag leaves alone: one that is left alone shows no capture."""
+    excluded = [item.partition(":") for item in (*settings.inbound_exclude_ports, *settings.outbound_exclude_ports)]
+    ranges = [range(int(first), int(last or first) + 1) for first, _, last in excluded]
+    own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, DNS_PORT)
+    candidates = range(wanted, PORT_MAX + 1)
+    return next((port for port in candidates if port not in own and not any(port in one for one in ranges)), wanted)
 
 
 def _outbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:

@@ -86,6 +86,14 @@ def test_each_of_several_owners_has_its_calls_to_its_own_pod_captured(pod: Pod, 
         assert connect(pod, out(POD, 9080, DIRECT)).server == DIRECT
 
 
+@pytest.mark.parametrize("variable", ["ISTIO_OUTBOUND_OWNER_GROUPS", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE"])
+def test_as_many_groups_as_are_allowed_fit_in_their_rules(pod: Pod, means: Means, variable: str) -> None:
+    groups = ",".join(map(str, range(2000, 2064)))
+    words = (*means[0], "-u", ",".join(map(str, range(1337, 1361))), "-i", "*", "--dual-stack")
+    for expected in ("rules written", "already in place"):
+        assert expected in pod.inside.istio_iptables(*words, environment={variable: groups}).stderr
+
+
 def test_in_the_old_order_the_first_users_rule_hides_those_of_the_others(pod: Pod) -> None:
     connections = [out(POD, 9080, DIRECT, owner) for owner in OWNERS]
     script = pod.inside.istio_iptables("--dry-run", "--family", "ipv4", *SEVERAL_OWNERS).stdout.splitlines()

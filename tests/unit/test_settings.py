@@ -401,9 +401,25 @@ def test_inbound_ipv6_is_closed_until_the_variable_has_a_value(text: str, *, clo
 
 
 def test_host_bits_of_ipv6_are_masked_with_a_warning() -> None:
-    settings = current(service_cidrs="fd00::1/8,fd00::/8", service_exclude_cidrs="::1/128")
+    settings = current(service_cidrs="fd00::1/8,fd00::/8", service_exclude_cidrs="::1/128", dual_stack="true")
     assert settings.service_cidrs == ("fd00::/8",)
     assert settings.warnings == ("--service_cidrs: 'fd00::1/8' has host bits set and is taken as fd00::/8",)
+
+
+def test_cidrs_of_ipv6_where_ipv6_is_off_are_a_warning() -> None:
+    (warning,) = current(service_cidrs="10.0.0.0/8", service_exclude_cidrs="10.1.0.0/16,fd00::/8").warnings
+    assert warning == (
+        "--service_exclude_cidrs: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+    )
+
+
+def test_values_that_take_something_from_each_other_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="--tproxy_mark: 1338 is the mark of what the proxy sends to its own pod"):
+        current(mode="TPROXY", tproxy_mark="1338")
+    assert current(tproxy_mark="1338").tproxy_mark == 1338
+    for name in ("envoy_port", "inbound_capture_port"):
+        with pytest.raises(InvalidInput, match=f"--{name}: 15053 is the port of the proxy's resolver"):
+            current(**{name: "15053"}, redirect_dns="true", capture_all_dns="true")
 
 
 def test_host_bits_are_masked_with_a_warning() -> None:

@@ -107,6 +107,14 @@ def test_inbound_ports_of_every_kind_are_tried() -> None:
     assert outcomes(listed, "in by policy route") == {(NOWHERE[Family.IPV4][0], 9080): 15006}
 
 
+def test_a_probe_that_flags_leave_alone_gives_way_to_one_that_shows_capture() -> None:
+    listed = found(
+        inbound_ports="*", inbound_exclude_ports="15002,15003-15007", service_cidrs="*", outbound_exclude_ports="15009"
+    )
+    assert outcomes(listed, "in")[INSIDE[Family.IPV4], 15010] == 15006
+    assert outcomes(listed, "out")[NOWHERE[Family.IPV4][0], 15010] == 15001
+
+
 def test_the_proxys_own_ports_are_not_tried_as_apps() -> None:
     assert 15001 not in {port for _, port in outcomes(found(inbound_ports="15001,9080"), "in")}
 
