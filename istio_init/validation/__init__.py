@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from istio_init.backends.base import namespace_lock
+from istio_init.backends.base import namespace_lock, signals_held
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, local_addresses
 from istio_init.errors import Unsupported, ValidationFailed
 from istio_init.validation.attempts import Attempt, Verdict
@@ -34,7 +34,7 @@ BLIND = "it takes the capabilities NET_ADMIN and NET_RAW to make connections fro
 
 
 def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lock_wait: int) -> tuple[Verdict, ...]:
-    """Try the paths of a plan in this network namespace.
+    """Try the paths of a plan in this network namespace. A signal that would end the process waits for the end.
 
     Args:
         settings: those that the plan was made of, of layout current.
@@ -50,6 +50,7 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
     """
     with ExitStack() as stack:
         stack.enter_context(namespace_lock(lock_wait))
+        stack.enter_context(signals_held())  # the interfaces and rules of the world are to be removed
         served = stack.enter_context(listeners(settings, plan.families()))
         around, blind = _world(stack, plan, settings)
         own = (os.geteuid(), os.getegid())

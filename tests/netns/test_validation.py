@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -285,6 +286,21 @@ def test_an_app_that_serves_an_excluded_port_already_is_no_hindrance(pod: Pod) -
         servers.close()
     assert (found.status, found.wrong) == (0, [])
     assert [line for line in found.good if "15020" in line and line.endswith("(another server answered)")]
+
+
+def test_a_validation_that_is_told_to_end_leaves_nothing_behind(pod: Pod) -> None:
+    flags, command, _ = BREAKS["foreign-drop"]
+    apply(pod.inside, *flags)
+    pod.inside.run("iptables-nft", *command[1:])  # so that it lasts until its timeout
+    before = everything(pod.inside)
+    made = "until ip link show istio-probe >&2; do kill -0 $! || exit 1; sleep 0.05; done"
+    script = f'"$@" & {made}; kill -TERM $!; wait $!; echo $?'
+    program = (sys.executable, "-m", "istio_init", "istio-iptables", *flags)
+    ended = pod.inside.run(
+        "sh", "-c", script, "sh", *program, "--skip-rule-apply", "--run-validation", "--probe-timeout", "2s"
+    )
+    assert ended.stdout == f"{128 + signal.SIGTERM}\n"
+    assert everything(pod.inside) == before
 
 
 def test_what_a_killed_validation_left_is_no_hindrance(pod: Pod) -> None:
