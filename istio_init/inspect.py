@@ -61,6 +61,38 @@ def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
     return [change for change in changes if change is not None]
 
 
+def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tuple[str, ...]]:
+    """Find foreign rules that keep connections from ours once `wanted` is in place.
+
+    What we append to a built-in chain stands behind all that others had there, and each rule before it may end a
+    connection's way first. Only tables in which connections are diverted count.
+
+    Returns:
+        for each table and chain that has such rules, the rules as iptables-save prints them.
+    """
+    found = {}
+    for table in (Table.MANGLE, Table.NAT):
+        ours, theirs = wanted.get(table, NOTHING), current.get(table, NOTHING)
+        stay = all(_same_jumps(ours, theirs, chain) for chain in BUILTIN_CHAINS)  # else all of ours are written anew
+        protocols = _protocols(ours)
+        for chain in dict.fromkeys(chain for chain, _ in ours.jumps):
+            before = (one.text for one in theirs.endings if one.chain == chain and (one.is_ahead or not stay))
+            if rules := tuple(text for text in before if _protocol(text) in protocols):
+                found[table, chain] = rules
+    return found
+
+
+def _protocols(state: TableState) -> tuple[str, ...]:
+    """Name the protocols whose packets a table diverts; the empty one is that of a rule for all protocols."""
+    return ("", "tcp", "udp") if "ISTIO_OUTPUT_DNS" in state.chains else ("", "tcp")
+
+
+def _protocol(text: str) -> str:
+    """Name the protocol that a rule of iptables-save asks for; empty when it does not ask for one."""
+    before, asks, after = f" {text}".partition(" -p ")
+    return after.split()[0] if asks and not before.endswith("!") else ""
+
+
 def _compare_table(table: Table, wanted: TableState, current: TableState) -> TableChange | None:
     chains = {name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))}
     dropped = tuple(name for name in current.chains if name not in wanted.chains)

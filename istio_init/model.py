@@ -246,6 +246,23 @@ OWN_CHAINS = frozenset(
 )
 
 
+NFT_TABLE = "istio-init"  # of native nftables: one for each family, and all of it is ours
+
+
+class Ending(NamedTuple):
+    """A foreign rule in a built-in chain, whose target ends the way of a packet through that chain.
+
+    Attributes:
+        chain: the built-in chain.
+        text: the rule as iptables-save prints it, without `-A CHAIN`.
+        is_ahead: whether a rule of ours stands behind it.
+    """
+
+    chain: str
+    text: str
+    is_ahead: bool
+
+
 class TableState(NamedTuple):
     """What one table of one family holds: ours in full, of the others only what decisions need.
 
@@ -254,6 +271,7 @@ class TableState(NamedTuple):
         jumps: `(built-in chain, rule)` for each further rule of ours there, in order: it leads into a chain of ours, or
             bears our comment.
         inserted: those of them that stand before any foreign rule of their chain.
+        endings: foreign rules that may keep packets from ours, in order.
         foreign: whether the table holds rules or chains that are not ours.
         users: `(our chain, foreign chain)` for each foreign chain that jumps to one of ours.
     """
@@ -263,6 +281,7 @@ class TableState(NamedTuple):
     foreign: bool = False
     users: tuple[tuple[str, str], ...] = ()
     inserted: tuple[tuple[str, KernelRule], ...] = ()
+    endings: tuple[Ending, ...] = ()
 
 
 Snapshot = dict[Table, TableState]

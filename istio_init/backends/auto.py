@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.backends.base import BOTH_FAMILIES, LOCK_WAIT, Report
+from istio_init.backends.base import BOTH_FAMILIES
+from istio_init.backends.locks import LOCK_WAIT
 from istio_init.backends.restore import RestoreBackend
 from istio_init.errors import CommandError, IstioInitError
 from istio_init.runner import NOT_FOUND
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from istio_init.backends.nft import NftBackend
+    from istio_init.backends.report import Report
     from istio_init.model import Family, Plan
     from istio_init.runner import Observer
 
@@ -39,27 +41,8 @@ class AutoBackend(RestoreBackend):
         )
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Remove all that is ours, whichever of the two made it."""
-        return self._or_else(lambda: self._remove_both(families), lambda: self._nft().remove(families))
-
-    def _remove_both(self, families: tuple[Family, ...]) -> Report:
-        report = super().remove(families)
-        try:
-            other = self._nft().remove(families)
-        except CommandError as error:
-            if error.stderr == NOT_FOUND:  # then nothing was made with it
-                return report
-            unseen = f"there may be tables of nftables' own that were not seen: {error}"
-            return report._replace(warnings=(*report.warnings, unseen))
-        if not other.changed:
-            return report
-        return report._replace(
-            backend=f"{report.backend} and {other.backend}",
-            chains=report.chains + other.chains,
-            changed=True,
-            routed=report.routed or other.routed,
-            addressed=report.addressed or other.addressed,
-        )
+        """Remove all that is ours, as `Backend.remove` does."""
+        return self._or_else(lambda: super(AutoBackend, self).remove(families), lambda: self._nft().remove(families))
 
     def _or_else(self, first: Callable[[], Report], second: Callable[[], Report]) -> Report:
         try:

@@ -5,17 +5,15 @@ here once for all of them: one writer at a time, compare first, captures gained 
 put back when a part fails.
 """
 
-import fcntl
-import os
-import signal
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from istio_init.errors import IstioInitError, LockHeld, Unsupported
-from istio_init.inspect import TableChange, compare, desired
+from istio_init.backends.locks import LOCK_WAIT, namespace_lock, signals_held
+from istio_init.backends.report import Report, Surroundings, means
+from istio_init.errors import IstioInitError
+from istio_init.inspect import TableChange, compare, desired, shadows
 from istio_init.model import (
     NO_MARK,
     PROXY_SOURCE_IPV6,
@@ -31,10 +29,6 @@ from istio_init.model import (
     Variant,
 )
 
-LOCK_WAIT = 10  # seconds
-LOCK_POLL = 0.02  # seconds
-# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
-NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
 BOTH_FAMILIES = tuple(Family)
 NO_PLAN = Plan("", ())
 
@@ -42,40 +36,17 @@ Snapshots = dict[Family, Snapshot]
 Changes = dict[Family, list[TableChange]]
 
 
-class Surroundings(NamedTuple):
-    """What was changed besides rules: see `Report`."""
+class Other(NamedTuple):
+    """Rules of ours that were made through another backend than the one at work, and the changes that remove them."""
 
-    routed: bool = False
-    addressed: bool = False
-
-
-class Report(NamedTuple):
-    """What an `apply` or `remove` did.
-
-    Attributes:
-        backend: the name of the backend.
-        variants: the iptables variant that each family was read and written through.
-        chains: how many chains were written or removed; 0 when all was as it should be.
-        rules: how many rules were written.
-        changed: whether anything was written, policy routes and addresses included.
-        routed: whether a policy route was made or removed.
-        addressed: whether lo was given an address, or one was taken from it.
-        warnings: what was left out, and why.
-    """
-
-    backend: str
-    variants: dict[Family, Variant]
-    chains: int
-    rules: int
-    changed: bool
-    routed: bool
-    addressed: bool
-    warnings: tuple[str, ...]
+    backend: "Backend"
+    before: Snapshots
+    changes: Changes
 
     @property
     def means(self) -> str:
-        """Backend and variants in a few words, such as `restore; ipv4 nft, ipv6 nft`."""
-        return "; ".join(filter(None, (self.backend, ", ".join(f"{f} {v}" for f, v in self.variants.items()))))
+        """How they are reached, such as `restore; ipv4 legacy`."""
+        return means(self.backend.name, self.backend.variants(tuple(self.changes)))
 
 
 class Backend(ABC):
@@ -175,10 +146,15 @@ class Backend(ABC):
         """Tell the families of which the last `read` may have missed something, and why."""
         return {}
 
+    def others(self, families: tuple[Family, ...]) -> Iterable[tuple["Backend", tuple[Family, ...]]]:  # noqa: ARG002 - a default
+        """Find the backends that may hold rules of ours besides those of the last `read`, each with the families of them."""
+        return ()
+
     def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Bring the kernel to `plan`: afterwards all of it is in place, or all is as it was.
 
-        Nothing is written when the plan is in place already. Foreign rules and chains are not touched.
+        Nothing is written when the plan is in place already. Rules of ours that were made through another backend are
+        removed once those of this one are in place. Foreign rules and chains are not touched.
 
         Raises:
             InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.errors`.
@@ -186,21 +162,27 @@ class Backend(ABC):
         plan = plan.only(families)
         with self._locked():
             before = self.read(families)
-            changes = {family: self.difference(desired(plan, family), before[family]) for family in families}
+            others, hidden = self._read_others(families)
+            wanted = {family: desired(plan, family) for family in families}
+            changes = {family: self.difference(wanted[family], before[family]) for family in families}
             with self._surroundings_added(plan) as added:
                 skipped = self._commit_or_put_back(before, changes, plan.optional)
+                self._remove_others(others, before)
             # The rules of an earlier plan tell what it had besides, so that pods without any of it need not look.
+            seen = [before, *(other.before for other in others)]
             gone = Surroundings(
-                routed=bool(_marks(before)) and self._delete_routes(before, plan),
-                addressed=_have_proxy_source(before) and self._delete_addresses(plan),
+                routed=bool(_marks(seen)) and self._delete_routes(seen, families, plan),
+                addressed=_have_proxy_source(seen) and self._delete_addresses(plan),
             )
             left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
             unread = {family: why for family, why in self.unread().items() if family not in skipped}
-            unseen = [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
-            return self._report(families, changes, (*left_out, *unseen), added, gone)
+            replaced = [f"rules of ours that were made through another backend ({o.means}) were removed" for o in others]
+            shadowed = [line for family in families for line in _shadowed(family, wanted[family], before[family])]
+            warnings = (*left_out, *_unseen(unread), *hidden, *replaced, *shadowed)
+            return self._report(families, (changes, *(other.changes for other in others)), warnings, added, gone)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Remove all that is ours and nothing else; it is no error when there is nothing.
+        """Remove all that is ours and nothing else, whichever backend made it; it is no error when there is nothing.
 
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.errors`.
@@ -212,15 +194,19 @@ class Backend(ABC):
                 if family is Family.IPV4 or families != BOTH_FAMILIES:
                     raise error
                 warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
+            others, hidden = self._read_others(families)
             changes = {family: self.difference({}, before[family]) for family in families}
             self._commit_or_put_back(before, changes, frozenset())
+            self._remove_others(others, before)
             # A family whose rules cannot be read keeps what they may need.
-            read = {family: snapshot for family, snapshot in before.items() if family not in self.unread()}
+            read = tuple(family for family in families if family not in self.unread())
             gone = Surroundings(
-                routed=self._delete_routes(read, NO_PLAN),
+                routed=self._delete_routes([before, *(other.before for other in others)], read, NO_PLAN),
                 addressed=Family.IPV6 in read and self._delete_addresses(NO_PLAN),
             )
-            return self._report(families, changes, tuple(warnings), gone)
+            made = (changes, *(other.changes for other in others))
+            report = self._report(families, made, (*warnings, *hidden), gone)
+            return report._replace(backend=" and ".join((self.name, *(other.backend.name for other in others))))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -243,11 +229,36 @@ class Backend(ABC):
             yield Surroundings(bool(routes), bool(addresses))
             undo.pop_all()
 
-    def _delete_routes(self, before: Snapshots, keep: Plan) -> bool:
-        """Remove the routes of the families in `before` that a plan does not have."""
+    def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
+        """Read the rules of ours that were made through other backends, and say what cannot be read."""
+        found, hidden = [], []
+        for backend, where in self.others(families):
+            try:
+                before = backend.read(where)
+            except IstioInitError as error:
+                hidden += _unseen(dict.fromkeys(where, error))
+                continue
+            hidden += _unseen(backend.unread())
+            changes = {family: backend.difference({}, before[family]) for family in where}
+            if any(changes.values()):
+                found.append(Other(backend, before, {family: made for family, made in changes.items() if made}))
+        return found, hidden
+
+    def _remove_others(self, others: Sequence[Other], before: Snapshots) -> None:
+        """Remove what other backends made, or put back all that was there before."""
+        try:
+            for other in others:
+                for failure in other.backend.commit(other.changes).values():
+                    raise failure
+        except IstioInitError as error:
+            _put_back([(self, before), *((other.backend, other.before) for other in others)], error)
+            raise
+
+    def _delete_routes(self, seen: Sequence[Snapshots], families: tuple[Family, ...], keep: Plan) -> bool:
+        """Remove the routes of `families` that a plan does not have."""
         # A route of ours that another's rule leads to is part of the one that is kept.
         kept = (*keep.routes, *(route._replace(mark=NO_MARK) for route in keep.routes))
-        stale = [route for route in self.routes(_marks(before)) if route.family in before and route not in kept]
+        stale = [route for route in self.routes(_marks(seen)) if route.family in families and route not in kept]
         for route in stale:
             self.delete_route(route)
         return bool(stale)
@@ -276,7 +287,7 @@ class Backend(ABC):
                 if family not in skipped:
                     raise failed[family]
         except IstioInitError as error:
-            self._put_back({family: before[family] for family in writing}, error)
+            _put_back([(self, {family: before[family] for family in writing})], error)
             raise
         for family in skipped:
             changes[family] = []
@@ -285,22 +296,24 @@ class Backend(ABC):
     def _not_working(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         return self.probe(tables) if tables else {}
 
-    def _put_back(self, before: Snapshots, cause: IstioInitError) -> None:
-        try:
-            now = self.read(tuple(before))
-            undo = {family: compare(before[family], now[family]) for family in before}
-            undo = {family: changes for family, changes in undo.items() if changes}
-            for failure in self.commit(undo).values():
+    def undo(self, before: Snapshots) -> bool:
+        """Bring rules back to what they were, and tell whether any were different.
+
+        Raises:
+            IstioInitError: a transaction failed.
+        """
+        now = self.read(tuple(before))
+        changes = {family: self.difference(before[family], now[family]) for family in before}
+        changes = {family: wanted for family, wanted in changes.items() if wanted}
+        if changes:
+            for failure in self.commit(changes).values():
                 raise failure
-        except IstioInitError as error:
-            message = f"{cause}; putting back what was there before failed too: {error}"
-            raise IstioInitError(message) from cause
-        cause.add_note("what was there before is in place again" if undo else "nothing had been changed")
+        return bool(changes)
 
     def _report(
-        self, families: tuple[Family, ...], changes: Changes, warnings: tuple[str, ...], *besides: Surroundings
+        self, families: tuple[Family, ...], sets: Sequence[Changes], warnings: tuple[str, ...], *besides: Surroundings
     ) -> Report:
-        made = [change for wanted in changes.values() for change in wanted]
+        made = [change for changes in sets for wanted in changes.values() for change in wanted]
         return Report(
             backend=self.name,
             variants=self.variants(families),
@@ -316,10 +329,34 @@ class Backend(ABC):
         )
 
 
-def _marks(snapshots: Snapshots) -> Marks:
+def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
+    """Tell the foreign rules that keep connections from ours."""
+    return [
+        f"a rule of others stands before ours in {table} {chain} ({family}), and what it matches does not reach the proxy: "
+        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if that is not meant"
+        for (table, chain), rules in shadows(wanted, current).items()
+    ]
+
+
+def _unseen(unread: Mapping[Family, IstioInitError]) -> list[str]:
+    return [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
+
+
+def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError) -> None:
+    """Bring the rules of backends back to what they were, and note it on the error that made it necessary."""
+    try:
+        undone = [backend.undo(before) for backend, before in parts]
+    except IstioInitError as error:
+        message = f"{cause}; putting back what was there before failed too: {error}"
+        raise IstioInitError(message) from cause
+    cause.add_note("what was there before is in place again" if any(undone) else "nothing had been changed")
+
+
+def _marks(seen: Iterable[Snapshots]) -> Marks:
     """Give the marks that rules of ours, or of Istio's own tools, divert packets with."""
     return frozenset(
         (family, rule.target.mark)
+        for snapshots in seen
         for family, tables in snapshots.items()
         if Table.MANGLE in tables
         for rule in tables[Table.MANGLE].chains.get("ISTIO_DIVERT", ())
@@ -327,59 +364,9 @@ def _marks(snapshots: Snapshots) -> Marks:
     )
 
 
-def _have_proxy_source(snapshots: Snapshots) -> bool:
+def _have_proxy_source(seen: Iterable[Snapshots]) -> bool:
     """Tell whether rules look for what the proxy sends from the address that it has on lo in IPv6."""
-    states = snapshots.get(Family.IPV6, {}).values()
+    states = (state for snapshots in seen for state in snapshots.get(Family.IPV6, {}).values())
     rules = (rule for state in states for chain in state.chains.values() for rule in chain)
     wanted = Match(MatchKind.SOURCE, PROXY_SOURCE_IPV6)
     return any(isinstance(rule, Rule) and wanted in rule.matches for rule in rules)
-
-
-@contextmanager
-def namespace_lock(wait: int) -> Iterator[None]:
-    """Be the only writer of this kind in this network namespace.
-
-    The lock is a flock(2) on the namespace itself. So it needs no path that could be missing or read-only, holds between
-    containers of one pod, does not hold between pods, and ends with the process.
-
-    Raises:
-        LockHeld: it was not free within `wait` seconds.
-    """
-    try:
-        namespace = os.open(NETWORK_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        message = f"cannot open {NETWORK_NAMESPACE!r} to lock this network namespace: {error.strerror}; mount /proc"
-        raise Unsupported(message) from None
-    try:
-        flock(namespace, wait, "the lock of this network namespace")
-        yield
-    finally:
-        os.close(namespace)
-
-
-def flock(file: int, wait: int, what: str) -> None:
-    """Lock an open file, alone (flock(2)), waiting at most `wait` seconds; raise `LockHeld` after that."""
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                message = (
-                    f"another program holds {what} and did not release it within {wait} s; "
-                    "wait for it to end and run this again, or wait longer with --lock-wait SECONDS"
-                )
-                raise LockHeld(message) from None
-            time.sleep(LOCK_POLL)
-        else:
-            return
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Let a signal that would end the process wait until the change is complete."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

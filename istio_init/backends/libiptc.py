@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from istio_init.backends.base import Backend, Changes, Snapshots, flock
+from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.backends.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK,
@@ -30,6 +30,8 @@ from istio_init.backends.legacy import (
     lock_path,
     own_lock_file,
 )
+from istio_init.backends.locks import flock
+from istio_init.backends.others import OF_VARIANT, find
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.model import (
@@ -105,6 +107,10 @@ class LibiptcBackend(Backend):
     def read(self, families: tuple[Family, ...]) -> Snapshots:
         """Read the tables that exist, and make none."""
         return {family: _apart(_read_family, family) for family in families}
+
+    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        """Find rules of ours in nf_tables, those of iptables-nft and of native nftables."""
+        yield from find(families, OF_VARIANT[Variant.LEGACY], self.lock_wait, lambda _: None)
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Open each table, add an empty chain, commit, and take it back."""

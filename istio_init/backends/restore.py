@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.backends.base import LOCK_WAIT, Backend, Changes, Snapshots
+from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.backends.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK_VARIABLE,
@@ -19,7 +19,9 @@ from istio_init.backends.legacy import (
     lock_path,
     own_lock_file,
 )
+from istio_init.backends.locks import LOCK_WAIT
 from istio_init.backends.modules import missing_part
+from istio_init.backends.others import OF_VARIANT, find
 from istio_init.backends.remedies import missing_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
@@ -28,7 +30,7 @@ from istio_init.render.iptables import command_name, parse_save, render_changes
 from istio_init.runner import Command, Result, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from istio_init.runner import Observer
 
@@ -71,6 +73,7 @@ class RestoreBackend(Backend):
         self._chosen: dict[Family, Variant] = {}
         self._readable: set[Family] = set()
         self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
+        self._besides: dict[Variant, tuple[Family, ...]] = {}  # rules of ours that the chosen variant does not hold
         self._lock_path = ""  # of a lock file of our own, where the usual one cannot be opened
         self._observe = observe
 
@@ -81,7 +84,15 @@ class RestoreBackend(Backend):
     def read(self, families: tuple[Family, ...]) -> Snapshots:
         """Read our rules, and settle for each family on the variant that already has rules, if one has."""
         found = self._save(families)
+        self._besides.clear()
         return {family: self._settle(family, found[family]) for family in families}
+
+    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        """Find rules of ours in the variants that are not the chosen one, and in native nftables."""
+        for variant, where in self._besides.items():
+            yield RestoreBackend(variant, self.lock_wait, self._observe), where
+        known = frozenset(rule_set for variant in self._candidates for rule_set in OF_VARIANT[variant])
+        yield from find(families, known, self.lock_wait, self._observe)
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Write and take back a rule; a family works when one of the variants left for it takes the rule."""
@@ -168,10 +179,11 @@ class RestoreBackend(Backend):
     def _settle(self, family: Family, found: dict[Variant, Snapshot]) -> Snapshot:
         ours = [variant for variant, tables in found.items() if _has_ours(tables)]
         occupied = ours or [variant for variant, tables in found.items() if _has_foreign(tables)]
-        if len(occupied) > 1:
-            whose = "rules of ours" if ours else "rules"
+        for variant in ours[1:]:
+            self._besides[variant] = (*self._besides.get(variant, ()), family)
+        if len(occupied) > 1 and not ours:
             message = (
-                f"both iptables variants have {whose} for {family} in this network namespace; "
+                f"both iptables variants have rules for {family} in this network namespace; "
                 "say which one is meant with --iptables-variant legacy or --iptables-variant nft"
             )
             raise IstioInitError(message)

@@ -16,7 +16,7 @@ from istio_init.model import Variant
 from istio_init.options import ISTIO_1_0, LAYOUTS
 
 if TYPE_CHECKING:
-    from istio_init.backends.base import Report
+    from istio_init.backends.report import Report
     from istio_init.model import Plan
     from istio_init.settings import Settings
 

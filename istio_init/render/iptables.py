@@ -13,6 +13,7 @@ from istio_init.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
     OWNER_COMMENT,
+    Ending,
     Family,
     KernelRule,
     Match,
@@ -56,6 +57,12 @@ MATCH_WORDS = {
     MatchKind.CONNMARK: Words("connmark", "--mark"),
     MatchKind.COMMENT: Words("comment", "--comment"),
 }
+# Targets of iptables-extensions(8) that no rule of the same chain comes after.
+ENDING_TARGETS = frozenset(
+    {"ACCEPT", "DROP", "RETURN", "REJECT", "REDIRECT", "DNAT", "NETMAP", "TPROXY", "QUEUE", "NFQUEUE"},
+)
+# What is said to this host alone is not captured by most plans, and others (Docker's DNS) have good reasons for such rules.
+LOOPBACK = re.compile(r"(?<!!) (?:-d (?:127\.|::1[/ ])|-[io] lo )")
 PROTOCOLS = ("tcp", "udp")
 KINDS = {
     (extension, words.option): kind
@@ -233,6 +240,7 @@ class TableReader:
         self._users: list[tuple[str, str]] = []
         self._foreign = False
         self._seen_foreign: set[str] = set()  # chains in which a foreign rule came by
+        self._endings: list[Ending] = []
 
     def add_chain(self, name: str, policy: str) -> None:
         """Take note of a chain; the policy of a user-defined one is `-`."""
@@ -250,16 +258,21 @@ class TableReader:
         if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in QUOTED.sub("", text)):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
+            self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
             return
         self._foreign = True
         self._seen_foreign.add(chain)
         if goal in OWN_CHAINS:
             self._users.append((goal, chain))
+        if chain in BUILTIN_CHAINS and goal in ENDING_TARGETS and not LOOPBACK.search(f" {text} "):
+            self._endings.append(Ending(chain, text, is_ahead=False))
 
     def state(self) -> TableState:
         """Give what was collected."""
         chains = {name: tuple(rules) for name, rules in self._chains.items()}
-        return TableState(chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted))
+        return TableState(
+            chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), tuple(self._endings)
+        )
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from istio_init.errors import Unsupported
 from istio_init.inspect import TableChange, compare, desired
 from istio_init.model import (
+    NFT_TABLE,
     Family,
     KernelRule,
     Match,
@@ -40,7 +41,6 @@ from istio_init.render.nft_sets import COMMENT_BYTES, Joined, canonical, join
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-TABLE = "istio-init"
 FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 # Priorities of the tables of iptables: linux/netfilter_ipv4.h.
@@ -93,7 +93,7 @@ def render_tables(
     """
     lines = []
     for family, changes in families.items():
-        name = f"{FAMILIES[family]} {TABLE}"
+        name = f"{FAMILIES[family]} {NFT_TABLE}"
         # To delete a table that is not there is an error (`destroy` came with nft 1.0.7), to add one that is there is none.
         lines += [f"create table {name}"] if family in absent else [f"add table {name}", f"delete table {name}"]
         chains = {chain: rules for change in changes for chain, rules in _chains(family, change).items()}

@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from istio_init.backends.base import namespace_lock, signals_held
+from istio_init.backends.locks import namespace_lock, signals_held
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, local_addresses
 from istio_init.errors import Unsupported, ValidationFailed
 from istio_init.validation.attempts import Attempt, Verdict

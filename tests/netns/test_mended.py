@@ -218,3 +218,18 @@ def test_a_foreign_rule_put_before_one_that_belongs_at_the_head_stands_behind_it
         assert "already in place" not in pod.inside.istio_iptables(*flags).stderr
         assert connect_from(machine, (MACHINE, 0), SERVICE, 80).server == "envoy:15001"
     assert f"-A PREROUTING {' '.join(shadowing)}" in pod.inside.save("nft")
+
+
+def test_a_foreign_rule_that_shadows_ours_is_told(pod: Pod, means: tuple[tuple[str, ...], str]) -> None:
+    flags, variant = means
+    shadowing = ("-d", f"{SERVICE}/32", "-p", "tcp", "-j", "ACCEPT")
+    with servers_for(pod, [out(SERVICE, 80, "envoy:15001")]):
+        assert "stands before ours" not in pod.inside.istio_iptables(*flags, "-i", "*", "-b", "*").stderr
+        pod.inside.run(f"iptables-{variant}", "-t", "nat", "-I", "OUTPUT", *shadowing)
+        told = pod.inside.istio_iptables(*flags, "-i", "*", "-b", "*").stderr
+        assert "stands before ours in nat OUTPUT (ipv4)" in told
+        assert " ".join(shadowing) in told
+        assert "already in place" in told
+        assert connect(pod, out(SERVICE, 80, "")).server == DIRECT
+    pod.inside.istio_iptables(*flags, "--cleanup-only")
+    assert f"-A OUTPUT {' '.join(shadowing)}" in pod.inside.save(variant)

@@ -31,7 +31,7 @@ from tests.unit.program import POD, TPROXY, command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from istio_init.backends.base import Report
+    from istio_init.backends.report import Report
     from istio_init.model import Plan
 
 

@@ -307,7 +307,8 @@ def test_each_table_is_read(table: Table) -> None:
     ids=["policy", "rule", "rule-without-words", "chain", "chain-named-like-ours", "jump-to-a-chain-named-like-ours"],
 )
 def test_rules_chains_and_policies_of_others_are_foreign(lines: tuple[str, ...]) -> None:
-    assert parse_save(saved("filter", *lines)) == {Table.FILTER: TableState({}, foreign=True)}
+    (state,) = parse_save(saved("filter", *lines)).values()
+    assert state._replace(endings=()) == TableState({}, foreign=True)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ def test_a_rule_in_a_built_in_chain_that_bears_our_comment_is_ours() -> None:
 )
 def test_a_rule_with_another_comment_is_foreign(rule: str) -> None:
     (state,) = parse_save(saved("nat", *BUILTINS, f"-A PREROUTING {rule}")).values()
-    assert state == TableState({}, foreign=True)
+    assert state._replace(endings=()) == TableState({}, foreign=True)
 
 
 def test_ours_before_any_foreign_rule_of_the_chain_are_told_from_those_behind_one() -> None:
@@ -376,7 +377,7 @@ def test_ours_before_any_foreign_rule_of_the_chain_are_told_from_those_behind_on
 )
 def test_a_rule_that_only_speaks_of_a_chain_of_ours_is_foreign(rule: str) -> None:
     (state,) = parse_save(saved("nat", *BUILTINS, ":ISTIO_OUTPUT - [0:0]", f"-A OUTPUT {rule}")).values()
-    assert state == TableState({"ISTIO_OUTPUT": ()}, foreign=True)
+    assert state._replace(endings=()) == TableState({"ISTIO_OUTPUT": ()}, foreign=True)
 
 
 def test_a_foreign_chain_that_jumps_into_ours_is_told() -> None:
