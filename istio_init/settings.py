@@ -240,7 +240,7 @@ def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], *, r
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
         if redirect_dns and port == DNS_PORT:
-            problem = f"{port} is the port of the proxy's resolver, to which --redirect-dns leads"
+            problem = f"{port} is the port of the proxy's resolver, to which {values['redirect_dns'].where} leads"
             raise InvalidInput(values[name].where, problem, "any other port")
 
 

@@ -64,7 +64,7 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
     if steering.network_namespace:
         from istio_init.namespaces import enter_network_namespace  # noqa: PLC0415 - most runs are in theirs already
 
-        enter_network_namespace(steering.network_namespace)
+        enter_network_namespace(steering.network_namespace, steering.wheres["network_namespace"])
     if steering.cleanup_only:
         remove_ours(run)
         return
@@ -78,7 +78,7 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
         print_plan(run, plan, output_format)
         return
     if steering.skip_rule_apply:
-        run.log.write(Level.INFO, "no rule is written (--skip-rule-apply)")
+        run.log.write(Level.INFO, f"no rule is written ({steering.wheres['skip_rule_apply']})")
     else:
         write_plan(run, plan, started)
     if steering.run_validation:

@@ -81,6 +81,7 @@ class Steering(NamedTuple):
     Attributes:
         probe_timeout: seconds.
         network_namespace: its path; empty for this process's own.
+        wheres: by `Option.name`, the flag or the variable that gave the value, for those that were given.
         binary: an iptables variant, or empty.
         log_level: None leaves it to -v and --quiet.
         warnings: what the user should know about flags that were accepted.
@@ -97,6 +98,7 @@ class Steering(NamedTuple):
     binary: str
     log_as_json: bool
     log_level: Level | None
+    wheres: Mapping[str, str]
     warnings: tuple[str, ...]
 
     @classmethod
@@ -125,6 +127,7 @@ class Steering(NamedTuple):
             binary=parse.one(values, "force_iptables_binary", _binary, ""),
             log_as_json=switch("log_as_json"),
             log_level=parse.one(values, "log_output_level", _level, None),
+            wheres={name: value.where for name, value in values.items()},
             warnings=tuple(_warnings(values)),
         )
         steering.refuse_contradictions()
@@ -137,15 +140,13 @@ class Steering(NamedTuple):
             InvalidInput: two flags contradict each other.
         """
         if self.cleanup_only:
-            for other, name in (
-                (self.dry_run, "--dry-run"),
-                (self.skip_rule_apply, "--skip-rule-apply"),
-                (self.run_validation, "--run-validation"),
-            ):
-                if other:
-                    raise InvalidInput("--cleanup-only", f"it removes rules, which contradicts {name}", "one of the two")
+            for name in ("dry_run", "skip_rule_apply", "run_validation"):
+                if getattr(self, name):
+                    problem = f"it removes rules, which contradicts {self.wheres[name]}"
+                    raise InvalidInput(self.wheres["cleanup_only"], problem, "one of the two")
         if self.dry_run and self.run_validation:
-            raise InvalidInput("--run-validation", "it tries real rules, and --dry-run writes none", "one of the two")
+            problem = f"it tries real rules, and {self.wheres['dry_run']} writes none"
+            raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
 
     def backend(self, named: str) -> str:
         """Give the backend, beside what --backend names.
@@ -156,7 +157,7 @@ class Steering(NamedTuple):
         if not self.native_nftables:
             return named
         if named not in ("auto", "nft"):
-            raise InvalidInput("--native-nftables", f"it contradicts --backend {named}", "one of the two")
+            raise InvalidInput(self.wheres["native_nftables"], f"it contradicts --backend {named}", "one of the two")
         return "nft"
 
     def variant(self, named: str) -> str:
@@ -167,7 +168,7 @@ class Steering(NamedTuple):
         """
         if self.binary and named not in ("auto", self.binary):
             problem = f"{self.binary!r} contradicts --iptables-variant {named}"
-            raise InvalidInput("--force-iptables-binary", problem, "one of the two")
+            raise InvalidInput(self.wheres["force_iptables_binary"], problem, "one of the two")
         return self.binary or named
 
 

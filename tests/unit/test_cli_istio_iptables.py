@@ -268,13 +268,50 @@ def test_a_forced_binary_is_a_variant(
     assert run(["istio-iptables", *ALL, "--iptables-variant", binary]) == 0
     assert opened.asked == ("auto", Variant(binary))
     other = "nft" if binary == "legacy" else "legacy"
-    assert "contradicts --iptables-variant" in refusal("--iptables-variant", other)
+    assert f"$FORCE_IPTABLES_BINARY: {binary!r} contradicts --iptables-variant" in refusal("--iptables-variant", other)
+    monkeypatch.delenv("FORCE_IPTABLES_BINARY")
+    named = ("--iptables-variant", other, "--force-iptables-binary", binary)
+    assert "error: --force-iptables-binary: " in refusal(*named)
 
 
-@pytest.mark.parametrize("other", ["--dry-run", "--skip-rule-apply", "--run-validation"])
+@pytest.mark.parametrize("other", ["-n/--dry-run", "--skip-rule-apply", "--run-validation"])
 @pytest.mark.usefixtures("opened")
 def test_a_cleanup_with_anything_else_is_refused(other: str, refusal: Callable[..., str]) -> None:
-    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal("--cleanup-only", other)
+    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal(
+        "--cleanup-only", other.rpartition("/")[2]
+    )
+
+
+@pytest.mark.parametrize("other", ["DRY_RUN", "SKIP_RULE_APPLY", "RUN_VALIDATION"])
+@pytest.mark.usefixtures("opened")
+def test_variables_that_contradict_each_other_are_told_by_their_names(
+    other: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(other, "true")
+    assert f"--cleanup-only: it removes rules, which contradicts ${other} " in refusal("--cleanup-only")
+    monkeypatch.setenv("CLEANUP_ONLY", "true")
+    assert f"$CLEANUP_ONLY: it removes rules, which contradicts ${other} " in refusal()
+
+
+@pytest.mark.usefixtures("opened")
+def test_variables_of_a_validation_and_of_a_backend_are_told_by_their_names(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATIVE_NFTABLES", "true")
+    assert "error: $NATIVE_NFTABLES: it contradicts --backend restore" in refusal("--backend", "restore")
+    monkeypatch.setenv("RUN_VALIDATION", "true")
+    monkeypatch.setenv("DRY_RUN", "true")
+    assert "error: $RUN_VALIDATION: it tries real rules, and $DRY_RUN writes none" in refusal()
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_port_at_odds_with_a_variable_is_told_with_the_variable(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTIO_META_DNS_CAPTURE", "true")
+    assert "-p/--envoy-port: 15053 is the port of the proxy's resolver, to which $ISTIO_META_DNS_CAPTURE leads" in refusal(
+        "-p", "15053"
+    )
 
 
 @pytest.mark.usefixtures("opened")
@@ -330,13 +367,19 @@ def test_the_log_is_json_where_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 # Network namespaces and validation; real ones are in tests/netns
 
 
-def test_a_path_that_is_no_network_namespace_is_refused(opened: Opened, refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_a_path_that_is_no_network_namespace_is_refused(
+    opened: Opened, refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, pipe = tmp_path / "file", tmp_path / "pipe"
     file.touch()
     os.mkfifo(pipe)
     for path in (file, pipe, tmp_path, "/dev/null", "/proc/self/ns/mnt"):
         assert f"--network-namespace: '{path}' is not a network namespace" in refusal("--network-namespace", str(path))
     assert "No such file" in refusal("--network-namespace", str(tmp_path / "none"))
+    monkeypatch.setenv("NETWORK_NAMESPACE", str(file))
+    assert f"$NETWORK_NAMESPACE: '{file}' is not a network namespace" in refusal()
+    monkeypatch.setenv("NETWORK_NAMESPACE", str(tmp_path / "none"))
+    assert "$NETWORK_NAMESPACE: cannot open " in refusal()
     assert opened.asked is None
 
 
