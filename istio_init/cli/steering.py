@@ -8,7 +8,7 @@ from istio_init import values as parse
 from istio_init.cli.log import Level
 from istio_init.environment import choose
 from istio_init.errors import InvalidInput
-from istio_init.options import CURRENT, Option
+from istio_init.options import CURRENT, ISTIO_1_0, Option
 from istio_init.values import Value
 
 if TYPE_CHECKING:
@@ -105,6 +105,10 @@ class Steering(NamedTuple):
     def take(cls, options: dict[str, Any], environ: Mapping[str, str]) -> Steering:
         """Take these flags out of a command's options, fill in variables and defaults, and validate all.
 
+        Args:
+            options: the command's, by name; `layout` is looked at, and stays.
+            environ: the environment variables.
+
         Raises:
             InvalidInput: a value is not allowed, or two flags contradict each other.
         """
@@ -130,11 +134,14 @@ class Steering(NamedTuple):
             wheres={name: value.where for name, value in values.items()},
             warnings=tuple(_warnings(values)),
         )
-        steering.refuse_contradictions()
+        steering.refuse_contradictions(options["layout"])
         return steering
 
-    def refuse_contradictions(self) -> None:
+    def refuse_contradictions(self, layout: str) -> None:
         """Refuse what cannot be done together.
+
+        Args:
+            layout: `istio-1.0` or `current`.
 
         Raises:
             InvalidInput: two flags contradict each other.
@@ -147,6 +154,10 @@ class Steering(NamedTuple):
         if self.dry_run and self.run_validation:
             problem = f"it tries real rules, and {self.wheres['dry_run']} writes none"
             raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
+        if self.run_validation and layout == ISTIO_1_0:
+            # Its paths end at a listener or go on; that layout rejects connections, too (inbound IPv6).
+            problem = f"layout {layout} has no validation"
+            raise InvalidInput(self.wheres["run_validation"], problem, f"layout {CURRENT} (--layout)")
 
     def backend(self, named: str) -> str:
         """Give the backend, beside what --backend names.

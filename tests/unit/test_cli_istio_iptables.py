@@ -137,6 +137,55 @@ def test_a_flag_that_the_old_layout_cannot_express_is_refused_with_the_layout_th
         assert "layout istio-1.0 cannot express it (allowed: layout current" in line
 
 
+def test_the_layout_can_be_chosen_by_hand(tmp_path: Path) -> None:
+    words = ("-u", "1337", "-i", "*", "-b", "9080")
+    file = tmp_path / "sidecar.env"
+    file.write_text("ENVOY_PORT=15055\n", encoding="utf-8")
+    environ = {"ISTIO_SIDECAR_CONFIG": str(file)}
+    old = dry("istio-iptables", "-n", "--layout", "istio-1.0", *words, environment=environ)
+    assert old == dry("apply", "-n", *words, environment=environ)
+    assert "--to-ports 15055" in old
+    assert dry("istio-iptables", "-n", "--layout", "current", *words) == dry("istio-iptables", "-n", *words) != old
+
+
+@pytest.mark.parametrize("option", ONLY_CURRENT, ids=lambda option: option.name)
+def test_a_flag_that_the_chosen_layout_cannot_express_is_refused(option: Option) -> None:
+    for flag in option.flags:
+        value = ("=1",) if flag.startswith("--") else ("", "1")
+        words = (flag + value[0], *value[1:])
+        line = refused(call("istio-iptables", "-n", "--layout", "istio-1.0", *words))
+        assert "layout istio-1.0 cannot express it (allowed: layout current (--layout))" in line
+
+
+def test_a_validation_is_of_layout_current() -> None:
+    line = refused(call("istio-iptables", "--layout", "istio-1.0", "--run-validation"))
+    assert "--run-validation: layout istio-1.0 has no validation (allowed: layout current (--layout))" in line
+    line = refused(call("istio-iptables", "--layout", "istio-1.0", environment={"RUN_VALIDATION": "1"}))
+    assert "$RUN_VALIDATION: " in line
+
+
+@pytest.mark.parametrize("layout", [(), ("--layout", "current")])
+def test_ports_behind_the_q_of_apply_are_refused_with_what_to_write(layout: tuple[str, ...]) -> None:
+    line = refused(call("apply", *layout, "-q", "80,443"))
+    assert "-q: it is --quiet in `apply`" in line
+    assert "--layout current --istio-outbound-ports 80,443, or `istio-init istio-iptables -q 80,443`" in line
+
+
+@pytest.mark.parametrize("option", STEERING, ids=lambda option: option.name)
+def test_a_flag_that_apply_lacks_is_refused_with_the_command_that_has_it(option: Option) -> None:
+    (flag,) = (flag for flag in option.flags if flag.startswith("--"))
+    done = call("apply", f"{flag}=1", "-n")
+    if option.name == "dry_run":
+        assert "Option '--dry-run' does not take a value" in done.stderr
+        return
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{flag}: `apply` has no such flag (allowed: `istio-init istio-iptables`" in done.stderr
+
+
+def test_a_flag_that_nobody_has_is_refused() -> None:
+    assert "No such option" in refused(call("apply", "--no-such-flag"))
+
+
 @pytest.mark.parametrize("option", ONLY_CURRENT, ids=lambda option: option.name)
 def test_a_variable_that_only_the_other_layout_has_is_ignored(option: Option) -> None:
     for variable in option.variables:
@@ -221,6 +270,23 @@ def test_cleanup_only_removes_what_is_ours(opened: Opened) -> None:
     assert opened.chains
     assert run(["istio-iptables", *ALL, "--cleanup-only"]) == 0
     assert opened.chains == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-p", "99999"), "-p/--envoy-port: '99999' is not a port"),
+        (("-i", "10.0.0.0/33"), "-i/--istio-service-cidr: '10.0.0.0/33' has no valid prefix length"),
+        (("-u", "nobody-of-this-name"), "-u/--proxy-uid: there is no user"),
+    ],
+)
+def test_a_cleanup_with_a_bad_value_removes_nothing(
+    words: tuple[str, ...], message: str, opened: Opened, refusal: Callable[..., str]
+) -> None:
+    assert run(["istio-iptables", *ALL]) == 0
+    before = opened.chains
+    assert message in refusal("--cleanup-only", *words)
+    assert opened.chains == before != set()
 
 
 def test_skipped_rules_are_not_written(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
