@@ -147,6 +147,9 @@ def parse_settings(
     )
     if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
         warnings.append(f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'")
+    if settings.mode is not Mode.TPROXY:
+        given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
+        warnings += [f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given]
     if layout == CURRENT:
         settings = _with_current(settings, values, accounts, facts, warnings)
     else:

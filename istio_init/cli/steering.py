@@ -190,6 +190,9 @@ def _warnings(values: Mapping[str, Value]) -> list[str]:
             warnings.append(f"{values[name].where} has no effect: {why}")
     if "reconcile" in values and not parse.boolean(*values["reconcile"]):
         warnings.append(f"{values['reconcile'].where} has no effect: rules of ours that differ are always replaced")
+    if "run_validation" not in values or not parse.boolean(*values["run_validation"]):
+        given = [values[name].where for name in ("probe_port", "probe_timeout") if name in values]
+        warnings += [f"{where} has no effect: it counts only with --run-validation" for where in given]
     return warnings
 
 

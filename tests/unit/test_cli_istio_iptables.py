@@ -307,6 +307,22 @@ def test_what_has_no_meaning_here_says_so(name: str, opened: Opened, capsys: pyt
         assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "value"), [("probe_port", "99"), ("probe_timeout", "3s")])
+@pytest.mark.usefixtures("opened")
+def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (flag,), (variable,) = OF_STEERING[name].flags, OF_STEERING[name].variables
+    assert run(["istio-iptables", *ALL, f"{flag}={value}", "--run-validation=false"]) == 0
+    assert f"warning: {flag} has no effect: it counts only with --run-validation" in capsys.readouterr().err
+    monkeypatch.setenv(variable, value)
+    assert run(["istio-iptables", *ALL]) == 0
+    assert f"warning: ${variable} has no effect" in capsys.readouterr().err
+    validation_gives(monkeypatch, GOOD)
+    assert run(["istio-iptables", *ALL, "--run-validation"]) == 0
+    assert "has no effect" not in capsys.readouterr().err
+
+
 def test_every_flag_that_steers_a_run_has_a_test_of_its_meaning() -> None:
     tested = {"dry_run", "reconcile", "cleanup_only", "skip_rule_apply", "native_nftables", "force_iptables_binary"}
     tested |= {"run_validation", "probe_port", "probe_timeout", "network_namespace", "log_output_level", "log_as_json"}
