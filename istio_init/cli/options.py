@@ -28,7 +28,7 @@ class TextValue(click.ParamType):  # type: ignore[type-arg] # generic since clic
     name = "text"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what begins like a flag: no setting has such a value. Negative numbers are left to the setting to refuse."""
+        """Refuse what begins like a flag: no setting has such a value. A negative number is for the setting to refuse."""
         if value.startswith("-") and not value[1:2].isdigit():
             self.fail(f"{value!r} stands where its value should be; an empty value is written ''", param, ctx)
         return value

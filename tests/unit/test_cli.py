@@ -211,6 +211,19 @@ def test_bad_input_is_refused_in_one_line(
     assert [word for word in words if word not in line] == []
 
 
+@pytest.mark.parametrize("arguments", [("-b", "9" * 100_000), ("-b", "-" * 100_000), ("9" * 100_000,)])
+def test_a_long_value_is_shortened_in_its_refusal(arguments: tuple[str, ...]) -> None:
+    line = refused(call("apply", "-n", *arguments))
+    assert "…" in line
+    assert len(line) < 500
+
+
+def test_a_long_value_is_refused_with_what_is_wrong_with_it() -> None:
+    line = refused(call("-n", "-b", "9" * 100_000))
+    assert "-b/--istio-inbound-ports: '999" in line
+    assert "999' is not a port or range (allowed: ports 1..65535" in line
+
+
 def test_bad_lines_of_files_are_refused_by_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "cluster.env"
     file.write_text("ENVOY_PORT=15001\n$(reboot)\n")
