@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-
 MESSAGE_LENGTH = 300  # characters; our own messages are shorter, so what is longer has a long value
 KEPT = 80  # characters at each end of what is longer
 
