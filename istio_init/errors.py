@@ -14,6 +14,14 @@
 
 from __future__ import annotations
 
+MESSAGE_LENGTH = 300  # characters; our own messages are shorter, so what is longer has a long value
+KEPT = 80  # characters at each end of what is longer
+
+
+def shorten(message: str) -> str:
+    """Leave out the middle of a message with a long value, so that its beginning, and what is wrong with it, can be read."""
+    return message if len(message) <= MESSAGE_LENGTH else f"{message[:KEPT]}…{message[-KEPT:]}"
+
 
 class IstioInitError(Exception):
     """The base of every error that this package raises on purpose."""
@@ -26,13 +34,14 @@ class InvalidInput(IstioInitError):
 
     Args:
         where: the flag, variable or file and line that gave the value, as the user wrote it.
-        problem: what is wrong with the value, the value included.
+        problem: what is wrong with the value, the value included; a long one is shortened.
         allowed: what would be accepted, or what to do.
     """
 
     exit_code = 2
 
     def __init__(self, where: str, problem: str, allowed: str) -> None:
+        problem = shorten(problem)
         super().__init__(f"{where}: {problem} (allowed: {allowed})")
         self.where = where
         self.problem = problem

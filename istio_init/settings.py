@@ -147,6 +147,9 @@ def parse_settings(
     )
     if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
         warnings.append(f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'")
+    if settings.mode is not Mode.TPROXY:
+        given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
+        warnings += [f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given]
     if layout == CURRENT:
         settings = _with_current(settings, values, accounts, facts, warnings)
     else:
@@ -240,7 +243,7 @@ def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], *, r
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
         if redirect_dns and port == DNS_PORT:
-            problem = f"{port} is the port of the proxy's resolver, to which --redirect-dns leads"
+            problem = f"{port} is the port of the proxy's resolver, to which {values['redirect_dns'].where} leads"
             raise InvalidInput(values[name].where, problem, "any other port")
 
 

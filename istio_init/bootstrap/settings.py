@@ -202,7 +202,7 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
     Variables are taken by name, so that the same environment always gives the same metadata.
 
     Raises:
-        InvalidInput: an ISTIO_METAJSON_ variable is no JSON object.
+        InvalidInput: an ISTIO_METAJSON_ variable is no JSON object, or has a key twice.
     """
     metadata: dict[str, Any] = {
         name.removeprefix(META_PREFIX): _text(environ[name], f"${name}")
@@ -213,10 +213,10 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(METAJSON_PREFIX):
             continue
         try:
-            members = json.loads(environ[name], parse_constant=_no_constant)
+            members = json.loads(environ[name], parse_constant=_no_constant, object_pairs_hook=_no_repetition)
             json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"${name}", f"{environ[name]!r} is not JSON: {error}", "a JSON object") from None
+            raise InvalidInput(f"${name}", f"{environ[name]!r} cannot be read as JSON: {error}", "a JSON object") from None
         if not isinstance(members, dict):
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not a JSON object", 'such as {"app":"productpage"}')
         metadata.update(members)
@@ -226,6 +226,17 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
 def _no_constant(name: str) -> None:
     """Refuse NaN and the infinities, which JSON does not have and Python's parser takes."""
     raise ValueError(name)
+
+
+def _no_repetition(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that an object has twice: which of the two would count is nowhere laid down (RFC 8259, 4)."""
+    found: dict[str, Any] = {}
+    for key, value in members:
+        if key in found:
+            message = f"the key {key!r} stands there twice"
+            raise ValueError(message)
+        found[key] = value
+    return found
 
 
 def _text(text: str, where: str) -> str:

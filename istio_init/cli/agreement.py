@@ -193,11 +193,10 @@ def _read_flags(words: Sequence[str], environ: Mapping[str, str], where: str) ->
         return parse_words(apply, words, where)
     from istio_init.cli.istio_iptables import istio_iptables  # noqa: PLC0415 - as above
     from istio_init.cli.steering import Steering  # noqa: PLC0415 - as above
-    from istio_init.options import CURRENT  # noqa: PLC0415 - as above
 
     given = parse_words(istio_iptables, words[1:], where)
     Steering.take(given, environ)  # these flags make no rule, but they must be right
-    return {**given, "layout": CURRENT}
+    return given
 
 
 def parse_words(command: click.Command, words: Sequence[str], where: str) -> dict[str, Any]:

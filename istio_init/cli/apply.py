@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from istio_init.cli.log import Level
-from istio_init.cli.options import CommandWithSwitches, Run, run_options, setting_options
+from istio_init.cli.options import CommandWithSwitches, Run, layout_option, run_options, setting_options
 from istio_init.environment import read_settings
+from istio_init.errors import InvalidInput
 from istio_init.layouts import build_plan
 from istio_init.model import Variant
-from istio_init.options import ISTIO_1_0, LAYOUTS
+from istio_init.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
     from istio_init.backends.report import Report
@@ -48,13 +50,34 @@ format_option = click.option(
 )
 
 
-@click.command(cls=CommandWithSwitches, epilog=EPILOG)
-@click.option(
-    "--layout",
-    type=click.Choice(LAYOUTS),
-    default=ISTIO_1_0,
-    help=f"Which rules: those of Istio 1.0, or those of today's Istio. Default: {ISTIO_1_0}.",
-)
+class ApplyCommand(CommandWithSwitches):
+    """A command that says where today's flags are that it does not have itself."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a list of ports behind -q, and flags that only `istio-iptables` has, with what to write instead.
+
+        Raises:
+            InvalidInput: there is one.
+        """
+        for flag, value in pairwise(args):
+            if flag == "-q" and value[:1].isdigit():
+                allowed = f"--layout {CURRENT} --istio-outbound-ports {value}, or `istio-init istio-iptables -q {value}`"
+                raise InvalidInput(flag, f"it is --quiet in `apply`, and takes no value {value!r}", allowed)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from istio_init.cli.steering import STEERING  # noqa: PLC0415 - only for an error
+
+            if not any(error.option_name in option.flags for option in STEERING):
+                raise
+            problem = "`apply` has no such flag"
+            raise InvalidInput(
+                error.option_name, problem, "`istio-init istio-iptables`, which has it (--layout too)"
+            ) from None
+
+
+@click.command(cls=ApplyCommand, epilog=EPILOG)
+@layout_option(ISTIO_1_0)
 @setting_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print the rules and change nothing; needs no privileges.")
 @format_option

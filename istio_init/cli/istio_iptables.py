@@ -11,7 +11,7 @@ import click
 from istio_init.cli.apply import check_format, format_option, print_plan, warn, write_plan
 from istio_init.cli.clean import remove_ours
 from istio_init.cli.log import Level
-from istio_init.cli.options import CommandWithSwitches, Function, Run, flag_options, run_options
+from istio_init.cli.options import CommandWithSwitches, Function, Run, flag_options, layout_option, run_options
 from istio_init.cli.steering import STEERING, Steering
 from istio_init.environment import read_settings
 from istio_init.layouts import build_plan
@@ -28,7 +28,7 @@ Examples:
   istio-init istio-iptables -i '*' -b '*' --skip-rule-apply --run-validation
 
 \b
-Values: default < environment variable [in brackets] < flag. There are no environment files.
+Values: default < environment variable [in brackets] < flag. There are environment files with --layout istio-1.0 only.
 A switch alone means true; a value stands behind =, as in --redirect-dns=false.
 Variables without a flag: ENVOY_USER (the user of the default of -u), ISTIO_OUTBOUND_OWNER_GROUPS,
 ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR.
@@ -43,7 +43,8 @@ a warning says which and why.
 
 
 def _flags(command: Function) -> Function:
-    return flag_options(flag_options(format_option(run_options(command, quiet=("--quiet",))), STEERING), OPTIONS)
+    command = format_option(run_options(command, quiet=("--quiet",)))
+    return layout_option(CURRENT)(flag_options(flag_options(command, STEERING), OPTIONS))
 
 
 @click.command("istio-iptables", cls=CommandWithSwitches, epilog=EPILOG)
@@ -57,18 +58,18 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
     started = time.perf_counter()
     steering = Steering.take(options, os.environ)
     run = _take_run(options, steering)
-    output_format = options.pop("output_format")
+    layout, output_format = options.pop("layout"), options.pop("output_format")
     check_format(output_format, dry_run=steering.dry_run)
     for warning in steering.warnings:
         run.log.write(Level.WARNING, warning)
     if steering.network_namespace:
         from istio_init.namespaces import enter_network_namespace  # noqa: PLC0415 - most runs are in theirs already
 
-        enter_network_namespace(steering.network_namespace)
+        enter_network_namespace(steering.network_namespace, steering.wheres["network_namespace"])
+    settings = read_settings(options, os.environ, layout)
     if steering.cleanup_only:
         remove_ours(run)
         return
-    settings = read_settings(options, os.environ, CURRENT)
     warn(run, settings)
     if steering.network_namespace and settings.redirect_dns and not settings.capture_all_dns:
         message = "the nameservers are those of this machine's resolv.conf, not the pod's; --capture-all-dns does without"
@@ -78,7 +79,7 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
         print_plan(run, plan, output_format)
         return
     if steering.skip_rule_apply:
-        run.log.write(Level.INFO, "no rule is written (--skip-rule-apply)")
+        run.log.write(Level.INFO, f"no rule is written ({steering.wheres['skip_rule_apply']})")
     else:
         write_plan(run, plan, started)
     if steering.run_validation:

@@ -9,7 +9,7 @@ import click
 
 from istio_init import __version__
 from istio_init.cli.log import Level, Log
-from istio_init.errors import InvalidInput, IstioInitError
+from istio_init.errors import InvalidInput, IstioInitError, shorten
 from istio_init.options import OPTIONS
 
 COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
@@ -120,4 +120,4 @@ def _usage_message(error: click.ClickException) -> str:
             if error.option_name in option.flags:
                 allowed = f"{option.metavar}: {option.help}"
                 return str(InvalidInput(error.option_name, "no value was given; an empty one is written ''", allowed))
-    return f"{error.format_message()} (istio-init --help shows what is allowed)"
+    return f"{shorten(error.format_message())} (istio-init --help shows what is allowed)"

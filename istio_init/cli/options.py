@@ -8,7 +8,7 @@ import click
 
 from istio_init.cli.log import Level, Log
 from istio_init.model import Family, Variant
-from istio_init.options import OPTIONS, Option
+from istio_init.options import LAYOUTS, OPTIONS, Option
 
 if TYPE_CHECKING:
     from istio_init.backends.base import Backend
@@ -28,8 +28,8 @@ class TextValue(click.ParamType):  # type: ignore[type-arg] # generic since clic
     name = "text"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what begins like a flag: no setting has such a value."""
-        if value.startswith("-"):
+        """Refuse what begins like a flag: no setting has such a value. A negative number is for the setting to refuse."""
+        if value.startswith("-") and not value[1:2].isdigit():
             self.fail(f"{value!r} stands where its value should be; an empty value is written ''", param, ctx)
         return value
 
@@ -81,6 +81,16 @@ def _written_out(argument: str, switches: set[str]) -> tuple[str, ...]:
     if flag.startswith("--"):
         return (f"{flag}={value if equals else SWITCHED_ON}",)
     return (flag, value if equals else SWITCHED_ON)  # click would take the = of `-n=false` for a part of the value
+
+
+def layout_option(default: str) -> Decorator:
+    """Make the option that chooses between the layouts.
+
+    Args:
+        default: `istio-1.0` or `current`.
+    """
+    text = f"Which rules: those of Istio 1.0, or those of today's Istio. Default: {default}."
+    return click.option("--layout", type=click.Choice(LAYOUTS), default=default, help=text)
 
 
 def setting_options(command: Function) -> Function:

@@ -8,7 +8,7 @@ from istio_init import values as parse
 from istio_init.cli.log import Level
 from istio_init.environment import choose
 from istio_init.errors import InvalidInput
-from istio_init.options import CURRENT, Option
+from istio_init.options import CURRENT, ISTIO_1_0, Option
 from istio_init.values import Value
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Steering(NamedTuple):
     Attributes:
         probe_timeout: seconds.
         network_namespace: its path; empty for this process's own.
+        wheres: by `Option.name`, the flag or the variable that gave the value, for those that were given.
         binary: an iptables variant, or empty.
         log_level: None leaves it to -v and --quiet.
         warnings: what the user should know about flags that were accepted.
@@ -97,11 +98,16 @@ class Steering(NamedTuple):
     binary: str
     log_as_json: bool
     log_level: Level | None
+    wheres: Mapping[str, str]
     warnings: tuple[str, ...]
 
     @classmethod
     def take(cls, options: dict[str, Any], environ: Mapping[str, str]) -> Steering:
         """Take these flags out of a command's options, fill in variables and defaults, and validate all.
+
+        Args:
+            options: the command's, by name; `layout` is looked at, and stays.
+            environ: the environment variables.
 
         Raises:
             InvalidInput: a value is not allowed, or two flags contradict each other.
@@ -125,27 +131,33 @@ class Steering(NamedTuple):
             binary=parse.one(values, "force_iptables_binary", _binary, ""),
             log_as_json=switch("log_as_json"),
             log_level=parse.one(values, "log_output_level", _level, None),
+            wheres={name: value.where for name, value in values.items()},
             warnings=tuple(_warnings(values)),
         )
-        steering.refuse_contradictions()
+        steering.refuse_contradictions(options["layout"])
         return steering
 
-    def refuse_contradictions(self) -> None:
+    def refuse_contradictions(self, layout: str) -> None:
         """Refuse what cannot be done together.
+
+        Args:
+            layout: `istio-1.0` or `current`.
 
         Raises:
             InvalidInput: two flags contradict each other.
         """
         if self.cleanup_only:
-            for other, name in (
-                (self.dry_run, "--dry-run"),
-                (self.skip_rule_apply, "--skip-rule-apply"),
-                (self.run_validation, "--run-validation"),
-            ):
-                if other:
-                    raise InvalidInput("--cleanup-only", f"it removes rules, which contradicts {name}", "one of the two")
+            for name in ("dry_run", "skip_rule_apply", "run_validation"):
+                if getattr(self, name):
+                    problem = f"it removes rules, which contradicts {self.wheres[name]}"
+                    raise InvalidInput(self.wheres["cleanup_only"], problem, "one of the two")
         if self.dry_run and self.run_validation:
-            raise InvalidInput("--run-validation", "it tries real rules, and --dry-run writes none", "one of the two")
+            problem = f"it tries real rules, and {self.wheres['dry_run']} writes none"
+            raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
+        if self.run_validation and layout == ISTIO_1_0:
+            # Its paths end at a listener or go on; that layout rejects connections, too (inbound IPv6).
+            problem = f"layout {layout} has no validation"
+            raise InvalidInput(self.wheres["run_validation"], problem, f"layout {CURRENT} (--layout)")
 
     def backend(self, named: str) -> str:
         """Give the backend, beside what --backend names.
@@ -156,7 +168,7 @@ class Steering(NamedTuple):
         if not self.native_nftables:
             return named
         if named not in ("auto", "nft"):
-            raise InvalidInput("--native-nftables", f"it contradicts --backend {named}", "one of the two")
+            raise InvalidInput(self.wheres["native_nftables"], f"it contradicts --backend {named}", "one of the two")
         return "nft"
 
     def variant(self, named: str) -> str:
@@ -167,7 +179,7 @@ class Steering(NamedTuple):
         """
         if self.binary and named not in ("auto", self.binary):
             problem = f"{self.binary!r} contradicts --iptables-variant {named}"
-            raise InvalidInput("--force-iptables-binary", problem, "one of the two")
+            raise InvalidInput(self.wheres["force_iptables_binary"], problem, "one of the two")
         return self.binary or named
 
 
@@ -178,6 +190,9 @@ def _warnings(values: Mapping[str, Value]) -> list[str]:
             warnings.append(f"{values[name].where} has no effect: {why}")
     if "reconcile" in values and not parse.boolean(*values["reconcile"]):
         warnings.append(f"{values['reconcile'].where} has no effect: rules of ours that differ are always replaced")
+    if "run_validation" not in values or not parse.boolean(*values["run_validation"]):
+        given = [values[name].where for name in ("probe_port", "probe_timeout") if name in values]
+        warnings += [f"{where} has no effect: it counts only with --run-validation" for where in given]
     return warnings
 
 

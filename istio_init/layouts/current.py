@@ -20,6 +20,7 @@ from istio_init.layouts.parts import (
     gather,
     jump,
     not_to,
+    owner_matches,
     redirect,
     to_cidr,
     to_port,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
     from istio_init.settings import Settings
 
+# A CIDR of these lies inside loopback as a whole: no shorter prefix than /8, and none but /128, begins so without host bits.
+# One that only contains it (0.0.0.0/0, ::/64, and so ::1/64) asks for more than loopback, and does not count.
 LOOPBACK_NETWORKS = ("127.", "::1/")
 
 
@@ -196,10 +199,7 @@ def _owners(settings: Settings, net: Net) -> Iterator[Piece]:
     The rule for the traffic of others within the pod names all owners at once and comes last: in today's tool that of the
     first user hides the rules of all users and groups after it.
     """
-    owners = [
-        *(Match(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids),
-        *(Match(MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids),
-    ]
+    owners = owner_matches(settings)
     for owner in owners:
         name = f"{'uid' if owner.kind is MatchKind.UID_OWNER else 'gid'} {owner.value}"
         ports = _not_ports(settings, owner)
@@ -246,12 +246,9 @@ def _marks(settings: Settings, net: Net) -> Iterator[Piece]:
     save = "the mark of the proxy's packets to its app is kept with the connection"
     yield _mangle("PREROUTING", (TCP, ours), Target(TargetKind.SAVE_MARK), save)
     yield _mangle("OUTPUT", (OUT_LO, TCP, ours), RETURN, "the proxy's packets to its app bear their mark already")
-    owners = [(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids] + [
-        (MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids
-    ]
-    for kind, owner in owners:
+    for owner in owner_matches(settings):
         loop = "what the proxy sends to a service of this very pod is captured inbound"
-        to_itself = (not_to(net.loopback), OUT_LO, TCP, Match(kind, owner))
+        to_itself = (not_to(net.loopback), OUT_LO, TCP, owner)
         yield _mangle("OUTPUT", to_itself, Target(TargetKind.MARK, mark=LOOP_MARK), loop)
     restore = "the app's answers on such a connection bear the mark, which routes them to the proxy"
     connection = Match(MatchKind.CONNMARK, settings.tproxy_mark)

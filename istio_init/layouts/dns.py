@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.layouts.parts import TCP, UDP, Piece, from_cidr, jump, redirect, to_cidr, to_port
+from istio_init.layouts.parts import TCP, UDP, Piece, from_cidr, jump, owner_matches, redirect, to_cidr, to_port
 from istio_init.model import DNS_PORT, RESOLVER_PORT, Family, Match, MatchKind, Rule, Table, Target, TargetKind
 
 if TYPE_CHECKING:
@@ -37,12 +37,11 @@ def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...])
         for server in servers:
             why = f"DNS requests to {server or 'any server'} go to the proxy's resolver"
             yield Piece(Table.NAT, "ISTIO_OUTPUT_DNS", Rule((*_to(server), protocol, TO_RESOLVER), redirect(DNS_PORT), why))
-    owners = [(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids]
-    for kind, owner in (*owners, *((MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids)):
+    for owner in owner_matches(settings):
         asks = "the proxy's requests to a server are one zone"
-        yield _raw("ISTIO_OUTPUT_DNS", (UDP, TO_RESOLVER, Match(kind, owner)), _zone(PROXY_ZONE), asks)
+        yield _raw("ISTIO_OUTPUT_DNS", (UDP, TO_RESOLVER, owner), _zone(PROXY_ZONE), asks)
         answers = "its answers to the app are the other"
-        yield _raw("ISTIO_OUTPUT_DNS", (UDP, FROM_PROXY, Match(kind, owner)), _zone(APP_ZONE), answers)
+        yield _raw("ISTIO_OUTPUT_DNS", (UDP, FROM_PROXY, owner), _zone(APP_ZONE), answers)
     for server in servers:
         why = "so are the app's requests"
         yield _raw("ISTIO_OUTPUT_DNS", (*_to(server), UDP, TO_RESOLVER), _zone(APP_ZONE), why)

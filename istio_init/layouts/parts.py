@@ -22,6 +22,8 @@ from istio_init.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from istio_init.settings import Settings
+
 TCP = Match(MatchKind.PROTOCOL, "tcp")
 UDP = Match(MatchKind.PROTOCOL, "udp")
 OUT_LO = Match(MatchKind.OUT_INTERFACE, "lo")
@@ -92,3 +94,11 @@ def from_cidr(cidr: str) -> Match:
 def not_to(cidr: str) -> Match:
     """Match every other destination."""
     return Match(MatchKind.DESTINATION, cidr, negated=True)
+
+
+def owner_matches(settings: Settings) -> tuple[Match, ...]:
+    """Match what the proxy sends: a condition for each of its users, then for each of its groups."""
+    return (
+        *(Match(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids),
+        *(Match(MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids),
+    )

@@ -97,8 +97,8 @@ def foretold(plan: Plan, probe: Connection) -> str:
     return DIRECT if outcome is None else f"envoy:{outcome.port}"
 
 
-# Each example takes seconds, and so to shrink one takes minutes.
-@settings(max_examples=8, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+# Each run draws anew; a failure shows its example, and how to repeat it. One takes seconds, and so to shrink it, minutes.
+@settings(max_examples=8, deadline=None, database=None, print_blob=True, phases=(Phase.explicit, Phase.generate))
 @example({"-m": "TPROXY", "-b": "*", "-i": "*", "--dual-stack": "true", "--redirect-dns": "true", "-u": "1337,1338"})
 @example({"-c": "net+", "--dual-stack": "true"})  # names of interfaces count in all their letters
 @given(st.fixed_dictionaries({}, optional=FLAGS))

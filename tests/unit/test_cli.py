@@ -179,6 +179,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = 
     "IPv6 CIDR to exclude": (("-x", "::1/128"), {}, ("-x/--istio-service-exclude-cidr", "'::1/128'", "IPv4")),
     "everything excluded": (("-x", "*"), {}, ("-x/--istio-service-exclude-cidr", "'*'", "an IPv4 address")),
     "all among others": (("-b", "*,80"), {}, ("-b/--istio-inbound-ports", "'*,80'", "'*' alone")),
+    "negative port": (("-p", "-1"), {}, ("-p/--envoy-port", "'-1' is not a port", "1..65535")),
+    "negative capture port": (("-z", "-5"), {}, ("-z/--inbound-capture-port", "'-5' is not a port", "1..65535")),
+    "negative user": (("-u", "-1"), {}, ("-u/--proxy-uid", "'-1'", "ids 0..4294967294")),
+    "negative port in a list": (("-b", "-80"), {}, ("-b/--istio-inbound-ports", "'-80' is not a port", "1..65535")),
     "mark 0": (("-t", "0"), {}, ("-t/--istio-inbound-tproxy-mark", "'0'", "1..4294967295")),
     "table of the system": (("-r", "254"), {}, ("-r/--istio-inbound-tproxy-route-table", "'254'", "not 253..255")),
     "no argument at the end": (("-b",), {}, ("-b", "no value was given", "''")),
@@ -205,6 +209,19 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     line = refused(call(*(("-n",) if dry else ()), *arguments, environment=environment))
     assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize("arguments", [("-b", "9" * 100_000), ("-b", "-" * 100_000), ("9" * 100_000,)])
+def test_a_long_value_is_shortened_in_its_refusal(arguments: tuple[str, ...]) -> None:
+    line = refused(call("apply", "-n", *arguments))
+    assert "…" in line
+    assert len(line) < 500
+
+
+def test_a_long_value_is_refused_with_what_is_wrong_with_it() -> None:
+    line = refused(call("-n", "-b", "9" * 100_000))
+    assert "-b/--istio-inbound-ports: '999" in line
+    assert "999' is not a port or range (allowed: ports 1..65535" in line
 
 
 def test_bad_lines_of_files_are_refused_by_file_and_line(tmp_path: Path) -> None:

@@ -137,6 +137,55 @@ def test_a_flag_that_the_old_layout_cannot_express_is_refused_with_the_layout_th
         assert "layout istio-1.0 cannot express it (allowed: layout current" in line
 
 
+def test_the_layout_can_be_chosen_by_hand(tmp_path: Path) -> None:
+    words = ("-u", "1337", "-i", "*", "-b", "9080")
+    file = tmp_path / "sidecar.env"
+    file.write_text("ENVOY_PORT=15055\n", encoding="utf-8")
+    environ = {"ISTIO_SIDECAR_CONFIG": str(file)}
+    old = dry("istio-iptables", "-n", "--layout", "istio-1.0", *words, environment=environ)
+    assert old == dry("apply", "-n", *words, environment=environ)
+    assert "--to-ports 15055" in old
+    assert dry("istio-iptables", "-n", "--layout", "current", *words) == dry("istio-iptables", "-n", *words) != old
+
+
+@pytest.mark.parametrize("option", ONLY_CURRENT, ids=lambda option: option.name)
+def test_a_flag_that_the_chosen_layout_cannot_express_is_refused(option: Option) -> None:
+    for flag in option.flags:
+        value = ("=1",) if flag.startswith("--") else ("", "1")
+        words = (flag + value[0], *value[1:])
+        line = refused(call("istio-iptables", "-n", "--layout", "istio-1.0", *words))
+        assert "layout istio-1.0 cannot express it (allowed: layout current (--layout))" in line
+
+
+def test_a_validation_is_of_layout_current() -> None:
+    line = refused(call("istio-iptables", "--layout", "istio-1.0", "--run-validation"))
+    assert "--run-validation: layout istio-1.0 has no validation (allowed: layout current (--layout))" in line
+    line = refused(call("istio-iptables", "--layout", "istio-1.0", environment={"RUN_VALIDATION": "1"}))
+    assert "$RUN_VALIDATION: " in line
+
+
+@pytest.mark.parametrize("layout", [(), ("--layout", "current")])
+def test_ports_behind_the_q_of_apply_are_refused_with_what_to_write(layout: tuple[str, ...]) -> None:
+    line = refused(call("apply", *layout, "-q", "80,443"))
+    assert "-q: it is --quiet in `apply`" in line
+    assert "--layout current --istio-outbound-ports 80,443, or `istio-init istio-iptables -q 80,443`" in line
+
+
+@pytest.mark.parametrize("option", STEERING, ids=lambda option: option.name)
+def test_a_flag_that_apply_lacks_is_refused_with_the_command_that_has_it(option: Option) -> None:
+    (flag,) = (flag for flag in option.flags if flag.startswith("--"))
+    done = call("apply", f"{flag}=1", "-n")
+    if option.name == "dry_run":
+        assert "Option '--dry-run' does not take a value" in done.stderr
+        return
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{flag}: `apply` has no such flag (allowed: `istio-init istio-iptables`" in done.stderr
+
+
+def test_a_flag_that_nobody_has_is_refused() -> None:
+    assert "No such option" in refused(call("apply", "--no-such-flag"))
+
+
 @pytest.mark.parametrize("option", ONLY_CURRENT, ids=lambda option: option.name)
 def test_a_variable_that_only_the_other_layout_has_is_ignored(option: Option) -> None:
     for variable in option.variables:
@@ -223,6 +272,23 @@ def test_cleanup_only_removes_what_is_ours(opened: Opened) -> None:
     assert opened.chains == set()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-p", "99999"), "-p/--envoy-port: '99999' is not a port"),
+        (("-i", "10.0.0.0/33"), "-i/--istio-service-cidr: '10.0.0.0/33' has no valid prefix length"),
+        (("-u", "nobody-of-this-name"), "-u/--proxy-uid: there is no user"),
+    ],
+)
+def test_a_cleanup_with_a_bad_value_removes_nothing(
+    words: tuple[str, ...], message: str, opened: Opened, refusal: Callable[..., str]
+) -> None:
+    assert run(["istio-iptables", *ALL]) == 0
+    before = opened.chains
+    assert message in refusal("--cleanup-only", *words)
+    assert opened.chains == before != set()
+
+
 def test_skipped_rules_are_not_written(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["istio-iptables", *ALL, "--skip-rule-apply"]) == 0
     assert opened.asked is None
@@ -239,6 +305,22 @@ def test_what_has_no_meaning_here_says_so(name: str, opened: Opened, capsys: pyt
     if name in SWITCHES:
         assert run(["istio-iptables", *ALL, f"{flag}={'true' if value == 'false' else 'false'}"]) == 0
         assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("probe_port", "99"), ("probe_timeout", "3s")])
+@pytest.mark.usefixtures("opened")
+def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (flag,), (variable,) = OF_STEERING[name].flags, OF_STEERING[name].variables
+    assert run(["istio-iptables", *ALL, f"{flag}={value}", "--run-validation=false"]) == 0
+    assert f"warning: {flag} has no effect: it counts only with --run-validation" in capsys.readouterr().err
+    monkeypatch.setenv(variable, value)
+    assert run(["istio-iptables", *ALL]) == 0
+    assert f"warning: ${variable} has no effect" in capsys.readouterr().err
+    validation_gives(monkeypatch, GOOD)
+    assert run(["istio-iptables", *ALL, "--run-validation"]) == 0
+    assert "has no effect" not in capsys.readouterr().err
 
 
 def test_every_flag_that_steers_a_run_has_a_test_of_its_meaning() -> None:
@@ -268,13 +350,50 @@ def test_a_forced_binary_is_a_variant(
     assert run(["istio-iptables", *ALL, "--iptables-variant", binary]) == 0
     assert opened.asked == ("auto", Variant(binary))
     other = "nft" if binary == "legacy" else "legacy"
-    assert "contradicts --iptables-variant" in refusal("--iptables-variant", other)
+    assert f"$FORCE_IPTABLES_BINARY: {binary!r} contradicts --iptables-variant" in refusal("--iptables-variant", other)
+    monkeypatch.delenv("FORCE_IPTABLES_BINARY")
+    named = ("--iptables-variant", other, "--force-iptables-binary", binary)
+    assert "error: --force-iptables-binary: " in refusal(*named)
 
 
-@pytest.mark.parametrize("other", ["--dry-run", "--skip-rule-apply", "--run-validation"])
+@pytest.mark.parametrize("other", ["-n/--dry-run", "--skip-rule-apply", "--run-validation"])
 @pytest.mark.usefixtures("opened")
 def test_a_cleanup_with_anything_else_is_refused(other: str, refusal: Callable[..., str]) -> None:
-    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal("--cleanup-only", other)
+    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal(
+        "--cleanup-only", other.rpartition("/")[2]
+    )
+
+
+@pytest.mark.parametrize("other", ["DRY_RUN", "SKIP_RULE_APPLY", "RUN_VALIDATION"])
+@pytest.mark.usefixtures("opened")
+def test_variables_that_contradict_each_other_are_told_by_their_names(
+    other: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(other, "true")
+    assert f"--cleanup-only: it removes rules, which contradicts ${other} " in refusal("--cleanup-only")
+    monkeypatch.setenv("CLEANUP_ONLY", "true")
+    assert f"$CLEANUP_ONLY: it removes rules, which contradicts ${other} " in refusal()
+
+
+@pytest.mark.usefixtures("opened")
+def test_variables_of_a_validation_and_of_a_backend_are_told_by_their_names(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATIVE_NFTABLES", "true")
+    assert "error: $NATIVE_NFTABLES: it contradicts --backend restore" in refusal("--backend", "restore")
+    monkeypatch.setenv("RUN_VALIDATION", "true")
+    monkeypatch.setenv("DRY_RUN", "true")
+    assert "error: $RUN_VALIDATION: it tries real rules, and $DRY_RUN writes none" in refusal()
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_port_at_odds_with_a_variable_is_told_with_the_variable(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTIO_META_DNS_CAPTURE", "true")
+    assert "-p/--envoy-port: 15053 is the port of the proxy's resolver, to which $ISTIO_META_DNS_CAPTURE leads" in refusal(
+        "-p", "15053"
+    )
 
 
 @pytest.mark.usefixtures("opened")
@@ -330,13 +449,19 @@ def test_the_log_is_json_where_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 # Network namespaces and validation; real ones are in tests/netns
 
 
-def test_a_path_that_is_no_network_namespace_is_refused(opened: Opened, refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_a_path_that_is_no_network_namespace_is_refused(
+    opened: Opened, refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, pipe = tmp_path / "file", tmp_path / "pipe"
     file.touch()
     os.mkfifo(pipe)
     for path in (file, pipe, tmp_path, "/dev/null", "/proc/self/ns/mnt"):
         assert f"--network-namespace: '{path}' is not a network namespace" in refusal("--network-namespace", str(path))
     assert "No such file" in refusal("--network-namespace", str(tmp_path / "none"))
+    monkeypatch.setenv("NETWORK_NAMESPACE", str(file))
+    assert f"$NETWORK_NAMESPACE: '{file}' is not a network namespace" in refusal()
+    monkeypatch.setenv("NETWORK_NAMESPACE", str(tmp_path / "none"))
+    assert "$NETWORK_NAMESPACE: cannot open " in refusal()
     assert opened.asked is None
 
 

@@ -288,3 +288,27 @@ def test_packets_of_no_connection_are_dropped_before_anything_else() -> None:
     assert [step.chain for step in found.steps] == ["PREROUTING", "ISTIO_DROP"]
     assert found.outcome is not None
     assert found.outcome.kind is TargetKind.DROP
+
+
+@pytest.mark.parametrize(
+    ("cidr", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.5.0.0/16", True),
+        ("127.0.0.0/8", True),
+        ("::1", True),
+        ("::1/64", False),
+        ("127.0.0.1/7", False),
+        ("0.0.0.0/0", False),
+        ("::/0", False),
+        ("10.0.0.0/8", False),
+    ],
+)
+def test_what_an_app_sends_to_its_own_pod_is_captured_only_where_a_cidr_inside_loopback_is_included(
+    cidr: str,
+    is_loopback: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    plan = current(service_cidrs=f"10.96.0.0/16,{cidr}", dual_stack="true")
+    for family in Family:
+        reasons = [rule.why for rule in chain(plan, "ISTIO_OUTPUT", family=family).rules]
+        assert ("an app that calls its own pod's address does so directly" in reasons) is not is_loopback

@@ -481,3 +481,14 @@ def test_rows_of_the_option_table_do_not_collide() -> None:
         assert FIELDS.get(option.name, option.name) in Settings._fields
         assert "Default: " in option.help
         assert set(option.layouts) <= set(LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mark_and_a_route_table_without_tproxy_have_no_effect_and_say_so(layout: str) -> None:
+    given = {"tproxy_mark": "1337", "tproxy_route_table": "133"}
+    assert Settings.of(layout, **given).warnings == (
+        "tproxy_mark has no effect: it counts only with -m TPROXY",
+        "tproxy_route_table has no effect: it counts only with -m TPROXY",
+    )
+    assert Settings.of(layout, mode="TPROXY", **given).warnings == ()
+    assert Settings.of(layout, mode="REDIRECT").warnings == ()
