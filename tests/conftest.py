@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-TESTS = Path(__file__).parent
+if TYPE_CHECKING:
+    import pytest
+    from xdist.remote import Producer
+
 # Tests that run many programs each, look at the whole machine before and after, or share a fixture that is dear to make.
-ALONE = {
-    "machine": ("lab", "test_demo.py", "test_readme.py"),
-    "envoy": ("envoy",),
-    "webhook": ("webhook",),
+TOGETHER = {
+    "lab": "machine",
+    "test_demo.py": "machine",
+    "test_readme.py": "machine",
+    "envoy": "envoy",
+    "webhook": "webhook",
 }
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Where tests run side by side, those that must not meet others of their kind run one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(PurePosixPath(nodeid.partition("::")[0]).parts[1], nodeid)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write the golden files anew instead of comparing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side (pytest-xdist), keep together those that must not meet others of their kind."""
-    groups = {name: group for group, names in ALONE.items() for name in names}
-    for item in items:
-        if group := groups.get(item.path.relative_to(TESTS).parts[0]):
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)

@@ -182,6 +182,7 @@ def test_names_come_from_the_proxys_resolver_where_dns_is_captured(today: Today)
     productpage = mesh_pods(today.way.settings)[0]
     for family in today.way.families:
         today.curl("productpage", family, f"http://reviews:{APP_PORT}/")
+        today.curl("productpage", family, f"http://reviews-v1:{APP_PORT}/")
     asked = today.live.log(CONTROL_PLANE, DNS).splitlines()
     of_productpage = [
         line for line in asked if f"name={REVIEWS} " in line and line.endswith(f"client={productpage.address}")
