@@ -31,7 +31,7 @@ Examples:
 Values: default < environment variable [in brackets] < flag. There are environment files with --layout istio-1.0 only.
 A switch alone means true; a value stands behind =, as in --redirect-dns=false.
 Variables without a flag: ENVOY_USER (the user of the default of -u), ISTIO_OUTBOUND_OWNER_GROUPS,
-ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR.
+ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR; with --layout istio-1.0 also ENABLE_INBOUND_IPV6.
 
 \b
 --run-validation opens connections as an app, as the proxy and from outside, and looks where they arrive.

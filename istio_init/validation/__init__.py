@@ -1,7 +1,8 @@
 """Whether rules do their work, shown with real connections: as an app, as the proxy, and from outside.
 
 While connections are tried, the proxy's ports are listened on here, so whoever is diverted arrives here, and tells with its
-original destination what was asked for. A connection that is not diverted is seen where it leaves (`world`).
+original destination what was asked for. A connection that is not diverted is seen where it leaves (`world`), or where it
+arrives, on ports that no server of the pod has yet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from istio_init.backends.locks import namespace_lock, signals_held
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, local_addresses
 from istio_init.errors import Unsupported, ValidationFailed
 from istio_init.validation.attempts import Attempt, Verdict
-from istio_init.validation.listeners import listeners
+from istio_init.validation.listeners import listeners, stand_ins
 from istio_init.validation.owners import may_be
 from istio_init.validation.paths import INTERFACE, Path, Place, choose_app, paths, unchecked
 from istio_init.validation.session import Session
@@ -55,9 +56,12 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
         around, blind = _world(stack, plan, settings)
         own = (os.geteuid(), os.getegid())
         place = Place(own, choose_app(settings, *own), local_addresses(), around.mark if around else 0, probe_port)
+        tried = paths(settings, plan, place)
+        served += stack.enter_context(stand_ins(dict.fromkeys(path.end for path in tried if path.end)))
+        ends = {(listener.family, listener.port) for listener in served}
         attempts = [
-            Attempt(path, number, _hindrance(path, settings, around, blind))
-            for number, path in enumerate(paths(settings, plan, place))
+            Attempt(path, number, _hindrance(path, settings, around, blind), served=path.end in ends)
+            for number, path in enumerate(tried)
         ]
         session = Session(attempts, served, around)
         stack.callback(session.close)

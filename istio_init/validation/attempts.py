@@ -61,11 +61,13 @@ class Attempt:
         client: the socket of a client inside.
         found: where the connection ended, when that is known.
         answered: when somebody took a connection from outside, by `time.monotonic`.
+        served: whether somebody listens at the destination, as far as is known.
         impossible: why the path cannot be tried.
     """
 
-    def __init__(self, path: Path, number: int, impossible: str = "") -> None:
+    def __init__(self, path: Path, number: int, impossible: str = "", *, served: bool = False) -> None:
         self.path = path
+        self.served = served
         self.source_port = 0 if path.packet.outbound else FIRST_PORT + number
         self.client: socket.socket | None = None
         self.found: Found | None = None
@@ -115,7 +117,14 @@ class Attempt:
         if number in NO_ROUTE:
             self.impossible = f"no connection is possible: {os.strerror(number)}"
         elif number:
-            self.found = Found(None, f"refused: {os.strerror(number)}")
+            self.answered_by_another(f"refused: {os.strerror(number)}")
+
+    def answered_by_another(self, how: str) -> None:
+        """Take note of an answer that none of our listeners gave: its destination's own, if that can answer at all."""
+        if self.path.abroad or self.served:
+            self.found = Found(None, f"but on the way there: {how}", wrong=True)
+        else:
+            self.found = Found(None, how)
 
     def knock(self, world: World | None) -> None:
         """Ask for a connection from outside, or ask again."""
@@ -130,7 +139,7 @@ class Attempt:
     def hear(self, answer: Segment, world: World, now: float) -> None:
         """Go on with a connection from outside, with what its other side answered."""
         if answer.flags & RST and self.pending:
-            self.found = Found(None, "refused: nobody listens there")
+            self.answered_by_another("refused: nobody listens there")
         elif answer.flags & SYN and self.answered is None:
             self.answered = now
             world.send(answer.answer(ACK))

@@ -1,4 +1,4 @@
-"""The proxy's ports, listened on while paths are tried, and what a connection there tells."""
+"""Ports that are listened on while paths are tried, those of the proxy and others, and what a connection there tells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from istio_init.model import DNS_PORT, Family, Mode
 from istio_init.validation.packets import ADDRESS_FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from istio_init.settings import Settings
 
@@ -25,7 +25,7 @@ REQUEST_BYTES = 512  # of DNS over UDP, at most (RFC 1035, 4.2.1)
 
 
 class Listener(NamedTuple):
-    """One port of the proxy in one family."""
+    """One port in one family."""
 
     family: Family
     port: int
@@ -65,12 +65,26 @@ def listeners(settings: Settings, families: tuple[Family, ...]) -> Iterator[tupl
         yield tuple(made)
 
 
+@contextmanager
+def stand_ins(ends: Iterable[tuple[Family, int]]) -> Iterator[tuple[Listener, ...]]:
+    """Listen where the pod's own servers will, for a block, wherever that is possible.
+
+    So a connection that arrives can be told from one that a rule of others sends to where nobody listens.
+
+    Args:
+        ends: the ports, each in its family.
+    """
+    with ExitStack() as stack:
+        made = []
+        for family, port in ends:
+            server = stack.enter_context(socket.socket(ADDRESS_FAMILIES[family], socket.SOCK_STREAM))
+            with suppress(OSError):  # a server of the pod has it already, or only the superuser may have it
+                _bind(server, port)
+                made.append(Listener(family, port, server))
+        yield tuple(made)
+
+
 def _listen(server: socket.socket, port: int, *, transparent: bool) -> None:
-    server.settimeout(0)
-    if server.family == socket.AF_INET6:
-        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if server.type == socket.SOCK_STREAM:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if transparent:
         option = (
             (socket.SOL_IP, IP_TRANSPARENT) if server.family == socket.AF_INET else (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
@@ -78,9 +92,7 @@ def _listen(server: socket.socket, port: int, *, transparent: bool) -> None:
         with suppress(PermissionError):  # without the capability nothing can come in from outside either
             server.setsockopt(*option, 1)
     try:
-        server.bind(("", port))
-        if server.type == socket.SOCK_STREAM:
-            server.listen(BACKLOG)
+        _bind(server, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -89,6 +101,17 @@ def _listen(server: socket.socket, port: int, *, transparent: bool) -> None:
             "run it before the proxy starts, as an init container does"
         )
         raise ValidationFailed(message) from None
+
+
+def _bind(server: socket.socket, port: int) -> None:
+    server.settimeout(0)
+    if server.family == socket.AF_INET6:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if server.type == socket.SOCK_STREAM:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("", port))
+    if server.type == socket.SOCK_STREAM:
+        server.listen(BACKLOG)
 
 
 def arrivals(listener: Listener) -> Iterator[Arrival]:

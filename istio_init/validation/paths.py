@@ -64,6 +64,17 @@ class Path(NamedTuple):
     expected: int | None
     why: str
 
+    @property
+    def abroad(self) -> bool:
+        """Whether it leaves this host, unless it is captured."""
+        return self.packet.outbound and self.packet.interface == INTERFACE
+
+    @property
+    def end(self) -> tuple[Family, int] | None:
+        """The port of this host that the connection arrives at by itself; None where it is not TCP, or goes elsewhere."""
+        straight = self.expected is None and self.packet.protocol == "tcp"
+        return (self.family, self.packet.port) if straight and not self.abroad else None
+
     def __str__(self) -> str:
         """Name the path in a log."""
         address = f"[{self.packet.destination}]" if self.family is Family.IPV6 else self.packet.destination

@@ -29,7 +29,7 @@ class Session:
 
     Args:
         attempts: the paths.
-        served: the proxy's ports.
+        served: the ports that are listened on.
         world: None where there is none.
     """
 
@@ -71,11 +71,12 @@ class Session:
         self._selector.register(file, selectors.EVENT_READ, react)
 
     def _arrived(self, listener: Listener) -> None:
-        """Take note of who reached a port of the proxy."""
+        """Take note of who reached a port that is listened on."""
         for arrival in arrivals(listener):
             attempt = self._clients.get((listener.family, arrival.protocol, arrival.client_port))
             if attempt is not None and attempt.is_from(arrival.client):
-                attempt.found = Found(listener.port, *_original(arrival, attempt))
+                straight = attempt.path.end == (listener.family, listener.port)
+                attempt.found = Found(None if straight else listener.port, *_original(arrival, attempt))
 
     def _seen(self, world: World) -> None:
         """Take note of what leaves, and of what clients outside are answered."""
@@ -112,7 +113,7 @@ class Session:
                 continue
             if attempt.answered is not None:
                 if now - attempt.answered > GRACE:
-                    attempt.found = Found(None, "another server answered")
+                    attempt.answered_by_another("another server answered")
             elif not attempt.path.packet.outbound:
                 attempt.knock(self._world)
 

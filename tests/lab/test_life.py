@@ -84,6 +84,7 @@ def test_an_update_that_envoy_rejects_is_reported_and_traffic_goes_on(lab: Live)
             "listeners": [{**LOOSE_SOCKET, "filter_chains": [{"filters": [{"name": "x"}]}]}],
         }
 
+    wait_for("the listeners", lambda: "LDS" in lab.discovery("productpage-v1"))  # after a new control plane
     before = lab.serve(broken)
     try:
         wait_for("the refusal", lambda: lab.discovery("productpage-v1")["LDS"]["nack"])

@@ -209,6 +209,35 @@ BREAKS = {
         ("iptables", "-t", "mangle", "-I", "PREROUTING", "-p", "tcp", "--dport", "15002", "-j", "ACCEPT"),
         {"ipv4 in": "15002", "ipv4 in by policy route": "15002"},
     ),
+    "foreign-redirect-to-a-dead-port": (
+        REDIRECT,
+        ("iptables", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "3306", "-j", "REDIRECT", "--to-ports", "1"),
+        {"ipv4 out": "but on the way there: refused"},
+    ),
+    "foreign-redirect-of-what-comes-in": (
+        REDIRECT,
+        ("iptables", "-t", "nat", "-I", "PREROUTING", "-p", "tcp", "--dport", "15020", "-j", "REDIRECT", "--to-ports", "1"),
+        {"ipv4 in": "but on the way there: refused"},
+    ),
+    "foreign-redirect-to-another-port": (
+        REDIRECT,
+        (
+            "iptables",
+            "-t",
+            "nat",
+            "-I",
+            "PREROUTING",
+            "-p",
+            "tcp",
+            "--dport",
+            "15020",
+            "-j",
+            "REDIRECT",
+            "--to-ports",
+            "15090",
+        ),
+        {"ipv4 in": "found port 15090"},
+    ),
     "foreign-drop": (
         REDIRECT,
         ("iptables", "-I", "OUTPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP"),
@@ -286,6 +315,21 @@ def test_an_app_that_serves_an_excluded_port_already_is_no_hindrance(pod: Pod) -
         servers.close()
     assert (found.status, found.wrong) == (0, [])
     assert [line for line in found.good if "15020" in line and line.endswith("(another server answered)")]
+
+
+def test_an_app_that_takes_over_a_connection_to_the_world_is_not_its_destination(pod: Pod) -> None:
+    apply(pod.inside, *REDIRECT)
+    dial = ("-p", "tcp", "--dport", "3306", "-j", "REDIRECT", "--to-ports", "9080")
+    pod.inside.run("iptables-nft", "-t", "nat", "-I", "OUTPUT", *dial)
+    servers = Servers()
+    servers.listen(pod.inside, cases.DIRECT, {9080})
+    servers.start()
+    try:
+        (line,) = validate(pod.inside, *REDIRECT).wrong
+    finally:
+        servers.close()
+    assert "3306" in line
+    assert line.endswith("(but on the way there: another server answered)")
 
 
 def test_a_validation_that_is_told_to_end_leaves_nothing_behind(pod: Pod) -> None:
