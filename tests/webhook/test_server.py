@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import ssl
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -147,7 +148,7 @@ def test_a_body_in_chunks_is_413_once_it_is_too_large(shared: Webhook) -> None:
         b"Content-Length: -1\r\n\r\n",
         b"Transfer-Encoding: chunked\r\n\r\nnot a chunk\r\n",
         b"Bad\x00Header: 1\r\n\r\n",
-        b"X: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"X: " + b"x" * 10_000 + b"\r\n\r\n",  # one record of TLS, which is read whole before it is refused
     ],
     ids=["length in words", "negative length", "chunks", "header", "long header"],
 )
@@ -158,11 +159,9 @@ def test_malformed_http_is_400(rest: bytes, shared: Webhook) -> None:
 
 def sent(webhook: Webhook, rest: bytes) -> bytes:
     """Send a request whose head is written by hand, and give what comes first."""
-    connection = webhook.connect()
-    connection.sock.sendall(b"POST /inject HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\n" + rest)
-    found = bytes(connection.sock.recv(65536))
-    connection.close()
-    return found
+    with closing(webhook.connect()) as connection:
+        connection.sock.sendall(b"POST /inject HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\n" + rest)
+        return bytes(connection.sock.recv(65536))
 
 
 @pytest.mark.parametrize(
