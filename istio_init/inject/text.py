@@ -49,8 +49,6 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
     if after == documents:
         return text, notes
     result = _spliced(body, documents, after, where, is_json=is_json)
-    if _read(result, where)[1] != after:
-        raise _unwritable(where)
     return mark + result, notes
 
 
@@ -71,11 +69,10 @@ def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_j
         splicer = Splicer(text)
         for tree, old, new in zip(trees, before, after, strict=True):
             splicer.change(tree, old, new)
-        return splicer.result()
-    except (*UNREADABLE, Unwritable):
-        raise _unwritable(where) from None
-
-
-def _unwritable(where: str) -> InvalidInput:
+        result = splicer.result()
+        if _read(result, where)[1] == after:
+            return result
+    except (*UNREADABLE, Unwritable, InvalidInput):
+        pass
     problem = "what has to be added cannot be written into this text without changing other parts of it"
-    return InvalidInput(where, problem, "a pod written out, without YAML's anchors, aliases and merge keys around it")
+    raise InvalidInput(where, problem, "a pod written out, without YAML's anchors, aliases, merge keys and tags around it")

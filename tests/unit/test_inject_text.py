@@ -209,8 +209,16 @@ spec:
 """
 
 
-@pytest.mark.parametrize("text", [SHARED, MERGED], ids=["anchor", "merge key"])
-def test_a_pod_that_shares_its_parts_is_refused(text: str) -> None:
+TAGGED = """\
+kind: Pod
+spec:
+  containers: [{name: x}]
+  volumes: !!seq []
+"""
+
+
+@pytest.mark.parametrize("text", [SHARED, MERGED, TAGGED], ids=["anchor", "merge key", "tag"])
+def test_a_pod_that_shares_its_parts_or_tags_them_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"^f: .*allowed: a pod written out, without YAML's anchors"):
         inject(text, TODAY)
 
