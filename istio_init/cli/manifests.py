@@ -115,6 +115,8 @@ def _files(path: str) -> list[str]:
 
 def _source(path: str) -> Source:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InvalidInput(FLAG, "standard input is closed", "a file, a directory, or - for standard input")
         return Source(path, "standard input", decode(sys.stdin.buffer.read(), path, FLAG))
     return Source(path, path, decode(read_bytes(path, FLAG), path, FLAG))
 

@@ -138,6 +138,12 @@ def test_bad_input_is_refused(words: tuple[str, ...], problem: str) -> None:
     assert problem in refused(call("inject", *words))
 
 
+def test_a_standard_input_that_is_closed_is_told() -> None:
+    closed = ("sh", "-c", 'exec "$@" <&-', "sh", *command("inject", "-"))
+    done = subprocess.run(closed, check=False, capture_output=True, text=True, timeout=60)
+    assert "standard input is closed" in refused(done)
+
+
 def test_a_directory_without_manifests_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     assert "no manifest in" in refused(call("inject", str(tmp_path)))
     (tmp_path / "a.yaml").write_bytes(b"\xff")
