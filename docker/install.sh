@@ -14,5 +14,8 @@ fi
 made=$(mktemp -d)
 # shellcheck disable=SC2086 # these are several words
 /build/bin/python3 -m pip wheel -q --no-deps --no-build-isolation --wheel-dir "$made" $index $what
-/build/bin/python3 -m pip --python "$venv/bin/python3" install -q --no-index --no-deps --no-compile "$made"/*.whl
+# By name: of a file, pip would note the path, which is another each time.
+names=$(basename -a "$made"/*.whl | sed 's/^\([^-]*\)-\([^-]*\)-.*/\1==\2/')
+# shellcheck disable=SC2086 # these are several words
+/build/bin/python3 -m pip --python "$venv/bin/python3" install -q --no-index --no-deps --no-compile --find-links "$made" $names
 rm -rf "$made"
