@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INIT, PROXY, WEBHOOK, LAB = "istio-init", "istio-proxy", "istio-webhook", "istio-lab"
+BUILD = "istio-build"  # the stage of the Dockerfile that the files of `init` are made in
 POD = ("-p", "15001", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b", "9080", "-d", "")
 # What README says a pod needs.
 LEAST = ("--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW", "--read-only", "--security-opt=no-new-privileges")

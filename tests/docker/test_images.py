@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.docker.engine import INIT, LAB, LEAST, POD, PROXY, WEBHOOK, docker, inspect, run, until
+from tests.docker.engine import BUILD, INIT, LAB, LEAST, POD, PROXY, WEBHOOK, docker, inspect, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,11 @@ for directory, _, names in os.walk("/"):
     if not directory.startswith("/proc"):
         print(*(os.path.join(directory, name) for name in names), sep="\\n")
 """
+
+# Names, types, rights, owners, times and contents of a directory's files, a line each.
+LINES = (
+    "cd {}; find . -printf '%p %y %m %U:%G %T@ %l\\n' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum; cd /src"
+)
 
 each_image = pytest.mark.parametrize("image", [INIT, PROXY, WEBHOOK, LAB])
 
@@ -124,6 +130,20 @@ def test_all_of_python_is_compiled(image: str) -> None:
 
     # Some packages ship templates that are no Python yet.
     assert [file for file in sources if compiled(file) not in files and "template" not in file] == []
+
+
+def test_the_same_parts_put_together_again_are_the_same_files(root: Path) -> None:
+    dockerfile = (root / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    stage = dockerfile[dockerfile.index(" AS build\n") : dockerfile.index("FROM scratch AS init\n")]
+    *_, program, package, stripped, files = re.findall("^RUN (.*)$", stage, re.MULTILINE)
+    assert "venv --without-pip /opt/istio-init" in program
+    assert " /rootfs" in files
+    again = [program, package, stripped, files.replace(" /rootfs", " /again")]
+    script = ["set -e", LINES.format("/rootfs"), "echo again", "rm -r /opt/istio-init", *again, LINES.format("/again")]
+    done = docker("run", "--rm", "--env", "FILE_CAPS=0", "--entrypoint=sh", BUILD, "-c", "\n".join(script))
+    before, after = done.stdout.split("\nagain\n")
+    assert "opt/istio-init/bin/istio-init" in before
+    assert sorted(set(before.split("\n")) ^ set(after.rstrip("\n").split("\n"))) == []
 
 
 @each_image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import threading
 from functools import partial
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.docker.engine import INIT, LAB, LEAST, POD, docker, inspect, run, until
+from tests.docker.proxies import INBOUND, REVIEWS, requests, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_docker.plugin import Services
 
 PAGE = "http://productpage:9080/productpage"
-READY = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15020/healthz/ready', timeout=2).status)"
-STATS = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:15000/stats?format=json').read().decode())"
 # Asks without a pause until it is told to stop, and prints how often it was answered well, and otherwise.
 ASKING = """
 import json, sys, threading, urllib.request
@@ -57,28 +55,16 @@ class Mesh:
         answer: dict[str, Any] = json.loads(self.execute(service, "curl", "-sS", "--max-time", "10", url))
         return answer
 
-    def is_ready(self, service: str) -> bool:
-        return self.execute(service, "python3", "-c", READY, check=False).strip() == "200"
-
     def requests(self, pod: str, cluster: str) -> int:
         """Count the requests that a pod's Envoy has passed on to a cluster."""
-        stats = json.loads(self.execute(f"{pod}-proxy", "python3", "-c", STATS))["stats"]
-        return sum(
-            one.get("value", 0)
-            for one in stats
-            if re.fullmatch(rf"cluster\.{cluster}(?<!external)\.upstream_rq_completed", one.get("name", ""))
-        )
-
-
-INBOUND = r"inbound\|9080\|\|[a-z.]+"
-REVIEWS = r"outbound\|9080\|\|reviews\.default\.svc\.cluster\.local"
+        return requests(partial(self.execute, f"{pod}-proxy"), cluster)
 
 
 @pytest.fixture(scope="module")
 def mesh(docker_services: Services) -> Mesh:
     made = Mesh(docker_services)
     for pod in ("productpage", "reviews"):
-        until(f"pod {pod} is ready", partial(made.is_ready, f"{pod}-proxy"))
+        wait_until_ready(partial(made.execute, f"{pod}-proxy"), pod)
     return made
 
 
