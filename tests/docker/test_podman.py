@@ -89,7 +89,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     call("load", "--input", archive, "--signature-policy", str(home / "policy.json"))
     call("network", "create", "--disable-dns", "--subnet", f"{SUBNET}.0/24", NETWORK)
     yield call
-    call("pod", "rm", "--all", "--force", check=False)
+    call("pod", "rm", "--all", "--force", "--time", "1", check=False)
     call("rm", "--all", "--force", "--time", "1", check=False)
     call("network", "rm", "--force", NETWORK, check=False)
     call("system", "reset", "--force", check=False)
