@@ -16,6 +16,7 @@ from aiohttp import ClientPayloadError, web
 from istio_init.errors import InvalidInput
 from istio_init.proxy.certificates import watch
 from istio_init.webhook.certificates import ServerCertificate
+from istio_init.webhook.connections import Connections
 from istio_init.webhook.metrics import BAD_REQUEST, FAILED, TOO_LARGE, Metrics
 from istio_init.webhook.review import Answer, Outcome, answer
 
@@ -218,10 +219,13 @@ async def _listening(
     drain: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[int]:
     """Serve an application, and give its port; at the end take no more connections, drain, and close those that are left."""
+    connections = Connections()
+    application.middlewares.append(connections.noticed)
     runner = web.AppRunner(
         application, logger=logger, access_log=None, auto_decompress=False, shutdown_timeout=CLOSE_PATIENCE
     )
     await runner.setup()
+    sweeping = asyncio.create_task(connections.sweep_for_ever(runner))
     try:
         site = web.TCPSite(runner, place.address or None, place.port, ssl_context=context)
         try:
@@ -234,6 +238,7 @@ async def _listening(
         if drain:
             await drain()
     finally:
+        sweeping.cancel()
         await runner.cleanup()
 
 

@@ -77,7 +77,7 @@ OWNERS = {
     "pyroute2": {"istio_init.routing", "istio_init.lab.network", "istio_init.validation.world"},
     "ruamel": {"istio_init.inject.fragments", "istio_init.inject.text", "istio_init.inject.tree"},
     "watchdog": {"istio_init.proxy.certificates"},
-    "aiohttp": {"istio_init.webhook.server"},
+    "aiohttp": {"istio_init.webhook.connections", "istio_init.webhook.server"},
     "prometheus_client": {"istio_init.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
