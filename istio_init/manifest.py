@@ -33,6 +33,8 @@ KINDS = {
     "CronJob": JOB_TEMPLATE,
     **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"), TEMPLATE),
 }
+# The API groups that these are of, now or in former versions; others have kinds of the same names.
+GROUPS = frozenset({"", "apps", "batch", "extensions"})
 REFERENCE = re.compile(r"\$\$|\$\(([^)]+)\)")
 ALLOWED = f"a manifest of one pod, or of what makes pods, with the init container {INIT} and the container {PROXY}"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from istio_init.errors import InvalidInput
 from istio_init.inject.template import inject_template, uninject_template
-from istio_init.manifest import KINDS, is_list
+from istio_init.manifest import GROUPS, KINDS, is_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from istio_init.inject.template import Injection, Json
 
     Change = Callable[[Json, Json, str], Injection]  # a document, its pod template, and where it is
+
+
+TO_END = ("Job", "CronJob")
+NEVER_ENDS = "a Job does not end while its proxy runs: use --layout current --native-sidecar"
 
 
 def inject_document(document: Any, settings: InjectSettings, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
@@ -42,7 +46,10 @@ def uninject_document(document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
 
 def _inject(settings: InjectSettings, document: Json, template: Json, where: str) -> Injection:
     namespace = str(_metadata(document).get("namespace") or "default")
-    return inject_template(template, settings, name=_name(document), namespace=namespace, where=where)
+    made = inject_template(template, settings, name=_name(document), namespace=namespace, where=where)
+    if made.template is not None and document["kind"] in TO_END and not settings.native_sidecar:
+        return made._replace(note=f"{made.note}; {NEVER_ENDS}")
+    return made
 
 
 def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
@@ -50,12 +57,16 @@ def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str,
         done = [_changed(item, change, f"{where}: item {index}") for index, item in enumerate(document["items"], start=1)]
         return {**document, "items": [item for item, _ in done]}, tuple(note for _, notes in done for note in notes)
     kind = document.get("kind") if isinstance(document, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS or _group(document) not in GROUPS:
         return document, ()
     way = KINDS[kind]
     injection = change(document, _at(document, way, where), where)
     note = f"{where}: {kind} {_name(document)!r}: {injection.note}"
     return document if injection.template is None else _put(document, way, injection.template), (note,)
+
+
+def _group(document: Json) -> str:
+    return str(document.get("apiVersion") or "").rpartition("/")[0]
 
 
 def _at(document: Json, way: Sequence[str], where: str) -> Json:

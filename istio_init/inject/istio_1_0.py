@@ -25,6 +25,7 @@ NEEDED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "runAsUser": 0,
+    "runAsNonRoot": False,  # whatever the pod says of its own containers
     "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
 }
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from istio_init.agreement import MESH_PORTS
 from istio_init.errors import InvalidInput
+from istio_init.inject.settings import STATUS_PORT
 from istio_init.manifest import container_ports
-from istio_init.model import PROXY_UID, Mode
+from istio_init.model import HEALTH_PORT, PROXY_UID, READINESS_PORT, Mode
+from istio_init.values import PORT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +87,31 @@ def read_ports(spec: Json, where: str) -> tuple[tuple[str, int], ...]:
         raise InvalidInput(where, str(error), "a pod as Kubernetes has it") from None
 
 
+def check_ports(ports: tuple[tuple[str, int], ...], wishes: Wishes, where: str) -> tuple[str, ...]:
+    """Compare the app's ports with those of the proxy, and give what the user should know.
+
+    Raises:
+        InvalidInput: there is no such port, or readiness would be served where somebody else listens.
+    """
+    app = {port: container for container, port in ports}
+    for port, container in app.items():
+        if not 0 < port <= PORT_MAX:
+            raise InvalidInput(where, f"container {container} declares port {port}", f"1 to {PORT_MAX}")
+    if wishes.is_status_port_given:
+        own = {port: what for port, what in MESH_PORTS.items() if port not in (HEALTH_PORT, READINESS_PORT)}
+        taken = own.get(wishes.status_port) or (wishes.status_port in app and f"container {app[wishes.status_port]}")
+        if taken:
+            place = f"{where}: annotation {STATUS_PORT}"
+            raise InvalidInput(
+                place, f"port {wishes.status_port} is that of {taken}", "a port that nothing else in the pod has"
+            )
+    return tuple(
+        f"container {container} declares port {port}, which is the proxy's own ({MESH_PORTS[port]})"
+        for port, container in app.items()
+        if port in MESH_PORTS
+    )
+
+
 def field(name: str, path: str) -> Json:
     """Make a variable that has a field of the pod."""
     return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
@@ -102,7 +130,7 @@ def compact(value: Mapping[str, str]) -> str:
 def proxy_user(mode: Mode) -> Json:
     """Give the user of Envoy: under TPROXY root, to bind to clients' addresses, of a group that is not captured."""
     if mode is Mode.TPROXY:
-        return {"runAsUser": 0, "runAsGroup": PROXY_UID}
+        return {"runAsUser": 0, "runAsGroup": PROXY_UID, "runAsNonRoot": False}
     return {"runAsUser": PROXY_UID}
 
 

@@ -17,7 +17,7 @@ from istio_init.settings import NO_ACCOUNTS, parse_settings
 from istio_init.values import ALL, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 INIT_IMAGE = "istio-init"
 PROXY_IMAGE = "istio-proxy"
@@ -27,16 +27,17 @@ STATUS = "sidecar.istio.io/status"
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
 STATUS_PORT = "status.sidecar.istio.io/port"
 PROXY_IMAGE_ANNOTATION = "sidecar.istio.io/proxyImage"
+TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
 # The flag of the init container that each annotation decides, by `Option.name`.
 TRAFFIC = {
     INTERCEPTION_MODE: "mode",
-    "traffic.sidecar.istio.io/includeInboundPorts": "inbound_ports",
-    "traffic.sidecar.istio.io/excludeInboundPorts": "inbound_exclude_ports",
-    "traffic.sidecar.istio.io/includeOutboundPorts": "outbound_ports",
-    "traffic.sidecar.istio.io/excludeOutboundPorts": "outbound_exclude_ports",
-    "traffic.sidecar.istio.io/includeOutboundIPRanges": "service_cidrs",
-    "traffic.sidecar.istio.io/excludeOutboundIPRanges": "service_exclude_cidrs",
-    "traffic.sidecar.istio.io/excludeInterfaces": "exclude_interfaces",
+    f"{TRAFFIC_PREFIX}includeInboundPorts": "inbound_ports",
+    f"{TRAFFIC_PREFIX}excludeInboundPorts": "inbound_exclude_ports",
+    f"{TRAFFIC_PREFIX}includeOutboundPorts": "outbound_ports",
+    f"{TRAFFIC_PREFIX}excludeOutboundPorts": "outbound_exclude_ports",
+    f"{TRAFFIC_PREFIX}includeOutboundIPRanges": "service_cidrs",
+    f"{TRAFFIC_PREFIX}excludeOutboundIPRanges": "service_exclude_cidrs",
+    f"{TRAFFIC_PREFIX}excludeInterfaces": "exclude_interfaces",
 }
 # Beside Go's words for truth values, those that Istio's injector takes for this annotation.
 WORDS = {"y": True, "yes": True, "on": True, "n": False, "no": False, "off": False}
@@ -132,7 +133,7 @@ class Wishes(NamedTuple):
             proxy_image=image(annotations[PROXY_IMAGE_ANNOTATION], _place(where, PROXY_IMAGE_ANNOTATION))
             if given
             else settings.proxy_image,
-            warnings=rules.warnings,
+            warnings=(*rules.warnings, *_unknown(annotations)),
         )
 
 
@@ -159,6 +160,12 @@ def image(text: str, where: str) -> str:
     if not IMAGE.fullmatch(text):
         raise InvalidInput(where, f"{text!r} is not the name of an image", "[HOST[:PORT]/]NAME[:TAG][@DIGEST]")
     return text
+
+
+def _unknown(annotations: Mapping[str, str]) -> Iterator[str]:
+    for name in annotations:
+        if name.startswith(TRAFFIC_PREFIX) and name not in TRAFFIC:
+            yield f"annotation {name} is not known here and has no effect"
 
 
 def _status_port(annotations: Mapping[str, str], layout: str, where: str) -> int:

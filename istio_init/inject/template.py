@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.errors import InvalidInput
 from istio_init.inject import current, istio_1_0
-from istio_init.inject.pod import Pieces, Pod, read_ports
+from istio_init.inject.pod import Pieces, Pod, check_ports, read_ports
 from istio_init.inject.settings import INJECT, STATUS, InjectSettings, Wishes, wants_injection
 from istio_init.manifest import INIT, PROXY
 from istio_init.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Json = dict[str, Any]
 
@@ -61,10 +61,12 @@ def inject_template(template: Json, settings: InjectSettings, *, name: str, name
     wishes = Wishes.read(annotations, settings, where)
     names = tuple(str(one.get("name")) for one in _objects(spec, "containers", where))
     account = str(spec.get("serviceAccountName") or spec.get("serviceAccount") or "default")
-    pod = Pod(name, labels, annotations, account, names, read_ports(spec, where), wishes, settings)
+    ports = read_ports(spec, where)
+    warnings = (*wishes.warnings, *check_ports(ports, wishes, where), *_user_warnings(spec, settings, where))
+    pod = Pod(name, labels, annotations, account, names, ports, wishes, settings)
     pieces = PIECES[settings.layout](pod)
     _refuse_taken_names(spec, pieces, where)
-    note = "; ".join((f"injected (layout {settings.layout}, namespace {namespace})", *wishes.warnings))
+    note = "; ".join((f"injected (layout {settings.layout}, namespace {namespace})", *warnings))
     return Injection(_with(template, pieces, where), note)
 
 
@@ -111,6 +113,17 @@ def _why_not(spec: Json, labels: dict[str, str], annotations: dict[str, str], wh
         if container.get("name") in (INIT, PROXY):
             return f"left alone: it has a container {container['name']} that this program did not add"
     return "" if containers else "left alone: it has no containers"
+
+
+def _user_warnings(spec: Json, settings: InjectSettings, where: str) -> Iterator[str]:
+    """Tell where a pod says of all its containers what istio-1.0's init container does not gainsay, and root it must be."""
+    context = _object(spec, "securityContext", where)
+    if (
+        settings.layout == ISTIO_1_0
+        and not settings.unprivileged
+        and (context.get("runAsUser") or context.get("runAsNonRoot"))
+    ):
+        yield "the pod's securityContext keeps the init container from being root, which it must be: use --unprivileged"
 
 
 def _refuse_taken_names(spec: Json, pieces: Pieces, where: str) -> None:

@@ -15,6 +15,7 @@ from istio_init.cli.agreement import parse_words, read_rules
 from istio_init.cli.proxy import proxy as proxy_command
 from istio_init.errors import InvalidInput
 from istio_init.inject import InjectSettings, inject_document, inject_template, uninject_document, uninject_template
+from istio_init.inject.documents import NEVER_ENDS
 from istio_init.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
 from istio_init.manifest import KINDS, read_manifest
 from tests.unit.inject_pods import (
@@ -203,6 +204,42 @@ def test_an_annotation_without_effect_is_told() -> None:
     annotations = {f"{TRAFFIC_PREFIX}excludeInboundPorts": "22"}
     note = inject_template(template(annotations), ISTIO_1_0, name="x", namespace="y", where=WHERE).note
     assert "excludeInboundPorts has no effect" in note
+
+
+def test_an_annotation_that_is_misspelled_is_told() -> None:
+    for name in ("excludeoutboundports", "excludeOutboundIPRange"):
+        of = template({f"{TRAFFIC_PREFIX}{name}": "80"})
+        note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+        assert f"annotation {TRAFFIC_PREFIX}{name} is not known here" in note
+
+
+@pytest.mark.parametrize("settings", [ISTIO_1_0, TODAY], ids=["istio-1.0", "current"])
+@pytest.mark.parametrize(("port", "owner"), [("9080", "container productpage"), ("15001", "outbound"), ("15053", "DNS")])
+def test_readiness_is_not_served_where_somebody_else_listens(port: str, owner: str, settings: InjectSettings) -> None:
+    with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation {STATUS_PORT}: port {port} is that of .*{owner}"):
+        injected(template({STATUS_PORT: port}), settings)
+
+
+def test_a_port_that_the_proxy_has_is_told_and_one_that_is_none_is_refused() -> None:
+    of = template()
+    of["spec"]["containers"][0]["ports"] = [{"containerPort": 15090}]
+    note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+    assert "container productpage declares port 15090, which is the proxy's own (metrics for Prometheus)" in note
+    of["spec"]["containers"][0]["ports"] = [{"containerPort": 99999}]
+    with pytest.raises(InvalidInput, match=f"^{WHERE}: container productpage declares port 99999"):
+        injected(of)
+
+
+@pytest.mark.parametrize("context", [{"runAsNonRoot": True}, {"runAsUser": 1000}, {"runAsUser": 0}, {}])
+def test_a_pod_that_keeps_the_init_container_from_being_root_is_told(context: Json) -> None:
+    def note(settings: InjectSettings) -> str:
+        return inject_template(template(securityContext=context), settings, name="x", namespace="y", where=WHERE).note
+
+    assert ("use --unprivileged" in note(ISTIO_1_0)) == any(context.values())
+    for settings in (ISTIO_1_0._replace(unprivileged=True), TODAY):
+        assert "--unprivileged" not in note(settings)
+        own = init_of(injected(template(securityContext=context), settings))["securityContext"]
+        assert (own["runAsUser"], own["runAsNonRoot"]) == (0, False)
 
 
 def test_the_port_of_readiness_can_be_chosen() -> None:
@@ -429,7 +466,8 @@ def test_every_kind_is_injected_valid_and_agrees(
     plain = document(kind, template(annotations))
     valid(plain)
     made, notes = inject_document(plain, settings, "f")
-    assert notes == (f"f: {kind} 'productpage': injected (layout {settings.layout}, namespace shop)",)
+    never_ends = f"; {NEVER_ENDS}" if kind in ("Job", "CronJob") and not settings.native_sidecar else ""
+    assert notes == (f"f: {kind} 'productpage': injected (layout {settings.layout}, namespace shop){never_ends}",)
     valid(made)
     agree(made)
     assert uninject_document(made, "f")[0] == plain
@@ -448,7 +486,17 @@ def test_every_member_of_a_list_is_injected() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [None, "text", [], {}, {"kind": "Rollout", "spec": {"template": template()}}, {"kind": []}]
+    "other",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {"kind": "Rollout", "spec": {"template": template()}},
+        {"kind": []},
+        {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": {"tasks": []}},
+        {"apiVersion": "serving.knative.dev/v1", "kind": "Deployment", "spec": {"template": template()}},
+    ],
 )
 def test_what_has_no_pods_is_handed_on(other: object) -> None:
     assert inject_document(other, ISTIO_1_0, "f") == (other, ())
