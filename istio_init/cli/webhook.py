@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -43,7 +44,7 @@ class WebhookOptions(NamedTuple):
         """Take them out of a command's options.
 
         Raises:
-            InvalidInput: a certificate or a key without the webhook, or the webhook without them.
+            InvalidInput: the webhook without a certificate or a key, another option without the webhook, or no address.
         """
         found = cls(
             options.pop("webhook"),
@@ -57,7 +58,20 @@ class WebhookOptions(NamedTuple):
             raise InvalidInput("--webhook", problem, "with --tls-cert FILE and --tls-key FILE")
         if not found.wanted and found.files != (None, None):
             raise InvalidInput("--tls-cert, --tls-key", "they are of no use here", "with --webhook")
+        if not found.wanted and found[2:] != ("", PORT, STATUS_PORT):
+            raise InvalidInput(
+                "--webhook-address, --webhook-port, --webhook-status-port", "nothing is served", "with --webhook"
+            )
+        if found.address:
+            _check_address(found.address)
         return found
+
+
+def _check_address(text: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise InvalidInput("--webhook-address", f"{text!r} is no address", "an IPv4 or IPv6 address of this host") from None
 
 
 def webhook_options(command: Function) -> Function:

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init import values as parse
+from istio_init.agreement import MESH_PORTS
 from istio_init.bootstrap.settings import parse_proxy_settings
 from istio_init.errors import InvalidInput
 from istio_init.model import READINESS_PORT, Mode
@@ -28,10 +29,11 @@ INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
 STATUS_PORT = "status.sidecar.istio.io/port"
 PROXY_IMAGE_ANNOTATION = "sidecar.istio.io/proxyImage"
 TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
+INBOUND_PORTS = f"{TRAFFIC_PREFIX}includeInboundPorts"
 # The flag of the init container that each annotation decides, by `Option.name`.
 TRAFFIC = {
     INTERCEPTION_MODE: "mode",
-    f"{TRAFFIC_PREFIX}includeInboundPorts": "inbound_ports",
+    INBOUND_PORTS: "inbound_ports",
     f"{TRAFFIC_PREFIX}excludeInboundPorts": "inbound_exclude_ports",
     f"{TRAFFIC_PREFIX}includeOutboundPorts": "outbound_ports",
     f"{TRAFFIC_PREFIX}excludeOutboundPorts": "outbound_exclude_ports",
@@ -133,7 +135,7 @@ class Wishes(NamedTuple):
             proxy_image=image(annotations[PROXY_IMAGE_ANNOTATION], _place(where, PROXY_IMAGE_ANNOTATION))
             if given
             else settings.proxy_image,
-            warnings=(*rules.warnings, *_unknown(annotations)),
+            warnings=(*rules.warnings, *_unknown(annotations), *_own_ports(rules.inbound_ports)),
         )
 
 
@@ -166,6 +168,14 @@ def _unknown(annotations: Mapping[str, str]) -> Iterator[str]:
     for name in annotations:
         if name.startswith(TRAFFIC_PREFIX) and name not in TRAFFIC:
             yield f"annotation {name} is not known here and has no effect"
+
+
+def _own_ports(captured: tuple[str, ...]) -> Iterator[str]:
+    """Tell which listed ports are the proxy's: captured, they would reach it twice, and whoever asks for them nobody."""
+    spans = [item.partition(":") for item in captured if item != ALL]
+    for port, what in MESH_PORTS.items():
+        if any(int(first) <= port <= int(last or first) for first, _, last in spans):
+            yield f"annotation {INBOUND_PORTS} lists port {port}, which is the proxy's own ({what})"
 
 
 def _status_port(annotations: Mapping[str, str], layout: str, where: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from istio_init.agreement import Pair, contradictions
+from istio_init.agreement import MESH_PORTS, Pair, contradictions
 from istio_init.bootstrap.settings import parse_proxy_settings
 from istio_init.cli.agreement import parse_words, read_rules
 from istio_init.cli.proxy import proxy as proxy_command
@@ -218,6 +218,15 @@ def test_an_annotation_that_is_misspelled_is_told() -> None:
 def test_readiness_is_not_served_where_somebody_else_listens(port: str, owner: str, settings: InjectSettings) -> None:
     with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation {STATUS_PORT}: port {port} is that of .*{owner}"):
         injected(template({STATUS_PORT: port}), settings)
+
+
+@pytest.mark.parametrize(
+    ("ports", "told"), [("9080,15090", [15090]), ("15000:15006", [15000, 15001, 15006]), ("*", []), ("80", [])]
+)
+def test_inbound_ports_that_are_the_proxys_are_told(ports: str, told: list[int]) -> None:
+    of = template({f"{TRAFFIC_PREFIX}includeInboundPorts": ports})
+    note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+    assert [port for port in MESH_PORTS if f"includeInboundPorts lists port {port}" in note] == told
 
 
 def test_a_port_that_the_proxy_has_is_told_and_one_that_is_none_is_refused() -> None:

@@ -167,6 +167,17 @@ def test_both_webhooks_ask_about_new_pods_and_fail_closed() -> None:
         )
 
 
+@pytest.mark.parametrize(("flags", "status"), [(("--help",), 0), (("--name",), 2), (("--nam", "x"), 2)])
+def test_the_script_of_certificates_says_how_it_is_called_and_makes_nothing(
+    tmp_path: Path, flags: tuple[str, ...], status: int
+) -> None:
+    script = shutil.copy(MAKE_CERTIFICATES, tmp_path)
+    done = subprocess.run([script, *flags], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert "--name NAME" in (done.stderr if status else done.stdout)
+    assert [file.name for file in tmp_path.iterdir()] == ["make-certificates"]
+
+
 # What kubectl makes of them.
 
 

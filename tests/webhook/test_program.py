@@ -151,6 +151,8 @@ def test_bad_options_are_refused_in_one_line(certificates: Certificates, tmp_pat
             "KEY_VALUES_MISMATCH": ("--webhook", "--tls-cert", cert, "--tls-key", str(other.key)),
             "/nowhere": ("--webhook", "--tls-cert", cert, "--tls-key", "/nowhere"),
             "--webhook-port": ("--webhook", *files, "--webhook-port", "65536"),
+            "--webhook-status-port: nothing is served": ("--webhook-port", "5", "-f", "-"),
+            "--webhook-address: '1.2.3.4.5' is no address": ("--webhook", *files, "--webhook-address", "1.2.3.4.5"),
             f"--webhook-port: cannot listen on {ADDRESS}:{port}": (
                 *("--webhook", *files, "--webhook-address", ADDRESS),
                 *("--webhook-status-port", "0", "--webhook-port", port),
