@@ -30,6 +30,7 @@ from istio_init.model import (
     Family,
     TproxyRoute,
 )
+from istio_init.remedies import missing_capability
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +201,8 @@ def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
             )
             raise Unsupported(message) from error
         if error.code in (errno.EPERM, errno.EACCES):
-            raise NotPermitted(f"{what} was refused; give the container the capability NET_ADMIN") from error
+            remedy = missing_capability() or "a security module or a user namespace may forbid it"
+            raise NotPermitted(f"{what} was refused: {error}; {remedy}") from error
         raise Unsupported(f"{what} cannot be changed: {error}; it needs {needs}") from error
 
 

@@ -32,7 +32,6 @@ from istio_init.backends.legacy import (
 )
 from istio_init.backends.locks import flock
 from istio_init.backends.others import OF_VARIANT, find
-from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability
 from istio_init.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.model import (
     Family,
@@ -45,6 +44,7 @@ from istio_init.model import (
     TableState,
     Variant,
 )
+from istio_init.remedies import missing_capability
 from istio_init.render.iptables import (
     MARKS,
     MATCH_WORDS,
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from istio_init.inspect import TableChange
 
 T = TypeVar("T")
-
-# The lock of iptables-legacy, and the variable that moves it (iptables(8)).
 
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 
@@ -145,7 +143,7 @@ def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
         lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if not has_capability(CAP_NET_ADMIN):
+        if missing_capability(needs_raw=True):
             raise _failure(error, Family.IPV4, "") from None
         if is_lock_chosen():
             message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
@@ -380,7 +378,6 @@ def _interface_mask(name: str) -> bytes:
 
 def _failure(error: Exception, family: Family, table: str) -> IstioInitError:
     where = f"libiptc, table {table} of {family}: {error}" if table else f"libiptc, {family}: {error}"
-    for name, number in (("NET_ADMIN", CAP_NET_ADMIN), ("NET_RAW", CAP_NET_RAW)):
-        if not has_capability(number):
-            return NotPermitted(f"{where}; give the container the capability {name} (securityContext.capabilities.add)")
+    if remedy := missing_capability(needs_raw=True):
+        return NotPermitted(f"{where}; {remedy}")
     return Unsupported(f"{where}; the kernel may lack legacy tables or a module (see `dmesg`), try --backend restore")

@@ -16,10 +16,10 @@ from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.backends.locks import LOCK_WAIT
 from istio_init.backends.modules import missing_of_nft
 from istio_init.backends.others import RuleSet, find
-from istio_init.backends.remedies import missing_capability
 from istio_init.errors import CommandError, IstioInitError, NotPermitted
 from istio_init.inspect import TableChange, compare
 from istio_init.model import NFT_TABLE, Family, Match, MatchKind, Rule, Snapshot, Table, Target, TargetKind, Variant
+from istio_init.remedies import missing_capability
 from istio_init.render.nft import FAMILIES, canonical_tables, render_tables
 from istio_init.runner import Command, Result, run_all
 

@@ -22,10 +22,10 @@ from istio_init.backends.legacy import (
 from istio_init.backends.locks import LOCK_WAIT
 from istio_init.backends.modules import missing_part
 from istio_init.backends.others import OF_VARIANT, find
-from istio_init.backends.remedies import missing_capability
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
 from istio_init.model import Family, Snapshot, Table, Variant
+from istio_init.remedies import missing_capability
 from istio_init.render.iptables import command_name, parse_save, render_changes
 from istio_init.runner import Command, Result, run_all
 

@@ -101,7 +101,7 @@ def test_net_admin_alone_on_a_kernel_without_nf_tables_says_what_is_missing(pod:
     failed = run(INIT, *POD, flags=(pod, *ADMIN_ONLY, *kernel(tmp_path, WITHOUT_NFTABLES)), check=False)
     assert failed.returncode == 3
     assert "capability NET_RAW" in failed.stderr
-    assert "which legacy iptables needs to open its raw socket" in failed.stderr
+    assert "legacy iptables needs NET_RAW to open its raw socket" in failed.stderr
 
 
 def test_without_capabilities_it_says_which_one_it_needs(pod: str) -> None:
@@ -109,6 +109,7 @@ def test_without_capabilities_it_says_which_one_it_needs(pod: str) -> None:
     assert failed.returncode == 3
     (line,) = failed.stderr.splitlines()
     assert "give the container the capability NET_ADMIN (securityContext.capabilities.add)" in line
+    assert "where the kernel has no nf_tables, legacy iptables needs NET_RAW as well" in line
 
 
 @pytest.mark.parametrize("means", [("--iptables-variant", "legacy"), ("--backend", "libiptc")], ids=["restore", "libiptc"])
@@ -169,9 +170,10 @@ def test_a_user_who_is_not_root_works_with_capabilities_of_the_files(
     ("flags", "remedy"),
     [
         (("--iptables-variant", "legacy"), "only root may list legacy tables: run as root (runAsUser: 0)"),
-        (("-m", "TPROXY"), "NET_ADMIN"),
+        (("--backend", "libiptc"), "; run as root (runAsUser: 0), for no other user has capabilities in a container;"),
+        (("-m", "TPROXY"), "; run as root (runAsUser: 0), for no other user has capabilities in a container;"),
     ],
-    ids=["legacy", "tproxy"],
+    ids=["legacy", "libiptc", "tproxy"],
 )
 def test_what_only_root_can_do_is_told_to_another_user(
     pod: str, user_image: str, flags: tuple[str, ...], remedy: str
@@ -180,6 +182,7 @@ def test_what_only_root_can_do_is_told_to_another_user(
     failed = run(user_image, *POD, *flags, flags=container, check=False)
     assert failed.returncode == 3
     assert remedy in failed.stderr
+    assert "give the container" not in failed.stderr, "it has all that there is"
 
 
 def test_a_user_who_is_not_root_is_told_what_the_files_capabilities_need(pod: str, user_image: str) -> None:
@@ -191,4 +194,6 @@ def test_a_user_who_is_not_root_is_told_what_the_files_capabilities_need(pod: st
 def test_a_user_who_is_not_root_is_told_of_the_image_that_works(pod: str) -> None:
     failed = run(INIT, *POD, flags=(pod, *LEAST, "--user=1337"), check=False)
     assert failed.returncode == 3
-    assert "run as root (runAsUser: 0), or use an image that is built with FILE_CAPS=1" in failed.stderr
+    assert "; run as root (runAsUser: 0) or use an image that is built with FILE_CAPS=1;" in failed.stderr
+    failed = run(INIT, *POD, flags=(pod, "--cap-drop=ALL", "--user=1337"), check=False)
+    assert "give the container the capability NET_ADMIN (securityContext.capabilities.add), and run as root" in failed.stderr

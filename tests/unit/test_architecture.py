@@ -38,6 +38,7 @@ ROOMS = (
     "runner",
     "files",
     "environment",
+    "remedies",
     "namespaces",
     "routing",
     "backends",

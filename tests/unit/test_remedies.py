@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from istio_init.backends import remedies
+from istio_init import remedies
 from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW
 
 if TYPE_CHECKING:
@@ -25,26 +25,44 @@ class Process(NamedTuple):
     may_gain: bool = True
 
 
+ADD_ADMIN = "give the container the capability NET_ADMIN (securityContext.capabilities.add)"
+ADD_RAW = "give the container the capability NET_RAW (securityContext.capabilities.add)"
+ADD_BOTH = "give the container the capabilities NET_ADMIN and NET_RAW (securityContext.capabilities.add)"
+FOR_ADMIN = "; every look at rules and every change of them needs NET_ADMIN"
+FOR_RAW = "; legacy iptables needs NET_RAW to open its raw socket; iptables on nf_tables does without"
+LATER = "; where the kernel has no nf_tables, legacy iptables needs NET_RAW as well"
+OTHER_IMAGE = "run as root (runAsUser: 0) or use an image that is built with FILE_CAPS=1"
+GAIN = "let user 1337 use the capabilities of the file {} (allowPrivilegeEscalation: true, and no no-new-privileges)"
+AS_ROOT = "run as root (runAsUser: 0), for no other user has capabilities in a container"
+
+IPTABLES, LEGACY, NFT, ITSELF = ("iptables-nft-save", False), ("iptables-legacy-save", True), ("nft", False), ("", False)
 CASES = {
-    "all": (Process(has=ADMIN | RAW, uid=0), True, ""),
-    "enough for nf_tables": (Process(has=ADMIN, uid=0), False, ""),
-    "root without": (Process(uid=0), False, "give the container the capability NET_ADMIN"),
-    "root without the raw socket": (Process(has=ADMIN, uid=0), True, "give the container the capability NET_RAW"),
-    "a user whose container has none": (Process(bounds=RAW), False, "give the container the capability NET_ADMIN"),
-    "a user of a plain image": (
-        Process(),
-        False,
-        "run as root (runAsUser: 0), or use an image that is built with FILE_CAPS=1",
+    "all": (Process(has=ADMIN | RAW, uid=0), LEGACY, ""),
+    "enough for nf_tables": (Process(has=ADMIN, uid=0), IPTABLES, ""),
+    "root without": (Process(uid=0), IPTABLES, ADD_ADMIN + FOR_ADMIN),
+    "root without any": (Process(bounds=set(), uid=0), IPTABLES, ADD_ADMIN + FOR_ADMIN + LATER),
+    "root without any, for nft": (Process(bounds=set(), uid=0), NFT, ADD_ADMIN + FOR_ADMIN),
+    "root without any, for legacy": (Process(bounds=set(), uid=0), LEGACY, ADD_BOTH + FOR_ADMIN + FOR_RAW),
+    "root without the raw socket": (Process(has=ADMIN, uid=0), LEGACY, ADD_RAW + FOR_RAW),
+    "a user whose container has none": (Process(bounds=RAW), NFT, f"{ADD_ADMIN}, and {OTHER_IMAGE}{FOR_ADMIN}"),
+    "a user of a plain image": (Process(), NFT, OTHER_IMAGE + FOR_ADMIN),
+    "a user who may not gain any": (Process(of_file=b"x", may_gain=False), NFT, GAIN.format("nft") + FOR_ADMIN),
+    "a user of the right image": (Process(of_file=b"x"), NFT, ""),
+    "a user, in this process": (Process(of_file=b"x"), ITSELF, AS_ROOT + FOR_ADMIN),
+    "a user without any, in this process": (
+        Process(bounds=set()),
+        ("", True),
+        f"{ADD_BOTH}, and {AS_ROOT}{FOR_ADMIN}{FOR_RAW}",
     ),
-    "a user who may not gain any": (Process(of_file=b"x", may_gain=False), False, "allowPrivilegeEscalation: true"),
-    "a user of the right image": (Process(of_file=b"x"), False, ""),
 }
 
 
-@pytest.mark.parametrize(("process", "needs_raw", "remedy"), CASES.values(), ids=list(CASES))
-def test_a_missing_capability_is_named_with_the_way_to_give_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, process: Process, *, needs_raw: bool, remedy: str
+@pytest.mark.parametrize(("process", "what", "remedy"), CASES.values(), ids=list(CASES))
+def test_all_that_is_missing_is_named_with_the_way_to_give_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, process: Process, what: tuple[str, bool], remedy: str
 ) -> None:
+    program, needs_raw = what
+
     def has_capability(number: int, kind: str = "") -> bool:
         return number in (process.bounds if kind == remedies.BOUNDING else process.has)
 
@@ -53,13 +71,11 @@ def test_a_missing_capability_is_named_with_the_way_to_give_it(
             raise OSError
         return process.of_file
 
-    program = tmp_path / "nft"
-    program.touch(mode=0o755)
+    file = tmp_path / (program or "none")
+    file.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(remedies, "has_capability", has_capability)
     monkeypatch.setattr(remedies, "may_gain_privileges", lambda: process.may_gain)
     monkeypatch.setattr("os.geteuid", lambda: process.uid)
     monkeypatch.setattr("os.getxattr", getxattr)
-    told = remedies.missing_capability("nft", needs_raw=needs_raw)
-    assert remedy in told
-    assert bool(told) == bool(remedy)
+    assert remedies.missing_capability(program, needs_raw=needs_raw) == remedy
