@@ -146,6 +146,10 @@ class Backend(ABC):
         """Tell the families of which the last `read` may have missed something, and why."""
         return {}
 
+    def seen_in_part(self) -> frozenset[Family]:
+        """Tell the families of which the last `read` saw all but what this user may not look at."""
+        return frozenset()
+
     def others(self, families: tuple[Family, ...]) -> Iterable[tuple["Backend", tuple[Family, ...]]]:  # noqa: ARG002 - a default
         """Find the backends that may hold rules of ours besides those of the last `read`, each with the families of them."""
         return ()
@@ -189,8 +193,11 @@ class Backend(ABC):
         """
         with self._locked():
             before = self.read(families)
-            warnings = []
+            warnings: list[str] = []
             for family, error in self.unread().items():
+                if family in self.seen_in_part():
+                    warnings += _unseen({family: error})
+                    continue
                 if family is Family.IPV4 or families != BOTH_FAMILIES:
                     raise error
                 warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")

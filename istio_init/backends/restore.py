@@ -149,6 +149,11 @@ class RestoreBackend(Backend):
                 errors.setdefault(family, error)
         return errors
 
+    def seen_in_part(self) -> frozenset[Family]:
+        """Tell the families that were read, but for legacy tables, which only root may look at."""
+        refused = (family for (family, _), error in self._unreadable.items() if isinstance(error, NotPermitted))
+        return frozenset(self._readable.intersection(refused))
+
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
         """Read each family through each variant that may hold rules of it."""
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}

@@ -166,6 +166,16 @@ def test_a_user_who_is_not_root_works_with_capabilities_of_the_files(
         assert "ISTIO_OUTPUT" in rules(pod, "iptables-nft-save")
 
 
+def test_a_user_who_is_not_root_removes_what_can_be_seen_and_is_told_of_the_rest(pod: str, user_image: str) -> None:
+    flags = (pod, "--cap-drop=ALL", "--read-only", "--cap-add=NET_ADMIN")
+    run(user_image, *POD, flags=flags)
+    done = run(user_image, "clean", flags=flags)
+    assert "warning: there may be ipv4 rules of ours that were not seen:" in done.stderr
+    assert "only root may list legacy tables" in done.stderr
+    assert "ISTIO_" not in rules(pod, "iptables-nft-save")
+    assert run(user_image, "clean", "--iptables-variant", "legacy", flags=flags, check=False).returncode == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "remedy"),
     [
