@@ -21,6 +21,9 @@ from sbom import write_sbom
 VENV = Path("/opt/istio-init")
 # Packages that others depend on only to be installed.
 LEFT_OUT = {"debconf", "dpkg", "mawk"}
+# Of what packages of Python bring along to be run, nothing else is.
+PROGRAMS = re.compile(r"istio-init|python[\d.]*")
+SHELL_SCRIPT = re.compile(rb"#! ?/(usr/)?bin/(env )?(ba|da)?sh\b")
 # Licences stay.
 UNWANTED = re.compile(
     r"/usr/share/(doc/.*/(?!copyright)[^/]*$|man/|locale/|info/|lintian/|bug/|bash-completion/)"
@@ -91,11 +94,20 @@ def copy_package(package: str, root: Path) -> None:
     """Copy the files of a package, and what dpkg knows of it."""
     for name in query("-L", package):
         source = Path(name)
-        if not UNWANTED.search(f"{name}/" if source.is_dir() else name) and (source.is_symlink() or not source.is_dir()):
+        unwanted = UNWANTED.search(f"{name}/" if source.is_dir() else name) or _is_shell_script(source)
+        if not unwanted and (source.is_symlink() or not source.is_dir()):
             copy(source, root)
     status = root / "var/lib/dpkg/status.d" / package  # where scanners look in an image without dpkg
     status.parent.mkdir(parents=True, exist_ok=True)
     status.write_text("\n".join(query("-s", package)) + "\n", encoding="utf-8")
+
+
+def _is_shell_script(source: Path) -> bool:
+    """Tell whether a file is for the shell that the image does not have."""
+    if not source.is_file():
+        return False
+    with source.open("rb") as file:
+        return bool(SHELL_SCRIPT.match(file.read(32)))
 
 
 def copy(source: Path, root: Path) -> None:
@@ -133,11 +145,15 @@ def make_skeleton(root: Path) -> None:
 
 def copy_program(root: Path) -> None:
     """Copy the virtual environment, and name the Envoy in it, if there is one, as pods do."""
-    shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True)
+    shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True, ignore=_other_programs)
     for program in VENV.glob("lib/python*/site-packages/envoy/_bin/envoy"):
         link = root / "usr/local/bin/envoy"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(program)
+
+
+def _other_programs(directory: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(directory) == VENV / "bin" and not PROGRAMS.fullmatch(name)]
 
 
 def compile_python(root: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import distributions
+from platform import freedesktop_os_release
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
+from cyclonedx.factory.license import LicenseFactory
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot5
@@ -38,19 +40,35 @@ def write_sbom(file: Path, name: str, packages: list[str], venv: Path) -> None:
 
 
 def _debian(packages: list[str]) -> Iterator[Component]:
+    distro = "{ID}-{VERSION_ID}".format_map(freedesktop_os_release())
     form = "${Package}\t${Version}\t${Architecture}\t${source:Package}\n"
     argv = ["dpkg-query", "-W", "-f", form, *packages]
     for line in subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines():
         name, version, architecture, source = line.split("\t")
-        qualifiers = {"arch": architecture, "upstream": source}
+        qualifiers = {"arch": architecture, "upstream": source, "distro": distro}
         yield _component(PackageURL("deb", "debian", name, version, qualifiers))
 
 
 def _python(venv: Path) -> Iterator[Component]:
     (place,) = venv.glob("lib/python*/site-packages")
     for one in sorted(distributions(path=[str(place)]), key=lambda one: one.name.lower()):
-        yield _component(PackageURL("pypi", None, one.name.lower().replace("_", "-"), one.version))
+        url = PackageURL("pypi", None, one.name.lower().replace("_", "-"), one.version)
+        yield _component(url, one.metadata.get("License-Expression") or one.metadata.get("License", ""))
 
 
-def _component(url: PackageURL) -> Component:
-    return Component(name=url.name, version=url.version, purl=url, bom_ref=str(url), type=ComponentType.LIBRARY)
+def _component(url: PackageURL, licence: str = "") -> Component:
+    """Describe a part; for the licences of a Debian package see its file below /usr/share/doc.
+
+    Args:
+        url: names it.
+        licence: as its metadata has it, which may be the whole text; then its first line names it.
+    """
+    name = licence.strip().partition("\n")[0]
+    return Component(
+        name=url.name,
+        version=url.version,
+        purl=url,
+        bom_ref=str(url),
+        type=ComponentType.LIBRARY,
+        licenses=[LicenseFactory().make_from_string(name)] if name else [],
+    )

@@ -32,6 +32,13 @@ for _ in range({ROUNDS}):
     subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
     print((time.perf_counter() - started) * 1000)
 """
+SCRIPTS = """
+import glob
+for file in glob.glob("/usr/*bin/*"):
+    with open(file, "rb") as text:
+        if text.readline().rstrip().endswith(b"sh"):
+            print(file)
+"""
 LISTING = """
 import os
 for directory, _, names in os.walk("/"):
@@ -116,6 +123,9 @@ def test_there_is_no_compiler_no_package_manager_and_no_cache(image: str) -> Non
     )
     assert [file for file in files if file.startswith(unwanted)] == []
     assert "/usr/share/doc/iptables/copyright" in files, "licences go with what they are about"
+    programs = {file.rpartition("/")[2] for file in files if file.startswith("/opt/istio-init/bin/")}
+    assert programs == {"istio-init", "python", "python3", "python3.11"}
+    assert python(image, SCRIPTS).split() == [], "there is no shell to run them"
 
 
 @each_image
@@ -160,6 +170,9 @@ def test_a_list_tells_all_parts_of_an_image(image: str, root: Path) -> None:
     locked = (root / "docker" / f"requirements-{image.removeprefix('istio-')}.txt").read_text(encoding="utf-8")
     pinned = {f"pkg:pypi/{line.split(' ')[0].replace('==', '@')}" for line in locked.splitlines() if "==" in line}
     assert {url for url in listed if url.startswith("pkg:pypi/") and "istio-init" not in url} == pinned
+    assert all("distro=debian-12" in part["purl"] for part in bom["components"] if part["purl"].startswith("pkg:deb/"))
+    licences = {part["name"]: part["licenses"] for part in bom["components"] if "licenses" in part}
+    assert licences["istio-init"] == [{"license": {"id": "Apache-2.0"}}]
     packages = python(image, "import os; print(*os.listdir('/var/lib/dpkg/status.d'))").split()
     assert set(packages) == {part["name"] for part in bom["components"] if part["purl"].startswith("pkg:deb/")}
 
