@@ -16,6 +16,7 @@ from istio_init.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PO
 from istio_init.options import LAYOUTS
 
 if TYPE_CHECKING:
+    from istio_init.inject import Workload
     from istio_init.webhook.review import Injector, Json
 
 DEFAULTS = InjectSettings()
@@ -111,7 +112,7 @@ def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, t
 
 
 def _injector(settings: InjectSettings) -> Injector:
-    def inject_pod(template: Json, *, name: str, namespace: str, where: str) -> Injection:
-        return inject_template(template, settings, name=name, namespace=namespace, where=where)
+    def inject_pod(template: Json, workload: Workload, where: str) -> Injection:
+        return inject_template(template, settings, workload, where)
 
     return inject_pod

@@ -15,7 +15,7 @@ from istio_init.model import ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, R
 from istio_init.values import ALL
 
 if TYPE_CHECKING:
-    from istio_init.inject.pod import Json, Pod
+    from istio_init.inject.pod import Json, Pod, Workload
 
 DISCOVERY = "istiod.istio-system.svc:15010"
 REVISION = "default"
@@ -160,10 +160,20 @@ def _environment(pod: Pod) -> list[Json]:
         field("ISTIO_META_NODE_NAME", "spec.nodeName"),
         variable("ISTIO_META_INTERCEPTION_MODE", pod.wishes.mode.value),
         variable("ISTIO_META_WORKLOAD_NAME", pod.name),
+        *_owner(pod.workload),
         variable("ISTIO_META_MESH_ID", TRUST_DOMAIN),
         variable("TRUST_DOMAIN", TRUST_DOMAIN),
         variable("ISTIO_METAJSON_LABELS", compact({**_labels(pod), **pod.labels})),
     ]
+
+
+def _owner(workload: Workload) -> list[Json]:
+    """Name what makes the pod, as Istio's injector does; the kubelet fills in the namespace, which manifests may lack."""
+    if not workload.api_version:
+        return []
+    kind = f"{workload.kind.lower()}s"
+    value = f"kubernetes://apis/{workload.api_version}/namespaces/$(POD_NAMESPACE)/{kind}/{workload.name}"
+    return [{"name": "ISTIO_META_OWNER", "value": value}]
 
 
 def _context(mode: Mode) -> Json:

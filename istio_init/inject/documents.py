@@ -6,7 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from istio_init.errors import InvalidInput
-from istio_init.inject.template import inject_template, uninject_template
+from istio_init.inject.pod import Workload
+from istio_init.inject.settings import INJECT
+from istio_init.inject.template import TEXTS, inject_template, uninject_template
 from istio_init.manifest import GROUPS, KINDS, is_list
 
 if TYPE_CHECKING:
@@ -46,10 +48,13 @@ def uninject_document(document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
 
 def _inject(settings: InjectSettings, document: Json, template: Json, where: str) -> Injection:
     namespace = str(_metadata(document).get("namespace") or "default")
-    made = inject_template(template, settings, name=_name(document), namespace=namespace, where=where)
-    if made.template is not None and document["kind"] in TO_END and not settings.native_sidecar:
-        return made._replace(note=f"{made.note}; {NEVER_ENDS}")
-    return made
+    kind = document["kind"]
+    workload = Workload(_name(document), namespace, kind, str(document.get("apiVersion") or ""))
+    made = inject_template(template, settings, workload, where)
+    warnings = [NEVER_ENDS] if made.template is not None and kind in TO_END and not settings.native_sidecar else []
+    if template is not document and any(INJECT in (_metadata(document).get(part) or ()) for part in TEXTS):
+        warnings.append(f"{INJECT} of the {kind} itself has no effect: it belongs to the metadata of the pod template")
+    return made._replace(note="; ".join((made.note, *warnings)))
 
 
 def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value

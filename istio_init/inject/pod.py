@@ -20,11 +20,27 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+class Workload(NamedTuple):
+    """What makes a pod, or the pod itself where nothing does.
+
+    Attributes:
+        name: its name.
+        namespace: that it is in; `default` where its manifest names none, and whoever creates it may choose another.
+        kind: such as `Deployment`.
+        api_version: such as `apps/v1`; empty where the manifest does not say.
+    """
+
+    name: str
+    namespace: str = "default"
+    kind: str = "Pod"
+    api_version: str = "v1"
+
+
 class Pod(NamedTuple):
     """What the pieces depend on.
 
     Attributes:
-        name: of the workload, or of the pod.
+        workload: what makes it.
         labels: the pod's.
         annotations: the pod's.
         service_account: that it runs under.
@@ -34,7 +50,7 @@ class Pod(NamedTuple):
         settings: what the command line says.
     """
 
-    name: str
+    workload: Workload
     labels: dict[str, str]
     annotations: dict[str, str]
     service_account: str
@@ -42,6 +58,11 @@ class Pod(NamedTuple):
     ports: tuple[tuple[str, int], ...]
     wishes: Wishes
     settings: InjectSettings
+
+    @property
+    def name(self) -> str:
+        """The workload's name."""
+        return self.workload.name
 
     @property
     def app_ports(self) -> str:

@@ -148,8 +148,12 @@ def wants_injection(labels: Mapping[str, str], annotations: Mapping[str, str], w
     for kind, said in (("label", labels), ("annotation", annotations)):
         text = said.get(INJECT, "")
         if text:
-            word = WORDS.get(text.lower())
-            return parse.boolean(text, f"{where}: {kind} {INJECT}") if word is None else word
+            if text.lower() in WORDS:
+                return WORDS[text.lower()]
+            try:
+                return parse.boolean(text, f"{where}: {kind} {INJECT}")
+            except InvalidInput as error:
+                raise InvalidInput(error.where, error.problem, ", ".join((error.allowed, *WORDS))) from None
     return True
 
 

@@ -17,6 +17,8 @@ from istio_init.options import CURRENT, ISTIO_1_0
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from istio_init.inject.pod import Workload
+
 Json = dict[str, Any]
 
 PIECES = {ISTIO_1_0: istio_1_0.pieces, CURRENT: current.pieces}
@@ -40,14 +42,13 @@ class Injection(NamedTuple):
     note: str
 
 
-def inject_template(template: Json, settings: InjectSettings, *, name: str, namespace: str, where: str) -> Injection:
+def inject_template(template: Json, settings: InjectSettings, workload: Workload, where: str) -> Injection:
     """Add the init container, the proxy and what they need.
 
     Args:
         template: `{"metadata": …, "spec": …}`, as a Pod or a PodTemplateSpec is; it is not changed.
         settings: what the command line says.
-        name: of the workload, or of the pod.
-        namespace: that it is in.
+        workload: what makes the pod.
         where: the file and the document, for errors.
 
     Raises:
@@ -63,10 +64,10 @@ def inject_template(template: Json, settings: InjectSettings, *, name: str, name
     account = str(spec.get("serviceAccountName") or spec.get("serviceAccount") or "default")
     ports = read_ports(spec, where)
     warnings = (*wishes.warnings, *check_ports(ports, wishes, where), *_user_warnings(spec, settings, where))
-    pod = Pod(name, labels, annotations, account, names, ports, wishes, settings)
+    pod = Pod(workload, labels, annotations, account, names, ports, wishes, settings)
     pieces = PIECES[settings.layout](pod)
     _refuse_taken_names(spec, pieces, where)
-    note = "; ".join((f"injected (layout {settings.layout}, namespace {namespace})", *warnings))
+    note = "; ".join((f"injected (layout {settings.layout}, namespace {workload.namespace})", *warnings))
     return Injection(_with(template, pieces, where), note)
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from istio_init.errors import InvalidInput
+from istio_init.inject.pod import Workload
 from istio_init.webhook.patch import difference
 
 if TYPE_CHECKING:
@@ -53,13 +54,12 @@ class Answer(NamedTuple):
 class Injector(Protocol):
     """Adds the sidecar to a pod."""
 
-    def __call__(self, template: Json, *, name: str, namespace: str, where: str) -> Injection:
+    def __call__(self, template: Json, workload: Workload, where: str) -> Injection:
         """Give the pod with the sidecar, or say why it is left alone.
 
         Args:
             template: the pod, which is not changed.
-            name: of what made the pod, such as its Deployment, or its own.
-            namespace: that it will be in.
+            workload: what made the pod, such as its Deployment, or the pod itself.
             where: what an error begins with.
 
         Raises:
@@ -111,7 +111,7 @@ def answer(body: bytes, inject: Injector) -> Answer:
     if not isinstance(request.pod.get("spec"), dict):
         raise InvalidInput("request.object", "there is no pod in it", "a Pod with its spec")
     try:
-        found = inject(request.pod, name=workload_name(request), namespace=request.namespace, where=where)
+        found = inject(request.pod, workload_of(request), where)
     except InvalidInput as error:
         status = {"status": "Failure", "reason": "Invalid", "code": UNPROCESSABLE, "message": str(error)}
         return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note}: denied: {error}")
@@ -154,8 +154,8 @@ def read_request(body: bytes) -> Request:
     )
 
 
-def workload_name(request: Request) -> str:
-    """Name what made a pod: the Deployment behind its ReplicaSet, the CronJob behind its Job, its owner, or itself.
+def workload_of(request: Request) -> Workload:
+    """Tell what made a pod: the Deployment behind its ReplicaSet, the CronJob behind its Job, its owner, or itself.
 
     The API server makes a pod's own name from `generateName` only after it has asked.
     """
@@ -167,14 +167,17 @@ def workload_name(request: Request) -> str:
         else []
     )
     if not owners:
-        return request.name or str(metadata.get("name") or "") or str(metadata.get("generateName") or "").rstrip("-")
-    kind, name = owners[0].get("kind"), str(owners[0].get("name"))
+        name = request.name or str(metadata.get("name") or "") or str(metadata.get("generateName") or "").rstrip("-")
+        return Workload(name, request.namespace)
+    kind, name, version = (str(owners[0].get(member) or "") for member in ("kind", "name", "apiVersion"))
     labels = metadata.get("labels")
     template_hash = labels.get("pod-template-hash") if isinstance(labels, dict) else None
     if kind == "ReplicaSet" and template_hash:
-        return name.removesuffix(f"-{template_hash}")
+        return Workload(name.removesuffix(f"-{template_hash}"), request.namespace, "Deployment", version)
     of_cron_job = JOB_OF_A_CRON_JOB.fullmatch(name) if kind == "Job" else None
-    return of_cron_job[1] if of_cron_job else name
+    if of_cron_job:
+        return Workload(of_cron_job[1], request.namespace, "CronJob", version)
+    return Workload(name, request.namespace, kind, version)
 
 
 def _reason_to_leave_alone(request: Request) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from istio_init.inject import InjectSettings, inject_template
+from istio_init.inject import InjectSettings, Workload, inject_template
 from istio_init.options import CURRENT
 
 Json = dict[str, Any]
@@ -31,7 +31,9 @@ def template(annotations: dict[str, str] | None = None, labels: dict[str, str] |
 
 
 def injected(of: Json, settings: InjectSettings = ISTIO_1_0) -> Json:
-    found = inject_template(of, settings, name="productpage-v1", namespace="default", where=WHERE).template
+    found = inject_template(
+        of, settings, Workload("productpage-v1", kind="Deployment", api_version="apps/v1"), WHERE
+    ).template
     assert found is not None
     return found
 

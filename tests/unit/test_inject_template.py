@@ -14,7 +14,14 @@ from istio_init.bootstrap.settings import parse_proxy_settings
 from istio_init.cli.agreement import parse_words, read_rules
 from istio_init.cli.proxy import proxy as proxy_command
 from istio_init.errors import InvalidInput
-from istio_init.inject import InjectSettings, inject_document, inject_template, uninject_document, uninject_template
+from istio_init.inject import (
+    InjectSettings,
+    Workload,
+    inject_document,
+    inject_template,
+    uninject_document,
+    uninject_template,
+)
 from istio_init.inject.documents import NEVER_ENDS
 from istio_init.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
 from istio_init.manifest import KINDS, read_manifest
@@ -187,6 +194,11 @@ def test_a_bad_value_is_refused_and_the_annotation_named(annotation: str) -> Non
     assert caught.value.allowed
 
 
+def test_a_word_that_is_neither_yes_nor_no_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InvalidInput, match=r"'maybe' is neither true nor false .allowed: .*true.*, y, yes, on, n, no, off"):
+        injected(template({"sidecar.istio.io/inject": "maybe"}))
+
+
 def test_a_value_that_is_no_text_is_refused_and_the_annotation_named() -> None:
     no_text: Any = {"sidecar.istio.io/inject": False}
     with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation sidecar.istio.io/inject: False is no text"):
@@ -202,14 +214,14 @@ def test_excluded_inbound_ports_stand_beside_the_proxys_own() -> None:
 
 def test_an_annotation_without_effect_is_told() -> None:
     annotations = {f"{TRAFFIC_PREFIX}excludeInboundPorts": "22"}
-    note = inject_template(template(annotations), ISTIO_1_0, name="x", namespace="y", where=WHERE).note
+    note = inject_template(template(annotations), ISTIO_1_0, Workload("x", "y"), WHERE).note
     assert "excludeInboundPorts has no effect" in note
 
 
 def test_an_annotation_that_is_misspelled_is_told() -> None:
     for name in ("excludeoutboundports", "excludeOutboundIPRange"):
         of = template({f"{TRAFFIC_PREFIX}{name}": "80"})
-        note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+        note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
         assert f"annotation {TRAFFIC_PREFIX}{name} is not known here" in note
 
 
@@ -225,14 +237,14 @@ def test_readiness_is_not_served_where_somebody_else_listens(port: str, owner: s
 )
 def test_inbound_ports_that_are_the_proxys_are_told(ports: str, told: list[int]) -> None:
     of = template({f"{TRAFFIC_PREFIX}includeInboundPorts": ports})
-    note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+    note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
     assert [port for port in MESH_PORTS if f"includeInboundPorts lists port {port}" in note] == told
 
 
 def test_a_port_that_the_proxy_has_is_told_and_one_that_is_none_is_refused() -> None:
     of = template()
     of["spec"]["containers"][0]["ports"] = [{"containerPort": 15090}]
-    note = inject_template(of, TODAY, name="x", namespace="y", where=WHERE).note
+    note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
     assert "container productpage declares port 15090, which is the proxy's own (metrics for Prometheus)" in note
     of["spec"]["containers"][0]["ports"] = [{"containerPort": 99999}]
     with pytest.raises(InvalidInput, match=f"^{WHERE}: container productpage declares port 99999"):
@@ -242,7 +254,7 @@ def test_a_port_that_the_proxy_has_is_told_and_one_that_is_none_is_refused() -> 
 @pytest.mark.parametrize("context", [{"runAsNonRoot": True}, {"runAsUser": 1000}, {"runAsUser": 0}, {}])
 def test_a_pod_that_keeps_the_init_container_from_being_root_is_told(context: Json) -> None:
     def note(settings: InjectSettings) -> str:
-        return inject_template(template(securityContext=context), settings, name="x", namespace="y", where=WHERE).note
+        return inject_template(template(securityContext=context), settings, Workload("x", "y"), WHERE).note
 
     assert ("use --unprivileged" in note(ISTIO_1_0)) == any(context.values())
     for settings in (ISTIO_1_0._replace(unprivileged=True), TODAY):
@@ -299,7 +311,7 @@ LEFT_ALONE = {
 @each_setting
 @pytest.mark.parametrize(("of", "word"), LEFT_ALONE.values(), ids=list(LEFT_ALONE))
 def test_what_is_left_alone_has_a_note_that_says_why(of: Json, word: str, settings: InjectSettings) -> None:
-    found = inject_template(of, settings, name="x", namespace="y", where=WHERE)
+    found = inject_template(of, settings, Workload("x", "y"), WHERE)
     assert found.template is None
     assert found.note.startswith("left alone: ")
     assert word in found.note
@@ -313,7 +325,7 @@ def test_a_pod_that_says_yes_is_injected() -> None:
 
 @each_setting
 def test_injecting_twice_changes_nothing(settings: InjectSettings) -> None:
-    again = inject_template(injected(template(), settings), settings, name="x", namespace="y", where=WHERE)
+    again = inject_template(injected(template(), settings), settings, Workload("x", "y"), WHERE)
     assert again == (None, "already injected")
 
 
@@ -443,6 +455,12 @@ def document(kind: str, of: Json) -> Json:
     return made
 
 
+def template_in(made: Json) -> Json:
+    for name in KINDS[made["kind"]]:
+        made = made[name]
+    return made
+
+
 def valid(made: Json) -> None:
     if made["kind"] == "List":
         for item in made["items"]:
@@ -464,6 +482,29 @@ def agree(made: Json) -> None:
 
 
 ANNOTATED = [None, {"sidecar.istio.io/interceptionMode": "TPROXY"}, {STATUS_PORT: "15020"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_proxy_of_today_is_told_what_makes_its_pod(kind: str) -> None:
+    made, _ = inject_document(document(kind, template()), NATIVE, "f")
+    (_, proxy) = template_in(made)["spec"]["initContainers"]
+    variables = {one["name"]: one.get("value") for one in proxy["env"]}
+    where = "namespaces/$(POD_NAMESPACE)"
+    assert variables["ISTIO_META_OWNER"] == f"kubernetes://apis/{made['apiVersion']}/{where}/{kind.lower()}s/productpage"
+    # The kubelet puts in only what stands before.
+    names = list(variables)
+    assert names.index("POD_NAMESPACE") < names.index("ISTIO_META_OWNER")
+
+
+def test_a_word_about_injection_that_stands_beside_the_template_is_told() -> None:
+    beside = document("Deployment", template())
+    beside["metadata"]["annotations"] = {"sidecar.istio.io/inject": "false"}
+    _, (note,) = inject_document(beside, TODAY, "f")
+    assert "injected (layout current" in note
+    assert "sidecar.istio.io/inject of the Deployment itself has no effect" in note
+    of_pod = document("Pod", template({"sidecar.istio.io/inject": "false"}))
+    _, (note,) = inject_document(of_pod, TODAY, "f")
+    assert "has no effect" not in note
 
 
 @each_setting

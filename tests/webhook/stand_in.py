@@ -11,10 +11,11 @@ from istio_init.inject import Injection
 from istio_init.webhook.server import Listeners, Voice, run
 
 if TYPE_CHECKING:
+    from istio_init.inject import Workload
     from istio_init.webhook.review import Json
 
 
-def inject(template: Json, *, name: str, namespace: str, where: str) -> Injection:
+def inject(template: Json, workload: Workload, where: str) -> Injection:
     """Add a container that tells what was asked; an annotation `test` brings about the rest."""
     match template["metadata"].get("annotations", {}).get("test"):
         case "fault":
@@ -27,7 +28,7 @@ def inject(template: Json, *, name: str, namespace: str, where: str) -> Injectio
             return Injection(None, "left alone: it wants to be")
         case _:
             pod = copy.deepcopy(template)
-            pod["spec"]["containers"].append({"name": "stand-in", "image": f"{namespace}/{name}"})
+            pod["spec"]["containers"].append({"name": "stand-in", "image": f"{workload.namespace}/{workload.name}"})
             return Injection(pod, "injected")
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from istio_init.errors import InvalidInput
-from istio_init.inject import Injection
-from istio_init.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer
+from istio_init.inject import Injection, Workload
+from istio_init.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer, read_request, workload_of
 from tests.webhook import stand_in
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 
@@ -30,7 +30,7 @@ def told_apart(pod: Json, **request: str | None) -> str:
 
 
 def test_the_patch_gives_the_injected_pod() -> None:
-    injected = stand_in.inject(POD, name="productpage-v1", namespace="bookinfo", where="").template
+    injected = stand_in.inject(POD, Workload("productpage-v1", "bookinfo"), "").template
     found = asked(review(POD))
     assert patched(POD, found.review) == injected != POD
     assert found.outcome == Outcome.INJECTED
@@ -86,26 +86,27 @@ def test_the_namespace_is_not_written_into_the_pod() -> None:
 
 def owned(kind: str, name: str, **metadata: object) -> Json:
     made = copy.deepcopy(POD)
-    reference = {"apiVersion": "v1", "kind": kind, "name": name, "uid": "1", "controller": True}
+    reference = {"apiVersion": "example/v1", "kind": kind, "name": name, "uid": "1", "controller": True}
     made["metadata"].update(metadata, ownerReferences=[{**reference, "controller": False, "name": "other"}, reference])
     return made
 
 
 @pytest.mark.parametrize(
-    ("made", "workload"),
+    ("made", "name", "kind", "version"),
     [
-        (POD, "productpage-v1"),
-        (owned("ReplicaSet", "plain", labels={}), "plain"),
-        (owned("StatefulSet", "database"), "database"),
-        (owned("DaemonSet", "agent-12345678"), "agent-12345678"),
-        (owned("Job", "once"), "once"),
-        (owned("Job", "nightly-29384756"), "nightly"),
-        (bare_pod("own"), "own"),
-        ({**POD, "metadata": {"generateName": "generated-"}}, "generated"),
+        (POD, "productpage-v1", "Deployment", "apps/v1"),
+        (owned("ReplicaSet", "plain", labels={}), "plain", "ReplicaSet", "example/v1"),
+        (owned("StatefulSet", "database"), "database", "StatefulSet", "example/v1"),
+        (owned("DaemonSet", "agent-12345678"), "agent-12345678", "DaemonSet", "example/v1"),
+        (owned("Job", "once"), "once", "Job", "example/v1"),
+        (owned("Job", "nightly-29384756"), "nightly", "CronJob", "example/v1"),
+        (bare_pod("own"), "own", "Pod", "v1"),
+        ({**POD, "metadata": {"generateName": "generated-"}}, "generated", "Pod", "v1"),
     ],
 )
-def test_a_pod_is_known_by_what_made_it(made: Json, workload: str) -> None:
-    assert told_apart(made) == f"bookinfo/{workload}"
+def test_a_pod_is_known_by_what_made_it(made: Json, name: str, kind: str, version: str) -> None:
+    assert workload_of(read_request(encoded(review(made)))) == Workload(name, "bookinfo", kind, version)
+    assert told_apart(made) == f"bookinfo/{name}"
 
 
 # Pods that are denied, and those that are left alone.
