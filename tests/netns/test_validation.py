@@ -257,7 +257,7 @@ def test_broken_rules_fail_and_the_path_is_named(
     before = everything(pod.inside)
     found = validate(pod.inside, *flags)
     assert found.status == 126
-    assert {re.split(" tcp | udp ", line)[0] for line in found.wrong} == set(wrong)
+    assert {re.split(" tcp | udp ", line)[0] for line in found.wrong} == set(wrong), found.wrong
     for line in found.wrong:
         assert wrong[re.split(" tcp | udp ", line)[0]] in line
     assert f"{len(found.wrong)} of {len(found.good) + len(found.wrong)} paths are wrong: {found.wrong[0]}" in found.last
