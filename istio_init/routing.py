@@ -11,6 +11,7 @@ and stays.
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import contextmanager
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,7 @@ def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
             raise Unsupported(message) from error
         if error.code in (errno.EPERM, errno.EACCES):
             remedy = missing_capability() or "a security module or a user namespace may forbid it"
-            raise NotPermitted(f"{what} was refused: {error}; {remedy}") from error
+            raise NotPermitted(f"{what} was refused: {os.strerror(error.code)}; {remedy}") from error
         raise Unsupported(f"{what} cannot be changed: {error}; it needs {needs}") from error
 
 

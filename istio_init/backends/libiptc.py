@@ -143,8 +143,10 @@ def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
         lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if missing_capability(needs_raw=True):
-            raise _failure(error, Family.IPV4, "") from None
+        if remedy := missing_capability(needs_raw=True):
+            # The lock is only where it shows first.
+            message = f"libiptc may not work on legacy tables: {remedy}"
+            raise NotPermitted(message) from None
         if is_lock_chosen():
             message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
             raise Unsupported(message) from None

@@ -141,7 +141,7 @@ def test_the_first_address_is_not_one_of_lo(namespace: Namespace) -> None:
 )
 def test_who_may_not_change_it_is_told_what_is_missing(namespace: Namespace, change: Callable[[], bool]) -> None:
     before = shown(namespace)
-    with pytest.raises(NotPermitted, match=r"was refused: .*; run as root \(runAsUser: 0\)"):
+    with pytest.raises(NotPermitted, match=r"was refused: Operation not permitted; run as root \(runAsUser: 0\)"):
         namespace.call(change, APP)
     assert shown(namespace) == before
 
