@@ -10,7 +10,6 @@ the process.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 import pickle
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from istio_init.backends import iptc_library
 from istio_init.backends.base import Backend, Changes, Snapshots
 from istio_init.backends.legacy import (
     LOCK_FILE_REMEDY,
@@ -63,10 +63,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
-
-# python-iptables asks `ctypes.util.find_library` for these, which starts ldconfig and gcc for each: a third of a second.
-# The dynamic linker finds them by the names that they have had since iptables 1.4.
-SONAMES = {"c": "libc.so.6", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2", "xtables": "libxtables.so.12"}
 
 # What a rule has itself, not through a match extension: python-iptables' name for it.
 ATTRIBUTES = {
@@ -164,7 +160,7 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
     Raises:
         Unsupported: the copy ended without a word.
     """
-    _iptc()  # once, here, and not in each copy
+    iptc_library.load()  # once, here, and not in each copy
     sys.stdout.flush()  # python-iptables flushes it, too, and the copy has the same bytes waiting
     messages = os.memfd_create("xtables")
     reading, writing = os.pipe()
@@ -203,27 +199,13 @@ def _be_the_copy(writing: int, messages: int, function: Callable[..., object], a
         os._exit(0)
 
 
-def _iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
-    """Import python-iptables, and keep it from starting programs that look for libraries."""
-    find_library = ctypes.util.find_library
-    ctypes.util.find_library = lambda name: SONAMES.get(name) or find_library(name)
-    try:
-        import iptc  # noqa: PLC0415 - only now does it find what it asks for
-    except Exception as error:  # it raises whatever a missing library leads to
-        message = f"python-iptables cannot be used here: {error}; use --backend restore"
-        raise Unsupported(message) from error
-    finally:
-        ctypes.util.find_library = find_library
-    return iptc
-
-
 def _errors() -> tuple[type[Exception], ...]:
-    iptc = _iptc()
+    iptc = iptc_library.load()
     return (iptc.IPTCError, iptc.XTablesError)
 
 
 def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above
-    iptc = _iptc()
+    iptc = iptc_library.load()
     kind = iptc.Table if family is Family.IPV4 else iptc.Table6
     # To tell a chain from an extension, python-iptables looks for its name in each table that it believes to exist, and
     # so makes them all. Only this one can have our chains' names.
@@ -348,7 +330,7 @@ def _raw(family: Family, rule: KernelRule) -> Raw:
 
 def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
     """Turn a rule into one of python-iptables."""
-    iptc = _iptc()
+    iptc = iptc_library.load()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     for match in rule.matches:
         text = f"{match.value:#x}" if match.kind in MARKS else match.value

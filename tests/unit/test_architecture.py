@@ -83,7 +83,7 @@ OWNERS = {
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
     "dnslib": {"istio_init.lab.resolver"},
-    "iptc": {"istio_init.backends.libiptc"},
+    "iptc": {"istio_init.backends.iptc_library"},
     "pwd": {"istio_init.environment"},
     "grp": {"istio_init.environment"},
 }
