@@ -15,6 +15,8 @@ PURPOSES = {
 }
 # Without NET_ADMIN nobody can tell which kind of kernel this is; so both are told, and not one after the other.
 LATER = "where the kernel has no nf_tables, legacy iptables needs NET_RAW as well"
+# What is said of a refusal when nothing is missing.
+OTHER_REFUSAL = "a security module or a user namespace may forbid it"
 
 
 def missing_capability(program: str = "", *, needs_raw: bool = False) -> str:

@@ -31,7 +31,7 @@ from istio_init.model import (
     Family,
     TproxyRoute,
 )
-from istio_init.remedies import missing_capability
+from istio_init.remedies import OTHER_REFUSAL, missing_capability
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,7 +202,7 @@ def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
             )
             raise Unsupported(message) from error
         if error.code in (errno.EPERM, errno.EACCES):
-            remedy = missing_capability() or "a security module or a user namespace may forbid it"
+            remedy = missing_capability() or OTHER_REFUSAL
             raise NotPermitted(f"{what} was refused: {os.strerror(error.code)}; {remedy}") from error
         raise Unsupported(f"{what} cannot be changed: {error}; it needs {needs}") from error
 

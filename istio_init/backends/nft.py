@@ -19,7 +19,7 @@ from istio_init.backends.others import RuleSet, find
 from istio_init.errors import CommandError, IstioInitError, NotPermitted
 from istio_init.inspect import TableChange, compare
 from istio_init.model import NFT_TABLE, Family, Match, MatchKind, Rule, Snapshot, Table, Target, TargetKind, Variant
-from istio_init.remedies import missing_capability
+from istio_init.remedies import OTHER_REFUSAL, missing_capability
 from istio_init.render.nft import FAMILIES, canonical_tables, render_tables
 from istio_init.runner import Command, Result, run_all
 
@@ -134,7 +134,7 @@ def _failure(result: Result) -> IstioInitError:
     # Behind an error nft shows the line that it is about, which may be as long as a list of destinations.
     message = "; ".join(line for line in result.stderr.splitlines() if "Error: " in line) or result.stderr
     if REFUSED_MESSAGE in result.stderr:
-        remedy = missing_capability("nft", needs_raw=False) or "a security module or a user namespace may forbid it"
+        remedy = missing_capability("nft", needs_raw=False) or OTHER_REFUSAL
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {message}; {remedy}")
     if result.missing:
         remedy = "install Debian's package `nftables`, or use --backend restore"

@@ -25,7 +25,7 @@ from istio_init.backends.others import OF_VARIANT, find
 from istio_init.errors import CommandError, IstioInitError, LockHeld, NotPermitted
 from istio_init.inspect import compare
 from istio_init.model import Family, Snapshot, Table, Variant
-from istio_init.remedies import missing_capability
+from istio_init.remedies import OTHER_REFUSAL, missing_capability
 from istio_init.render.iptables import command_name, parse_save, render_changes
 from istio_init.runner import Command, Result, run_all
 
@@ -237,7 +237,7 @@ def _failure(result: Result) -> IstioInitError:
     lacking = missing_capability(program, needs_raw="nft" not in program)
     refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr)
     if refused and LOCK_FILE_MESSAGE not in result.stderr:
-        remedy = lacking or "a security module or a user namespace may forbid it"
+        remedy = lacking or OTHER_REFUSAL
         if NO_NAMES_MESSAGE in result.stderr:
             remedy = "only root may list legacy tables: run as root (runAsUser: 0), or use --iptables-variant nft"
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
