@@ -31,7 +31,7 @@ PATIENCE = 15.0  # seconds; a signal that waits for the step's end would take lo
 def checkout(tmp_path: Path) -> Path:
     if os.geteuid() != 0:
         give_up("only root can start a container engine")
-    for directory in ("scripts", "docker", "bin", "cache"):
+    for directory in ("scripts", "docker", "bin", "cache", "temporary"):
         (tmp_path / directory).mkdir()
     shutil.copy(ROOT / "scripts" / "test-docker", tmp_path / "scripts")
     for file in ROOT.glob("docker/requirements-*.txt"):
@@ -43,16 +43,21 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def environment(checkout: Path) -> dict[str, str]:
+    """Give the script places of its own: runs elsewhere on the machine remove what killed runs left in theirs."""
+    return {
+        "PATH": f"{checkout}/bin:{os.environ['PATH']}",
+        "TMPDIR": str(checkout / "temporary"),
+        "XDG_CACHE_HOME": str(checkout / "cache"),
+    }
+
+
 @contextmanager
 def running(checkout: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run the script as far as the base image; give it and the number of the process that makes that."""
     started = checkout / "started"
     started.unlink(missing_ok=True)
-    env = {
-        "PATH": f"{checkout}/bin:{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(checkout / "cache"),
-        "STARTED": str(started),
-    }
+    env = environment(checkout) | {"STARTED": str(started)}
     with subprocess.Popen([checkout / "scripts" / "test-docker"], env=env, stderr=subprocess.DEVNULL) as script:
         try:
             until(lambda: started.exists() and started.read_text().strip())
@@ -70,8 +75,8 @@ def until(look: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def places(script: subprocess.Popen[bytes]) -> list[Path]:
-    return list(Path("/tmp").glob(f"istio-init-docker.{script.pid}.*"))
+def places(checkout: Path, script: subprocess.Popen[bytes]) -> list[Path]:
+    return list((checkout / "temporary").glob(f"istio-init-docker.{script.pid}.*"))
 
 
 def session(leader: int) -> list[str]:
@@ -83,33 +88,33 @@ def session(leader: int) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_ends_a_long_step_at_once_and_leaves_nothing(checkout: Path, number: signal.Signals) -> None:
     with running(checkout) as (script, step):
-        assert len(places(script)) == 1
+        assert len(places(checkout, script)) == 1
         assert len(session(step)) == 2
         script.send_signal(number)
         assert script.wait(PATIENCE) == 128 + number
         assert session(step) == []
-    assert places(script) == []
+    assert places(checkout, script) == []
     assert list((checkout / "cache" / "istio-init").iterdir()) == []
     assert not (checkout / "docker" / "wheels").exists()
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(checkout: Path) -> None:
     with running(checkout) as (killed, step):
-        script_places = places(killed)
         killed.kill()
         killed.wait()
         until(lambda: not Path("/proc", str(step)).exists())
-    assert [place.exists() for place in script_places] == [True]
+    assert len(places(checkout, killed)) == 1
     with running(checkout) as (script, _):
-        assert places(killed) == []
+        assert places(checkout, killed) == []
         script.terminate()
         assert script.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 def test_two_runs_in_one_checkout_wait_for_each_other(checkout: Path) -> None:
     with running(checkout) as (script, _):
-        env = {"PATH": f"{checkout}/bin:{os.environ['PATH']}", "XDG_CACHE_HOME": str(checkout / "cache")}
-        with subprocess.Popen([checkout / "scripts" / "test-docker"], env=env, stderr=subprocess.PIPE) as other:
+        with subprocess.Popen(
+            [checkout / "scripts" / "test-docker"], env=environment(checkout), stderr=subprocess.PIPE
+        ) as other:
             assert other.stderr is not None
             assert b"waiting for another run in this checkout" in other.stderr.readline()
             other.terminate()
