@@ -3,16 +3,16 @@
 The Python interface, in five lines::
 
     from istio_init import Settings, build_plan, render
-    from istio_init.backends.restore import RestoreBackend
+    from istio_init.rules.kernel.restore import RestoreBackend
 
     plan = build_plan(Settings.of(proxy_uids="1337", inbound_ports="9080", service_cidrs="*"))
     print(render(plan, "table"))
     RestoreBackend().apply(plan)
 """
 
-from istio_init.layouts import build_plan
-from istio_init.render import render
-from istio_init.settings import Settings
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.render import render
+from istio_init.rules.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = ["Settings", "__version__", "build_plan", "render"]

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from istio_init import Settings, build_plan
-from istio_init.errors import IstioInitError
+from istio_init.core.errors import IstioInitError
 from istio_init.lab.client import Lab
 from istio_init.lab.pods import SYSTEM_PATH
 from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
-from istio_init.model import PROXY_UID
-from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS
-from istio_init.render.iptables import render_rule
+from istio_init.rules.model import PROXY_UID
+from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
+from istio_init.rules.render.iptables import render_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

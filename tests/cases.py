@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.environment import collect
-from istio_init.layouts import build_plan
-from istio_init.options import ISTIO_1_0, OPTIONS
-from istio_init.settings import NO_ACCOUNTS, NO_FACTS, HostFacts, parse_settings
+from istio_init.rules.environment import collect
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.options import ISTIO_1_0, OPTIONS
+from istio_init.rules.settings import NO_ACCOUNTS, NO_FACTS, HostFacts, parse_settings
 
 if TYPE_CHECKING:
-    from istio_init.model import Plan
+    from istio_init.rules.model import Plan
 
 # Two network namespaces: the pod, and the world round it.
 POD = "10.77.0.2"

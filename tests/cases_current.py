@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from istio_init.options import CURRENT
-from istio_init.settings import HostFacts
-from istio_init.trace import Packet
+from istio_init.rules.options import CURRENT
+from istio_init.rules.settings import HostFacts
+from istio_init.rules.walk import Packet
 from tests.cases import (
     APP,
     CLIENT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import NamedTuple
 
-from istio_init.bootstrap.settings import ProxySettings, parse_proxy_settings
+from istio_init.sidecar.bootstrap.settings import ProxySettings, parse_proxy_settings
 
 # The productpage pod of Istio 1.0.5.
 POD_FLAGS = {

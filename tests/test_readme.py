@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.options import OPTIONS
+from istio_init.rules.options import OPTIONS
 from tests.netns.namespaces import Namespace
 from tests.privileges import need_namespaces
 
@@ -74,7 +74,7 @@ def test_shell_commands_of_the_readme_work(commands: str, namespace: Namespace) 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", PYTHON, ids=["trace", "apply"])
+@pytest.mark.parametrize("program", PYTHON, ids=["walk", "apply"])
 def test_python_programs_of_the_readme_print_what_it_says(program: str, namespace: Namespace) -> None:
     done = namespace.run(sys.executable, "-c", program)
     promised = [line.removeprefix("# ") for line in program.splitlines() if line.startswith("# ")]

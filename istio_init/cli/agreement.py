@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
-from istio_init.errors import InvalidInput
-from istio_init.model import PROXY_UID
-from istio_init.values import ID_MAX
+from istio_init.core.errors import InvalidInput
+from istio_init.core.log import Level, Log
+from istio_init.rules.model import PROXY_UID
+from istio_init.rules.values import ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from istio_init.bootstrap.settings import ProxySettings
-    from istio_init.settings import Settings
+    from istio_init.rules.settings import Settings
+    from istio_init.sidecar.bootstrap.settings import ProxySettings
 
 
 class Pod(NamedTuple):
@@ -31,7 +31,7 @@ class Pod(NamedTuple):
         rules: the settings of the interception; None where no check was asked for.
         run_as_uid: the user that Envoy runs as.
         run_as_gid: the group, or None where nobody said.
-        container_ports: see `istio_init.agreement.Pair`.
+        container_ports: see `istio_init.kubernetes.agreement.Pair`.
     """
 
     role: str
@@ -106,8 +106,8 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
     """
     if pod.rules is None:
         return
-    from istio_init.agreement import Pair, contradictions, listener_ports  # noqa: PLC0415 - most calls have no rules
-    from istio_init.manifest import read_yaml  # noqa: PLC0415 - as above
+    from istio_init.kubernetes.agreement import Pair, contradictions, listener_ports  # noqa: PLC0415 - most calls have no rules
+    from istio_init.kubernetes.manifest import read_yaml  # noqa: PLC0415 - as above
 
     try:
         listeners = frozenset().union(*map(listener_ports, read_yaml(text)))
@@ -125,8 +125,8 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
 
 def _of_manifest(path: str, uid: int | None) -> Pod:
     from istio_init.cli.proxy import proxy  # noqa: PLC0415 - only for a manifest
-    from istio_init.files import read_text  # noqa: PLC0415 - as above
-    from istio_init.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, read_manifest  # noqa: PLC0415 - as above
+    from istio_init.core.files import read_text  # noqa: PLC0415 - as above
+    from istio_init.kubernetes.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, read_manifest  # noqa: PLC0415 - as above
 
     where = f"--manifest {path}"
     manifest = read_manifest(read_text(path, "--manifest"), where)
@@ -167,9 +167,9 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
     Raises:
         InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
     """
-    from istio_init.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - most calls have no rules
-    from istio_init.options import OPTIONS  # noqa: PLC0415 - as above
-    from istio_init.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
+    from istio_init.rules.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - most calls have no rules
+    from istio_init.rules.options import OPTIONS  # noqa: PLC0415 - as above
+    from istio_init.rules.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
 
     # Neither this machine's own environment files nor its users, addresses and name servers are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
@@ -185,7 +185,7 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
 
 
 def _read_flags(words: Sequence[str], environ: Mapping[str, str], where: str) -> dict[str, Any]:
-    from istio_init.manifest import IPTABLES_COMMAND  # noqa: PLC0415 - most calls have no rules
+    from istio_init.kubernetes.manifest import IPTABLES_COMMAND  # noqa: PLC0415 - most calls have no rules
 
     if list(words[:1]) != [IPTABLES_COMMAND]:
         from istio_init.cli.apply import apply  # noqa: PLC0415 - as above

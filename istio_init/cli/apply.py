@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from istio_init.cli.log import Level
 from istio_init.cli.options import CommandWithSwitches, Run, layout_option, run_options, setting_options
-from istio_init.environment import read_settings
-from istio_init.errors import InvalidInput
-from istio_init.layouts import build_plan
-from istio_init.model import Variant
-from istio_init.options import CURRENT, ISTIO_1_0
+from istio_init.core.errors import InvalidInput
+from istio_init.core.log import Level
+from istio_init.rules.environment import read_settings
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import Variant
+from istio_init.rules.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
-    from istio_init.backends.report import Report
-    from istio_init.model import Plan
-    from istio_init.settings import Settings
+    from istio_init.rules.kernel.report import Report
+    from istio_init.rules.model import Plan
+    from istio_init.rules.settings import Settings
 
 FORMATS = ("restore", "commands", "nft", "json", "table")
 
@@ -120,7 +120,7 @@ def warn(run: Run, settings: Settings) -> None:
 
 def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
     """Print a plan and change nothing."""
-    from istio_init.render import render  # noqa: PLC0415 - an apply does without
+    from istio_init.rules.render import render  # noqa: PLC0415 - an apply does without
 
     default = "nft" if run.backend == "nft" else "restore"
     text = render(plan, output_format or default, run.families, run.variant or Variant.PLAIN)

@@ -10,11 +10,11 @@ import click
 
 from istio_init.cli.agreement import Pod, agreement_options, require_agreement
 from istio_init.cli.bootstrap_options import VARIABLES, Wanted, bootstrap_options
-from istio_init.cli.log import Level, Log
 from istio_init.cli.options import log_options, take_log
-from istio_init.errors import CommandError
-from istio_init.files import write_text
-from istio_init.runner import Command, run_all
+from istio_init.core.errors import CommandError
+from istio_init.core.files import write_text
+from istio_init.core.log import Level, Log
+from istio_init.core.runner import Command, run_all
 
 VALIDATION_PATIENCE = 60.0  # seconds
 

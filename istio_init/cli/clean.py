@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from istio_init.cli.log import Level
 from istio_init.cli.options import Run, run_options
+from istio_init.core.log import Level
 
 EPILOG = """\b
 Examples:

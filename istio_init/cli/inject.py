@@ -10,14 +10,14 @@ import click
 from istio_init.cli.manifests import change_manifests, manifest_options
 from istio_init.cli.options import Function, TextValue, decorate, log_options, take_log
 from istio_init.cli.webhook import WebhookOptions, serve_webhook, webhook_options
-from istio_init.errors import InvalidInput
-from istio_init.inject import Injection, InjectSettings, inject_document, inject_template
-from istio_init.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
-from istio_init.options import LAYOUTS
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.inject import Injection, InjectSettings, inject_document, inject_template
+from istio_init.kubernetes.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
+from istio_init.rules.options import LAYOUTS
 
 if TYPE_CHECKING:
-    from istio_init.inject import Workload
-    from istio_init.webhook.review import Injector, Json
+    from istio_init.kubernetes.inject import Workload
+    from istio_init.kubernetes.webhook.review import Injector, Json
 
 DEFAULTS = InjectSettings()
 EPILOG = f"""\b

@@ -10,16 +10,16 @@ import click
 
 from istio_init.cli.apply import check_format, format_option, print_plan, warn, write_plan
 from istio_init.cli.clean import remove_ours
-from istio_init.cli.log import Level
 from istio_init.cli.options import CommandWithSwitches, Function, Run, flag_options, layout_option, run_options
 from istio_init.cli.steering import STEERING, Steering
-from istio_init.environment import read_settings
-from istio_init.layouts import build_plan
-from istio_init.options import CURRENT, OPTIONS
+from istio_init.core.log import Level
+from istio_init.rules.environment import read_settings
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.options import CURRENT, OPTIONS
 
 if TYPE_CHECKING:
-    from istio_init.model import Plan
-    from istio_init.settings import Settings
+    from istio_init.rules.model import Plan
+    from istio_init.rules.settings import Settings
 
 EPILOG = """\b
 Examples:
@@ -63,7 +63,7 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
     for warning in steering.warnings:
         run.log.write(Level.WARNING, warning)
     if steering.network_namespace:
-        from istio_init.namespaces import enter_network_namespace  # noqa: PLC0415 - most runs are in theirs already
+        from istio_init.rules.kernel.namespaces import enter_network_namespace  # noqa: PLC0415 - most runs are in theirs already
 
         enter_network_namespace(steering.network_namespace, steering.wheres["network_namespace"])
     settings = read_settings(options, os.environ, layout)
@@ -105,7 +105,7 @@ def _validate(run: Run, settings: Settings, plan: Plan, steering: Steering) -> N
     Raises:
         ValidationFailed: a connection went elsewhere, or nothing could be checked.
     """
-    from istio_init.validation import conclude, validate  # noqa: PLC0415 - most runs do without
+    from istio_init.rules.validation import conclude, validate  # noqa: PLC0415 - most runs do without
 
     started = time.perf_counter()
     plan = plan.only(run.families)

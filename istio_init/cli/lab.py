@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from istio_init.cli.log import Level
 from istio_init.cli.options import VARIANTS, log_options, setting_options, take_log
-from istio_init.environment import read_settings
-from istio_init.errors import InvalidInput, Unsupported
+from istio_init.core.errors import InvalidInput, Unsupported
+from istio_init.core.log import Level
 from istio_init.lab.protocol import DEFAULT_NAME
 from istio_init.lab.protocol import down as down_command
 from istio_init.lab.settings import (
@@ -26,7 +25,8 @@ from istio_init.lab.settings import (
     proxy_arguments,
     proxy_environment,
 )
-from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.environment import read_settings
+from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab
@@ -142,10 +142,10 @@ def down(name: str) -> None:
 
 def _contradictions(settings: LabSettings) -> tuple[str, ...]:
     """Say where rules and proxies of a lab do not fit each other; a proxy's bad flag is refused."""
-    from istio_init.agreement import Pair, contradictions  # noqa: PLC0415 - only for `up`
     from istio_init.cli.agreement import parse_words, read_rules  # noqa: PLC0415 - as above
     from istio_init.cli.bootstrap_options import Wanted  # noqa: PLC0415 - as above
     from istio_init.cli.proxy import proxy  # noqa: PLC0415 - as above
+    from istio_init.kubernetes.agreement import Pair, contradictions  # noqa: PLC0415 - only for `up`
 
     pod = mesh_pods(settings)[0]
     given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")

@@ -8,9 +8,9 @@ from importlib import import_module
 import click
 
 from istio_init import __version__
-from istio_init.cli.log import Level, Log
-from istio_init.errors import InvalidInput, IstioInitError, shorten
-from istio_init.options import OPTIONS
+from istio_init.core.errors import InvalidInput, IstioInitError, shorten
+from istio_init.core.log import Level, Log
+from istio_init.rules.options import OPTIONS
 
 COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it

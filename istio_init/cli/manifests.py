@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
-from istio_init.errors import InvalidInput, IstioInitError
-from istio_init.files import decode, read_bytes, write_text
+from istio_init.core.errors import InvalidInput, IstioInitError
+from istio_init.core.files import decode, read_bytes, write_text
+from istio_init.core.log import Level, Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
     Args:
         options: those of `manifest_options`.
         log: where notes go.
-        change: see `istio_init.inject.text.rewrite`.
+        change: see `istio_init.kubernetes.inject.text.rewrite`.
 
     Raises:
         InvalidInput: a manifest cannot be read, changed or written, or flags contradict each other.
@@ -78,7 +78,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
     if in_place and any(source.path == STANDARD_INPUT for source in sources):
         raise InvalidInput("--in-place", "standard input has no place", "files")
     try:
-        from istio_init.inject.text import rewrite  # noqa: PLC0415 - dear to import
+        from istio_init.kubernetes.inject.text import rewrite  # noqa: PLC0415 - dear to import
     except ModuleNotFoundError as error:
         message = f"the library {error.name} is missing; pip install 'istio-init[inject]'"
         raise IstioInitError(message) from None

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_init.cli.log import Level, Log
-from istio_init.model import Family, Variant
-from istio_init.options import LAYOUTS, OPTIONS, Option
+from istio_init.core.log import Level, Log
+from istio_init.rules.model import Family, Variant
+from istio_init.rules.options import LAYOUTS, OPTIONS, Option
 
 if TYPE_CHECKING:
-    from istio_init.backends.base import Backend
+    from istio_init.rules.kernel.backend import Backend
 
 Function = Callable[..., None]
 Decorator = Callable[[Function], Function]
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
     def open_backend(self) -> "Backend":
         """Make the backend that was asked for; only now are its modules imported."""
-        from istio_init.backends import open_backend  # noqa: PLC0415 - a dry run does without
+        from istio_init.rules.kernel import open_backend  # noqa: PLC0415 - a dry run does without
 
         return open_backend(self.backend, self.variant, self.lock_wait, self.log.debug)
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import click
 
-from istio_init.bootstrap.common import CERTIFICATES
-from istio_init.bootstrap.durations import SECOND
 from istio_init.cli.bootstrap_options import VARIABLES, Wanted, bootstrap_options
-from istio_init.cli.log import Level, Log
 from istio_init.cli.options import log_options, take_log
-from istio_init.errors import InvalidInput
-from istio_init.files import make_private_directory, write_text
-from istio_init.proxy.admin import Admin
-from istio_init.proxy.certificates import digest, watch
-from istio_init.proxy.command import bootstrap_name, envoy_command
-from istio_init.proxy.launch import Launcher, Plan
-from istio_init.proxy.processes import RealProcesses, notice, signals_awaited
-from istio_init.proxy.readiness import Readiness, serve
+from istio_init.core.errors import InvalidInput
+from istio_init.core.files import make_private_directory, write_text
+from istio_init.core.log import Level, Log
+from istio_init.core.processes import RealProcesses, notice, signals_awaited
+from istio_init.core.watch import digest, watch
+from istio_init.sidecar.bootstrap.common import CERTIFICATES
+from istio_init.sidecar.bootstrap.durations import SECOND
+from istio_init.sidecar.launcher.admin import Admin
+from istio_init.sidecar.launcher.command import bootstrap_name, envoy_command
+from istio_init.sidecar.launcher.launch import Launcher, Plan
+from istio_init.sidecar.launcher.readiness import Readiness, serve
 
 EPILOG = f"""\b
 Example, as a pod of Istio 1.0 has it:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init import values as parse
-from istio_init.cli.log import Level
-from istio_init.environment import choose
-from istio_init.errors import InvalidInput
-from istio_init.options import CURRENT, ISTIO_1_0, Option
-from istio_init.values import Value
+from istio_init.core.errors import InvalidInput
+from istio_init.core.log import Level
+from istio_init.rules import values as parse
+from istio_init.rules.environment import choose
+from istio_init.rules.options import CURRENT, ISTIO_1_0, Option
+from istio_init.rules.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -200,7 +200,7 @@ SWITCHES = frozenset(option.name for option in STEERING if option.is_switch)
 
 
 def _timeout(text: str, where: str) -> float:
-    from istio_init.bootstrap.durations import SECOND, parse_duration  # noqa: PLC0415 - hardly anybody gives one
+    from istio_init.sidecar.bootstrap.durations import SECOND, parse_duration  # noqa: PLC0415 - hardly anybody gives one
 
     nanoseconds = parse_duration(text, where)
     if nanoseconds <= 0:

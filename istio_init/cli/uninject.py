@@ -8,7 +8,7 @@ import click
 
 from istio_init.cli.manifests import change_manifests, manifest_options
 from istio_init.cli.options import log_options, take_log
-from istio_init.inject import uninject_document
+from istio_init.kubernetes.inject import uninject_document
 
 EPILOG = """\b
 Examples:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_init.cli.log import Level, Log
 from istio_init.cli.options import Function, decorate
-from istio_init.errors import InvalidInput, Unsupported
+from istio_init.core.errors import InvalidInput, Unsupported
+from istio_init.core.log import Level, Log
 
 if TYPE_CHECKING:
-    from istio_init.webhook.review import Injector
+    from istio_init.kubernetes.webhook.review import Injector
 
 PORT = 15017  # where today's Istio serves its own webhook
 STATUS_PORT = 15014  # and its metrics
@@ -129,7 +129,7 @@ def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:
         OSError: the certificate's directory cannot be watched.
     """
     try:
-        from istio_init.webhook.server import Listeners, Voice, run  # noqa: PLC0415 - dear to import, and an extra
+        from istio_init.kubernetes.webhook.server import Listeners, Voice, run  # noqa: PLC0415 - dear to import, and an extra
     except ImportError as error:
         raise Unsupported(f"--webhook needs the module {error.name}: install istio-init[webhook]") from None
     gc.freeze()  # modules never become garbage, and looking through them would make a review wait

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from istio_init.errors import InvalidInput
+from istio_init.core.errors import InvalidInput
 from istio_init.lab.events import log
 
 if TYPE_CHECKING:

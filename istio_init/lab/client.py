@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.errors import ChildFailed, InvalidInput, IstioInitError, NotPermitted, Unsupported
+from istio_init.core.errors import ChildFailed, InvalidInput, IstioInitError, NotPermitted, Unsupported
 from istio_init.lab import protocol
 from istio_init.lab.pods import SYSTEM_PATH, as_user, enter
 from istio_init.lab.settings import APP_UID, mesh_pods

@@ -19,14 +19,14 @@ import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
 
-from istio_init.bootstrap.settings import XDS_PORT, XDS_TLS_PORT
-from istio_init.errors import InvalidInput
-from istio_init.files import read_text, write_text
+from istio_init.core.errors import InvalidInput
+from istio_init.core.files import read_text, write_text
 from istio_init.lab.ads import Asked, Stream
 from istio_init.lab.events import log
 from istio_init.lab.messages import message
 from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import World
+from istio_init.sidecar.bootstrap.settings import XDS_PORT, XDS_TLS_PORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

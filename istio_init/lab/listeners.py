@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.bootstrap.common import LOCALHOST, address
 from istio_init.lab.world import CURRENT, families_of, family_of
-from istio_init.model import ENVOY_PORT, TPROXY_MARK, Family, Mode
+from istio_init.rules.model import ENVOY_PORT, TPROXY_MARK, Family, Mode
+from istio_init.sidecar.bootstrap.common import LOCALHOST, address
 
 if TYPE_CHECKING:
     from istio_init.lab.world import Json, Pod, Service, World

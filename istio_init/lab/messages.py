@@ -13,7 +13,7 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from google.protobuf import json_format
 
-from istio_init.errors import InvalidInput
+from istio_init.core.errors import InvalidInput
 from istio_init.lab.resources import Kind
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.lab.settings import client_pod, control_pod, mesh_pods, vips
-from istio_init.model import Family
+from istio_init.rules.model import Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 
-from istio_init.bootstrap.common import LOCALHOST
 from istio_init.lab.settings import NETWORKS, gateway
 from istio_init.lab.world import family_of
-from istio_init.model import TPROXY_ROUTE_TABLE, Family
+from istio_init.rules.model import TPROXY_ROUTE_TABLE, Family
+from istio_init.sidecar.bootstrap.common import LOCALHOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.errors import IstioInitError
+from istio_init.core.errors import IstioInitError
 from istio_init.lab.certificates import Authority
 from istio_init.lab.listeners import ANY, LOCALHOSTS, bracketed
 from istio_init.lab.names import all_names, hosts_file, resolv_conf, service_names
@@ -29,7 +29,7 @@ from istio_init.lab.settings import (
     vips,
 )
 from istio_init.lab.world import Pod, Service, World
-from istio_init.model import DNS_PORT, PROXY_UID, RESOLVER_PORT, Family
+from istio_init.rules.model import DNS_PORT, PROXY_UID, RESOLVER_PORT, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Any
 
-from istio_init.errors import IstioInitError
+from istio_init.core.errors import IstioInitError
 
 NAME = "istio-init-lab"
 DEFAULT_NAME = "lab"

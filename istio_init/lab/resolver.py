@@ -17,7 +17,7 @@ from dnslib.server import DNSLogger, DNSServer
 from istio_init.lab.events import log
 from istio_init.lab.names import LISTENING
 from istio_init.lab.world import family_of
-from istio_init.model import RESOLVER_PORT, Family
+from istio_init.rules.model import RESOLVER_PORT, Family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from istio_init.bootstrap.common import address
 from istio_init.lab.listeners import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
@@ -18,7 +17,8 @@ from istio_init.lab.listeners import (
     route,
 )
 from istio_init.lab.world import CURRENT, families_of
-from istio_init.model import Family, Mode
+from istio_init.rules.model import Family, Mode
+from istio_init.sidecar.bootstrap.common import address
 
 if TYPE_CHECKING:
     from istio_init.lab.world import Json, Pod, Proxy, Service, World

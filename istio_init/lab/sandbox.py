@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from istio_init.core.runner import Command, run_all
 from istio_init.lab.network import join
-from istio_init.runner import Command, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,10 @@ import json
 import sys
 from typing import NamedTuple
 
-from istio_init.errors import InvalidInput
-from istio_init.model import PROXY_UID, Family
-from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
-from istio_init.values import boolean
+from istio_init.core.errors import InvalidInput
+from istio_init.rules.model import PROXY_UID, Family
+from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.values import boolean
 
 PATIENCE = 60.0  # seconds
 NAMESPACE = "default"
@@ -48,7 +48,7 @@ SHAPES = LAYOUTS  # each layout has a shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
-# What injectors write for an app on port 9080, by the names of istio_init.options, and in their order.
+# What injectors write for an app on port 9080, by the names of istio_init.rules.options, and in their order.
 COMMON = {
     "envoy_port": "15001",
     "proxy_uids": str(PROXY_UID),

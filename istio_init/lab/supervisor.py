@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from istio_init.errors import ChildFailed, IstioInitError
+from istio_init.core.errors import ChildFailed, IstioInitError
+from istio_init.core.processes import RealProcesses
+from istio_init.core.runner import Command, run_all
 from istio_init.lab import network, pods, protocol
 from istio_init.lab.names import LISTENING
 from istio_init.lab.settings import STATUS_PORT, LabSettings, PodPlan, mesh_pods
-from istio_init.proxy import readiness
-from istio_init.proxy.processes import RealProcesses
-from istio_init.runner import Command, run_all
+from istio_init.sidecar.launcher import readiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable

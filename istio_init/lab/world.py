@@ -9,9 +9,9 @@ import json
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.bootstrap.settings import PORT_MAX
-from istio_init.errors import InvalidInput
-from istio_init.model import Family, Mode
+from istio_init.core.errors import InvalidInput
+from istio_init.rules.model import Family, Mode
+from istio_init.sidecar.bootstrap.settings import PORT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from istio_init.backends.fake import FakeBackend
-from istio_init.backends.libiptc import LibiptcBackend
-from istio_init.backends.nft import NftBackend
-from istio_init.backends.restore import RestoreBackend
-from istio_init.errors import Unsupported
-from istio_init.inspect import desired
-from istio_init.layouts import build_plan
-from istio_init.model import Chain, Family, Plan, Rule, Table, Target, TargetKind, TproxyRoute, Variant
-from istio_init.options import CURRENT
-from istio_init.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
-from istio_init.values import Value
+from istio_init.core.errors import Unsupported
+from istio_init.rules.changes import desired
+from istio_init.rules.kernel.fake import FakeBackend
+from istio_init.rules.kernel.libiptc import LibiptcBackend
+from istio_init.rules.kernel.nft import NftBackend
+from istio_init.rules.kernel.restore import RestoreBackend
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import Chain, Family, Plan, Rule, Table, Target, TargetKind, TproxyRoute, Variant
+from istio_init.rules.options import CURRENT
+from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
+from istio_init.rules.values import Value
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.netns.namespaces import Namespace
@@ -26,7 +26,7 @@ from tests.privileges import need_namespaces
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from istio_init.backends.base import Backend
+    from istio_init.rules.kernel.backend import Backend
 
 T = TypeVar("T")
 

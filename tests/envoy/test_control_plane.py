@@ -21,14 +21,14 @@ import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
-from istio_init.bootstrap import render_bootstrap
-from istio_init.bootstrap.common import CERTIFICATES
-from istio_init.bootstrap.settings import parse_proxy_settings
 from istio_init.lab.ads import version
 from istio_init.lab.certificates import Authority
 from istio_init.lab.messages import CLASSES
 from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
+from istio_init.sidecar.bootstrap import render_bootstrap
+from istio_init.sidecar.bootstrap.common import CERTIFICATES
+from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 from tests.netns.namespaces import NSENTER, Namespace
 from tests.privileges import give_up, need_namespaces
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from istio_init.bootstrap import render_bootstrap
-from istio_init.bootstrap.common import CERTIFICATES
+from istio_init.sidecar.bootstrap import render_bootstrap
+from istio_init.sidecar.bootstrap.common import CERTIFICATES
 from tests.privileges import give_up
 from tests.proxies import COMBINATIONS, PROXIES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_init.bootstrap import FLAVOURS, render_bootstrap
+from istio_init.sidecar.bootstrap import FLAVOURS, render_bootstrap
 from tests.golden.files import assert_golden, names
 from tests.proxies import PROXIES, Proxy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_init.render import render
+from istio_init.rules.render import render
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT
 from tests.golden.files import assert_golden, names

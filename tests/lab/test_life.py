@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from istio_init.errors import IstioInitError
+from istio_init.core.errors import IstioInitError
 from istio_init.lab.certificates import Authority
 from istio_init.lab.client import Lab
 from istio_init.lab.pods import CERTIFICATES, CONTROL

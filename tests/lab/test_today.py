@@ -13,7 +13,7 @@ from istio_init.lab.listeners import bracketed
 from istio_init.lab.pods import CONTROL, DNS
 from istio_init.lab.settings import APP_PORT, CONTROL_PLANE, LabSettings, client_pod, mesh_pods, vips
 from istio_init.lab.world import family_of
-from istio_init.model import Family
+from istio_init.rules.model import Family
 from tests.lab.live import ADMIN, Live, live, wait_for
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dnslib import QTYPE, RR, A, DNSHeader, DNSQuestion, DNSRecord
 
-from istio_init.model import RESOLVER_PORT
+from istio_init.rules.model import RESOLVER_PORT
 from tests import cases
 from tests.netns.peers import family_of
 

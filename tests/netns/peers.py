@@ -8,7 +8,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
-from istio_init.model import INBOUND_PORT, TPROXY_MARK
+from istio_init.rules.model import INBOUND_PORT, TPROXY_MARK
 from tests import cases
 from tests.netns.namespaces import Namespace
 from tests.netns.sockets import TIMEOUT, Answer, answer_from, make_transparent

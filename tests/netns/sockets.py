@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.model import DNS_PORT
+from istio_init.rules.model import DNS_PORT
 from tests import cases, cases_current
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from istio_init.model import DNS_PORT, RESOLVER_PORT
+from istio_init.rules.model import DNS_PORT, RESOLVER_PORT
 from tests.cases import APP, LOCALHOST, POD, POD_IPV6, PROXY, ROOT
 from tests.cases_current import (
     LOCALHOST_IPV6,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.model import Table
-from istio_init.options import OPTIONS
+from istio_init.rules.model import Table
+from istio_init.rules.options import OPTIONS
 from tests.cases import CLIENT, DATABASE, DIRECT, POD, POD_IPV6, PROXY, PROXY_GROUP, SERVICE, into, out
 from tests.cases_current import ENVIRONMENT, INBOUND, SECOND_PROXY, THIRD_PROXY_GROUP
 from tests.netns.namespaces import Namespace

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.options import CURRENT
+from istio_init.rules.options import CURRENT
 from tests import cases
 from tests.cases import CASES, DIRECT, SERVICE, Case, into, out
 from tests.cases_current import CASES_CURRENT

@@ -1,4 +1,4 @@
-"""Settings that nobody thought of: each backend must give them the same behaviour, and a trace must have foretold it."""
+"""Settings that nobody thought of: each backend must give them the same behaviour, and a walk must have foretold it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
-from istio_init.trace import trace
+from istio_init.rules.walk import walk
 from tests.cases import (
     APP,
     DATABASE,
@@ -41,7 +41,7 @@ from tests.netns.sockets import connect, servers_for
 from tests.privileges import need_namespaces
 
 if TYPE_CHECKING:
-    from istio_init.model import Plan
+    from istio_init.rules.model import Plan
 
 MEANS = {**OF_IPTABLES, "nft": (("--backend", "nft"), "nft")}
 OWNERS = (APP, ROOT, PROXY, SECOND_PROXY, THIRD_PROXY_GROUP, (2000, 2000))
@@ -93,7 +93,7 @@ FLAGS: dict[str, st.SearchStrategy[str | None]] = {
 
 
 def foretold(plan: Plan, probe: Connection) -> str:
-    outcome = trace(plan, packet_of(probe)).outcome
+    outcome = walk(plan, packet_of(probe)).outcome
     return DIRECT if outcome is None else f"envoy:{outcome.port}"
 
 

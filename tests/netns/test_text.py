@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.options import ISTIO_1_0
+from istio_init.rules.options import ISTIO_1_0
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from istio_init.inject import InjectSettings, Workload, inject_template
-from istio_init.options import CURRENT
+from istio_init.kubernetes.inject import InjectSettings, Workload, inject_template
+from istio_init.rules.options import CURRENT
 
 Json = dict[str, Any]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from istio_init.agreement import MESH_PORTS, Pair, contradictions, listener_ports
-from istio_init.bootstrap import render_bootstrap
-from istio_init.bootstrap.settings import parse_proxy_settings
-from istio_init.settings import Settings
+from istio_init.kubernetes.agreement import MESH_PORTS, Pair, contradictions, listener_ports
+from istio_init.rules.settings import Settings
+from istio_init.sidecar.bootstrap import render_bootstrap
+from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 from tests.proxies import POD_ENVIRONMENT, POD_FLAGS
 from tests.unit.program import call, refused
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import istio_init
-from istio_init.errors import IstioInitError
-from istio_init.model import MatchKind, Mode, TargetKind
-from istio_init.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.core.errors import IstioInitError
+from istio_init.rules.model import MatchKind, Mode, TargetKind
+from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT
 from tests.unit.test_cli_apply import ERRORS
@@ -24,75 +24,73 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
+# Halves that are one room; the others are a room for each of their modules and packages.
+WHOLE = ("core", "lab", "cli")
 # From the bottom up: a room imports from those before it, and from itself.
 ROOMS = (
-    "errors",
-    "model",
-    "values",
-    "options",
-    "settings",
-    "layouts",
-    "inspect",
-    "render",
-    "trace",
-    "runner",
-    "files",
-    "environment",
-    "remedies",
-    "namespaces",
-    "routing",
-    "backends",
-    "validation",
+    "core",
+    "rules",
+    "rules.model",
+    "rules.values",
+    "rules.options",
+    "rules.settings",
+    "rules.layouts",
+    "rules.changes",
+    "rules.render",
+    "rules.walk",
+    "rules.environment",
+    "rules.kernel",
+    "rules.validation",
     "",  # the package's own names
-    "bootstrap",
-    "agreement",
-    "manifest",
-    "inject",
-    "proxy",
-    "webhook",
+    "sidecar",
+    "sidecar.bootstrap",
+    "sidecar.launcher",
+    "kubernetes",
+    "kubernetes.agreement",
+    "kubernetes.manifest",
+    "kubernetes.inject",
+    "kubernetes.webhook",
     "lab",
     "cli",
     "__main__",
 )
-# Envoy's configuration has nothing to do with rules.
-ALONE = {"bootstrap": ("errors", "bootstrap"), "proxy": ("errors", "bootstrap", "proxy")}
 PURE = (
-    "errors",
-    "model",
-    "values",
-    "options",
-    "settings",
-    "layouts",
-    "inspect",
-    "render",
-    "trace",
-    "agreement",
-    "manifest",
-    "inject",
+    "rules.model",
+    "rules.values",
+    "rules.options",
+    "rules.settings",
+    "rules.layouts",
+    "rules.changes",
+    "rules.render",
+    "rules.walk",
+    "sidecar.bootstrap",
+    "kubernetes.agreement",
+    "kubernetes.manifest",
+    "kubernetes.inject",
 )
 EFFECTS = frozenset({"subprocess", "socket", "os", "pwd", "grp", "fcntl", "ctypes", "iptc", "pyroute2", "click"})
 
 # Who alone may import what.
 OWNERS = {
-    "subprocess": {"istio_init.runner", "istio_init.lab.client"},
-    "pyroute2": {"istio_init.routing", "istio_init.lab.network", "istio_init.validation.world"},
-    "ruamel": {"istio_init.inject.fragments", "istio_init.inject.text", "istio_init.inject.tree"},
-    "watchdog": {"istio_init.proxy.certificates"},
-    "aiohttp": {"istio_init.webhook.connections", "istio_init.webhook.server"},
-    "prometheus_client": {"istio_init.webhook.metrics"},
+    "subprocess": {"istio_init.core.runner", "istio_init.lab.client"},
+    "pyroute2": {"istio_init.rules.kernel.surroundings", "istio_init.lab.network", "istio_init.rules.validation.world"},
+    "ruamel": {f"istio_init.kubernetes.inject.{name}" for name in ("fragments", "text", "tree")},
+    "watchdog": {"istio_init.core.watch"},
+    "aiohttp": {"istio_init.kubernetes.webhook.connections", "istio_init.kubernetes.webhook.server"},
+    "prometheus_client": {"istio_init.kubernetes.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
     "dnslib": {"istio_init.lab.resolver"},
-    "iptc": {"istio_init.backends.iptc_library"},
-    "pwd": {"istio_init.environment"},
-    "grp": {"istio_init.environment"},
+    "iptc": {"istio_init.rules.kernel.iptc_library"},
+    "pwd": {"istio_init.rules.environment"},
+    "grp": {"istio_init.rules.environment"},
 }
 
 # What the lab starts by itself.
 PROGRAMS = {f"istio_init.lab.{name}" for name in ("app", "control_plane", "resolver", "sandbox", "supervisor")}
 
 # What works in copies of its process (fork(2)) has to end them.
-COPIES = {"istio_init.backends.libiptc"}
+COPIES = {"istio_init.rules.kernel.libiptc"}
 
 each_module = pytest.mark.parametrize("module", MODULES)
 
@@ -102,7 +100,8 @@ def tree(module: str) -> ast.Module:
 
 
 def room(module: str) -> str:
-    return [*module.split("."), ""][1]
+    half, *rest = module.split(".")[1:] or [""]
+    return half if half in WHOLE or not rest else f"{half}.{rest[0]}"
 
 
 def imports(module: str) -> set[str]:
@@ -125,10 +124,21 @@ def test_every_module_is_in_a_room() -> None:
 
 @each_module
 def test_imports_run_downwards(module: str) -> None:
-    here = room(module)
-    allowed = ALONE.get(here, ROOMS[: ROOMS.index(here) + 1])
+    allowed = ROOMS[: ROOMS.index(room(module)) + 1]
     inside = {name for name in imports(module) if name.split(".")[0] == "istio_init"}
     assert {name for name in inside if room(name) not in allowed} == set()
+
+
+def test_the_halves_of_a_pod_do_not_know_each_other() -> None:
+    # Envoy's configuration has nothing to do with rules; the package's own names are those of the rules.
+    strangers = [
+        (module, name)
+        for module in MODULES
+        for name in imports(module)
+        if room(module).startswith("sidecar") and room(name) != "core" and not room(name).startswith("sidecar")
+        if name.startswith("istio_init")
+    ]
+    assert strangers == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) in PURE])
@@ -244,7 +254,7 @@ def test_every_flag_has_a_case(layout: str, flag: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "option"), [pytest.param(layout, one, id=f"{layout}-{one.name}") for one in OPTIONS for layout in one.layouts]
 )
-def test_every_setting_has_a_case_with_its_variable(layout: str, option: istio_init.options.Option) -> None:
+def test_every_setting_has_a_case_with_its_variable(layout: str, option: istio_init.rules.options.Option) -> None:
     assert [case.name for case in CASES_OF[layout] if set(option.variables) & set(case.environment)] != []
 
 

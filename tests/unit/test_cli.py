@@ -13,8 +13,8 @@ import pytest
 
 from istio_init import Settings, __version__, build_plan, render
 from istio_init.cli.options import TAKEN
-from istio_init.model import Family, Variant
-from istio_init.options import OPTIONS
+from istio_init.rules.model import Family, Variant
+from istio_init.rules.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, call, printed, refused
 

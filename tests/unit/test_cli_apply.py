@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.backends.fake import FakeBackend
 from istio_init.cli.main import run
-from istio_init.errors import (
+from istio_init.core.errors import (
     ChildFailed,
     CommandError,
     InvalidInput,
@@ -23,16 +22,17 @@ from istio_init.errors import (
     Unsupported,
     ValidationFailed,
 )
-from istio_init.model import Family, Table
-from istio_init.options import OPTIONS
+from istio_init.rules.kernel.fake import FakeBackend
+from istio_init.rules.model import Family, Table
+from istio_init.rules.options import OPTIONS
 from tests.privileges import give_up
 from tests.unit.program import POD, TPROXY, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from istio_init.backends.report import Report
-    from istio_init.model import Plan
+    from istio_init.rules.kernel.report import Report
+    from istio_init.rules.model import Plan
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
 
 
 def _use(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("istio_init.backends.open_backend", lambda *_: fake)
+    monkeypatch.setattr("istio_init.rules.kernel.open_backend", lambda *_: fake)
     for option in OPTIONS:
         for variable in option.variables:
             monkeypatch.delenv(variable, raising=False)

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from istio_init.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
+from istio_init.kubernetes.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
 from tests.unit.inject_pods import template
 from tests.unit.program import call, command, refused
 from tests.unit.test_inject_template import document

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init import environment
-from istio_init.backends.fake import FakeBackend
 from istio_init.cli.istio_iptables import istio_iptables
 from istio_init.cli.main import run
 from istio_init.cli.steering import LEVELS, MEANINGLESS, PROBE_PORT, STEERING, SWITCHES
-from istio_init.environment import collect
-from istio_init.errors import ValidationFailed
-from istio_init.model import Family, Table, Variant
-from istio_init.options import CURRENT, ISTIO_1_0, OPTIONS
-from istio_init.settings import HostFacts
-from istio_init.validation.attempts import Verdict
+from istio_init.core.errors import ValidationFailed
+from istio_init.rules import environment
+from istio_init.rules.environment import collect
+from istio_init.rules.kernel.fake import FakeBackend
+from istio_init.rules.model import Family, Table, Variant
+from istio_init.rules.options import CURRENT, ISTIO_1_0, OPTIONS
+from istio_init.rules.settings import HostFacts
+from istio_init.rules.validation.attempts import Verdict
 from tests.unit.program import call, printed, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from istio_init.options import Option
+    from istio_init.rules.options import Option
 
 ALL = ("-u", "1337", "-i", "*", "-b", "*")
 # What today's injection template gives to a pod's init container.
@@ -58,7 +58,7 @@ class Opened:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     made = Opened()
-    monkeypatch.setattr("istio_init.backends.open_backend", made)
+    monkeypatch.setattr("istio_init.rules.kernel.open_backend", made)
     monkeypatch.setattr(environment, "read_host_facts", lambda: HostFacts(("10.96.0.10",)))
     for option in (*OPTIONS, *STEERING):
         for variable in option.variables:
@@ -472,7 +472,7 @@ def validation_gives(monkeypatch: pytest.MonkeyPatch, *verdicts: Verdict) -> lis
         called.append(arguments)
         return verdicts
 
-    monkeypatch.setattr("istio_init.validation.validate", validate)
+    monkeypatch.setattr("istio_init.rules.validation.validate", validate)
     return called
 
 
@@ -522,7 +522,15 @@ def test_a_validation_that_fails_ends_with_its_exit_code_a_reason_and_a_remedy(
 
 
 def test_a_run_without_validation_imports_nothing_of_it() -> None:
-    slow = ["istio_init.validation", "istio_init.namespaces", "pyroute2", "ctypes", "decimal", "istio_init.trace", "asyncio"]
+    slow = [
+        "istio_init.rules.validation",
+        "istio_init.rules.kernel.namespaces",
+        "pyroute2",
+        "ctypes",
+        "decimal",
+        "istio_init.rules.walk",
+        "asyncio",
+    ]
     program = (
         "import sys; from istio_init.cli.main import run; assert run(['istio-iptables', '-n', '-b', '*']) == 0; "
         f"print(*sorted(set(sys.modules) & set({slow})), file=sys.stderr)"

@@ -407,7 +407,7 @@ def test_an_end_is_noticed_also_where_ends_of_children_were_ignored(stage: Stage
 def test_a_signal_that_comes_at_the_very_end_changes_nothing() -> None:
     program = """
 import os, signal
-from istio_init.proxy.processes import notice, signals_awaited
+from istio_init.core.processes import notice, signals_awaited
 with signals_awaited():
     notice()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init import environment
-from istio_init.environment import collect, read_settings
-from istio_init.errors import InvalidInput
-from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS, Option
-from istio_init.settings import HostFacts, Settings
-from istio_init.values import Value
+from istio_init.core.errors import InvalidInput
+from istio_init.rules import environment
+from istio_init.rules.environment import collect, read_settings
+from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS, Option
+from istio_init.rules.settings import HostFacts, Settings
+from istio_init.rules.values import Value
 
 if TYPE_CHECKING:
     from pathlib import Path

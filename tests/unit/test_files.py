@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.errors import InvalidInput
-from istio_init.files import make_private_directory, read_text, write_text
+from istio_init.core.errors import InvalidInput
+from istio_init.core.files import make_private_directory, read_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

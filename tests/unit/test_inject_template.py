@@ -9,12 +9,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from istio_init.agreement import MESH_PORTS, Pair, contradictions
-from istio_init.bootstrap.settings import parse_proxy_settings
 from istio_init.cli.agreement import parse_words, read_rules
 from istio_init.cli.proxy import proxy as proxy_command
-from istio_init.errors import InvalidInput
-from istio_init.inject import (
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.agreement import MESH_PORTS, Pair, contradictions
+from istio_init.kubernetes.inject import (
     InjectSettings,
     Workload,
     inject_document,
@@ -22,9 +21,10 @@ from istio_init.inject import (
     uninject_document,
     uninject_template,
 )
-from istio_init.inject.documents import NEVER_ENDS
-from istio_init.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
-from istio_init.manifest import KINDS, read_manifest
+from istio_init.kubernetes.inject.documents import NEVER_ENDS
+from istio_init.kubernetes.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
+from istio_init.kubernetes.manifest import KINDS, read_manifest
+from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 from tests.unit.inject_pods import (
     INIT_1_0,
     ISTIO_1_0,

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from istio_init.errors import InvalidInput
-from istio_init.inject import InjectSettings, inject_document, uninject_document
-from istio_init.inject.text import rewrite
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.inject import InjectSettings, inject_document, uninject_document
+from istio_init.kubernetes.inject.text import rewrite
 from tests.unit.inject_pods import NATIVE, SETTINGS, TODAY, Json, template
 from tests.unit.test_inject_template import document
 

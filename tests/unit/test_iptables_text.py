@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from istio_init.inspect import TableChange, compare, desired
-from istio_init.layouts import build_plan
-from istio_init.model import (
+from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
     Family,
@@ -26,7 +26,7 @@ from istio_init.model import (
     TargetKind,
     Variant,
 )
-from istio_init.render.iptables import (
+from istio_init.rules.render.iptables import (
     MATCH_WORDS,
     command_name,
     parse_rule,
@@ -42,7 +42,7 @@ from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.unit.strategies import valid_settings
 
 if TYPE_CHECKING:
-    from istio_init.settings import Settings
+    from istio_init.rules.settings import Settings
 
 # Each kind of condition as iptables-save (1.8) prints it behind `-p tcp`; ports belong to the extension of the protocol.
 MATCHES = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from istio_init.backends import iptc_library
+from istio_init.rules.kernel import iptc_library
 
 NAMES = (b"uid-owner", b"gid-owner", b"socket-exists", None)
 

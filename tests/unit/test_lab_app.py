@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from istio_init.errors import InvalidInput
+from istio_init.core.errors import InvalidInput
 from istio_init.lab.app import App, Identity, Wish
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from istio_init.errors import InvalidInput
+from istio_init.core.errors import InvalidInput
 from istio_init.lab.messages import message
 from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import SHAPES, Extra, Pod, Service, World

@@ -6,12 +6,12 @@ import shlex
 
 import pytest
 
-from istio_init.errors import InvalidInput
+from istio_init.core.errors import InvalidInput
 from istio_init.lab.names import all_names, hosts_file, resolv_conf, service_names
 from istio_init.lab.pods import DNS, programs, world
 from istio_init.lab.settings import LabSettings, client_pod, control_pod, mesh_pods, parse_families, proxy_environment
 from istio_init.lab.world import World
-from istio_init.model import Family
+from istio_init.rules.model import Family
 
 IPV4, IPV6 = Family.IPV4, Family.IPV6
 DUAL = LabSettings(layout="current", families=(IPV4, IPV6))

@@ -1,4 +1,4 @@
-"""Layout current as a plan: what a trace says of each case, which rule comes before which, and all pairs of flags."""
+"""Layout current as a plan: what a walk says of each case, which rule comes before which, and all pairs of flags."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 
-from istio_init.inspect import compare, desired
-from istio_init.layouts import build_plan
-from istio_init.model import (
+from istio_init.rules.changes import compare, desired
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
     OWNER_COMMENT,
@@ -22,10 +22,10 @@ from istio_init.model import (
     TargetKind,
     TproxyRoute,
 )
-from istio_init.options import OPTIONS
-from istio_init.render.iptables import parse_save, render_restore, render_rule
-from istio_init.settings import Settings
-from istio_init.trace import Packet, trace
+from istio_init.rules.options import OPTIONS
+from istio_init.rules.render.iptables import parse_save, render_restore, render_rule
+from istio_init.rules.settings import Settings
+from istio_init.rules.walk import Packet, walk
 from tests.cases import APP, CLIENT, DIRECT, LOCALHOST, POD, PROXY, SERVICE, Case, Connection, into, out, parse_flags
 from tests.cases_current import (
     BOTH_SERVERS,
@@ -65,7 +65,7 @@ def texts(rules: tuple[Rule, ...]) -> list[str]:
 
 
 def outcome(plan: Plan, packet: Packet) -> str:
-    target = trace(plan, packet).outcome
+    target = walk(plan, packet).outcome
     return DIRECT if target is None else f"envoy:{target.port}"
 
 
@@ -274,17 +274,17 @@ def test_ipv6_wants_the_proxys_source_on_lo() -> None:
 def test_under_tproxy_the_proxys_connection_to_its_app_passes_by_all_captures() -> None:
     plan = current(mode="TPROXY", inbound_ports="*", service_cidrs="*")
     leaving = Packet(POD, 9080, source=CLIENT, interface="lo", uid=1337, gid=1337, mark=1337)
-    assert trace(plan, leaving).outcome is None
-    coming = trace(plan, leaving._replace(outbound=False))
+    assert walk(plan, leaving).outcome is None
+    coming = walk(plan, leaving._replace(outbound=False))
     assert coming.outcome is None
     assert coming.steps[-1].rule.target.kind is TargetKind.SAVE_MARK
     answering = Packet(CLIENT, 40000, source=POD, uid=1000, gid=1000, ctstate="ESTABLISHED", connmark=1337)
-    assert trace(plan, answering).steps[0].rule.target.kind is TargetKind.RESTORE_MARK
+    assert walk(plan, answering).steps[0].rule.target.kind is TargetKind.RESTORE_MARK
 
 
 def test_packets_of_no_connection_are_dropped_before_anything_else() -> None:
     plan = current(mode="TPROXY", inbound_ports="*", drop_invalid="true")
-    found = trace(plan, packet_of(into(9080, ""))._replace(ctstate="INVALID"))
+    found = walk(plan, packet_of(into(9080, ""))._replace(ctstate="INVALID"))
     assert [step.chain for step in found.steps] == ["PREROUTING", "ISTIO_DROP"]
     assert found.outcome is not None
     assert found.outcome.kind is TargetKind.DROP

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from istio_init.backends import libiptc
-from istio_init.backends.libiptc import LibiptcBackend
-from istio_init.errors import NotPermitted, Unsupported
-from istio_init.model import Family, Match, MatchKind, Rule, Snapshot, Table, TableState, Target, TargetKind
+from istio_init.core.errors import NotPermitted, Unsupported
+from istio_init.rules.kernel import libiptc
+from istio_init.rules.kernel.libiptc import LibiptcBackend
+from istio_init.rules.model import Family, Match, MatchKind, Rule, Snapshot, Table, TableState, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.errors import InvalidInput
-from istio_init.manifest import Manifest, read_manifest
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.manifest import Manifest, read_manifest
 
 Json = dict[str, Any]
 

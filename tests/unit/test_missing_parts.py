@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from istio_init.backends.modules import missing_of_nft, missing_part
-from istio_init.model import Family
+from istio_init.rules.kernel.modules import missing_of_nft, missing_part
+from istio_init.rules.model import Family
 
 SCRIPT = """\
 *nat

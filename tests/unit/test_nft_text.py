@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.errors import Unsupported
-from istio_init.inspect import compare, desired
-from istio_init.layouts import build_plan
-from istio_init.model import (
+from istio_init.core.errors import Unsupported
+from istio_init.rules.changes import compare, desired
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import (
     Chain,
     Family,
     Match,
@@ -28,13 +28,13 @@ from istio_init.model import (
     Target,
     TargetKind,
 )
-from istio_init.options import CURRENT
-from istio_init.render import render
-from istio_init.render.nft import canonical_tables, render_nft, render_tables
-from istio_init.render.nft_listing import parse_listing
-from istio_init.render.nft_sets import canonical, join, tidy
-from istio_init.settings import Settings
-from istio_init.trace import Packet, trace
+from istio_init.rules.options import CURRENT
+from istio_init.rules.render import render
+from istio_init.rules.render.nft import canonical_tables, render_nft, render_tables
+from istio_init.rules.render.nft_listing import parse_listing
+from istio_init.rules.render.nft_sets import canonical, join, tidy
+from istio_init.rules.settings import Settings
+from istio_init.rules.walk import Packet, walk
 from tests.unit.strategies import addresses, cidrs, ipv6_addresses, ipv6_cidrs, port_ranges, ports, valid_settings
 
 TCP = Match(MatchKind.PROTOCOL, "tcp")
@@ -355,7 +355,7 @@ def test_joining_rules_changes_nothing_for_any_packet(settings: Settings, packet
             chain._replace(rules=canonical(chain.rules), inserted=canonical(chain.inserted)) for chain in plan.chains
         ),
     )
-    assert trace(joined, packet).outcome == trace(plan, packet).outcome
+    assert walk(joined, packet).outcome == walk(plan, packet).outcome
 
 
 @given(values=st.lists(cidrs | addresses, min_size=1, max_size=8), probe=addresses)

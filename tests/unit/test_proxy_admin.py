@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from istio_init.errors import InvalidInput
-from istio_init.proxy.admin import Admin, Unreachable
-from istio_init.proxy.readiness import Readiness, serve
+from istio_init.core.errors import InvalidInput
+from istio_init.sidecar.launcher.admin import Admin, Unreachable
+from istio_init.sidecar.launcher.readiness import Readiness, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -269,7 +269,7 @@ def test_an_answer_without_success_is_none(ask: Callable[[Admin], object], envoy
 def test_an_envoy_that_hangs_is_unreachable(
     ask: Callable[[Admin], object], envoy: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("istio_init.proxy.admin.PATIENCE", 0.1)
+    monkeypatch.setattr("istio_init.sidecar.launcher.admin.PATIENCE", 0.1)
     envoy.gate.clear()
     with pytest.raises(Unreachable, match="timed out"):
         ask(envoy.admin)

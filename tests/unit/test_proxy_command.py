@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_init.proxy.command import bootstrap_name, envoy_command
+from istio_init.sidecar.launcher.command import bootstrap_name, envoy_command
 from tests.proxies import Proxy
 
 NODE = "sidecar~10.1.1.1~productpage-v1-1.default~default.svc.cluster.local"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from istio_init.errors import ChildFailed, InvalidInput
-from istio_init.proxy.admin import Unreachable
-from istio_init.proxy.launch import Launcher, Plan
-from istio_init.proxy.processes import NOTICE, Ended
+from istio_init.core.errors import ChildFailed, InvalidInput
+from istio_init.core.processes import NOTICE, Ended
+from istio_init.sidecar.launcher.admin import Unreachable
+from istio_init.sidecar.launcher.launch import Launcher, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

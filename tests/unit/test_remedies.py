@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from istio_init import remedies
-from istio_init.environment import CAP_NET_ADMIN, CAP_NET_RAW
+from istio_init.rules.environment import CAP_NET_ADMIN, CAP_NET_RAW
+from istio_init.rules.kernel import remedies
 
 if TYPE_CHECKING:
     from pathlib import Path

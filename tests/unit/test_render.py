@@ -8,14 +8,14 @@ import shlex
 import pytest
 from hypothesis import given
 
-from istio_init.errors import InvalidInput
-from istio_init.layouts import build_plan
-from istio_init.model import BUILTIN_CHAINS, Family, Plan, TproxyRoute, Variant
-from istio_init.options import CURRENT, ISTIO_1_0
-from istio_init.render import render
-from istio_init.render.iptables import render_rule
-from istio_init.render.json import SCHEMA_VERSION
-from istio_init.settings import Settings
+from istio_init.core.errors import InvalidInput
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import BUILTIN_CHAINS, Family, Plan, TproxyRoute, Variant
+from istio_init.rules.options import CURRENT, ISTIO_1_0
+from istio_init.rules.render import render
+from istio_init.rules.render.iptables import render_rule
+from istio_init.rules.render.json import SCHEMA_VERSION
+from istio_init.rules.settings import Settings
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.unit.strategies import valid_settings

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.errors import InvalidInput
-from istio_init.layouts import build_plan
-from istio_init.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS
-from istio_init.render import render
-from istio_init.settings import NO_ACCOUNTS, Accounts, HostFacts, Settings, parse_settings
-from istio_init.values import Value, parse_cidr
+from istio_init.core.errors import InvalidInput
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS
+from istio_init.rules.render import render
+from istio_init.rules.settings import NO_ACCOUNTS, Accounts, HostFacts, Settings, parse_settings
+from istio_init.rules.values import Value, parse_cidr
 from tests.unit.strategies import NAMES, NAMES_OF, any_text, cidrs, ipv6_cidrs, nearly_valid, port_lists
 
 EVERYBODY = Accounts(uid=lambda _: 1000, gid=lambda _: 1000)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.layouts import build_plan
-from istio_init.model import Family
-from istio_init.options import CURRENT
-from istio_init.settings import Settings
-from istio_init.validation.packets import ACK, SYN, TCP, UDP, Segment, pack, parse
-from istio_init.validation.paths import INSIDE, NOWHERE, Path, Place, choose_app, paths, unchecked
+from istio_init.rules.layouts import build_plan
+from istio_init.rules.model import Family
+from istio_init.rules.options import CURRENT
+from istio_init.rules.settings import Settings
+from istio_init.rules.validation.packets import ACK, SYN, TCP, UDP, Segment, pack, parse
+from istio_init.rules.validation.paths import INSIDE, NOWHERE, Path, Place, choose_app, paths, unchecked
 
 PLACE = Place(
     own=(0, 0), app=(0, 0), local=frozenset({"127.0.0.1", "::1", "::6", "10.77.0.2"}), mark=15002, probe_port=15002

@@ -6,13 +6,13 @@ import copy
 import sys
 from typing import TYPE_CHECKING
 
-from istio_init.errors import InvalidInput
-from istio_init.inject import Injection
-from istio_init.webhook.server import Listeners, Voice, run
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.inject import Injection
+from istio_init.kubernetes.webhook.server import Listeners, Voice, run
 
 if TYPE_CHECKING:
-    from istio_init.inject import Workload
-    from istio_init.webhook.review import Json
+    from istio_init.kubernetes.inject import Workload
+    from istio_init.kubernetes.webhook.review import Json
 
 
 def inject(template: Json, workload: Workload, where: str) -> Injection:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.errors import InvalidInput
-from istio_init.webhook.certificates import ServerCertificate
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.webhook.certificates import ServerCertificate
 from tests.webhook.live import Certificates, Webhook, ask, eventually, stand_in_arguments
 from tests.webhook.reviews import POD, encoded, patched, review
 

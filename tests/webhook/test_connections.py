@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from istio_init.webhook.connections import HEAD_PATIENCE, KEEP_PATIENCE, MOST, Connections
+from istio_init.kubernetes.webhook.connections import HEAD_PATIENCE, KEEP_PATIENCE, MOST, Connections
 from tests.webhook.live import ADDRESS, PATIENCE, Webhook
 from tests.webhook.reviews import bare_pod, encoded, review
 

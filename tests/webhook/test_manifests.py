@@ -104,7 +104,7 @@ def test_the_api_server_reaches_the_container() -> None:
 
 
 def test_the_pod_outlives_its_requests() -> None:
-    from istio_init.webhook.server import CLOSE_PATIENCE, DRAIN_PATIENCE  # noqa: PLC0415 - only here
+    from istio_init.kubernetes.webhook.server import CLOSE_PATIENCE, DRAIN_PATIENCE  # noqa: PLC0415 - only here
 
     pause = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pause + DRAIN_PATIENCE + CLOSE_PATIENCE < POD_SPEC["terminationGracePeriodSeconds"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.webhook.patch import difference
+from istio_init.kubernetes.webhook.patch import difference
 
 NAMES = st.sampled_from(["a", "b", "", "/", "~", "~1", "a/b~0", "-", "0"])
 VALUES = st.recursive(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.errors import InvalidInput
-from istio_init.inject import Injection, Workload
-from istio_init.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer, read_request, workload_of
+from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.inject import Injection, Workload
+from istio_init.kubernetes.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer, read_request, workload_of
 from tests.webhook import stand_in
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from istio_init.webhook import server
+from istio_init.kubernetes.webhook import server
 from tests.webhook import stand_in as injector
 from tests.webhook.live import ADDRESS, PATIENCE, Certificates, Webhook, ask, eventually, stand_in_arguments
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review

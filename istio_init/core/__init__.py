@@ -1,0 +1,1 @@
+"""What every half uses and none owns."""

@@ -1,0 +1,58 @@
+"""The log on standard error: one line a message, as text or as JSON.
+
+Not the standard library's `logging`: importing that costs more than all of this program's own modules together, for a
+process that writes one line.
+"""
+
+import sys
+from contextlib import suppress
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Level(IntEnum):
+    """How much a message matters."""
+
+    DEBUG = 10
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+    NONE = 50  # of no message: as a threshold, it keeps the log empty
+
+
+class Log(NamedTuple):
+    """Where messages go.
+
+    Attributes:
+        json: one JSON object a line instead of text.
+        level: the lowest level that is written.
+    """
+
+    json: bool = False
+    level: Level = Level.INFO
+
+    def write(self, level: Level, message: str) -> None:
+        """Write one message, if it matters enough."""
+        if level < self.level:
+            return
+        if level > Level.DEBUG:
+            message = " ".join(message.split())  # one line, whatever a tool or a path had in it
+        word = "" if level is Level.INFO else f"{level.name.lower()}: "
+        line = _json_line(level, message) if self.json else f"istio-init: {word}{message}"
+        # That nobody reads the log must not keep anything from being done.
+        if sys.stderr is None:  # closed from the start
+            return
+        with suppress(OSError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+    def debug(self, message: str) -> None:
+        """Write what `-v` is for."""
+        self.write(Level.DEBUG, message)
+
+
+def _json_line(level: Level, message: str) -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415 - only for this format
+    from json import dumps  # noqa: PLC0415 - as above
+
+    return dumps({"time": datetime.now(UTC).isoformat(), "level": level.name.lower(), "message": message})

@@ -1,0 +1,203 @@
+"""The sidecar in the shape that today's pods have, with the arguments that this program's own proxy takes. Pure.
+
+Sources: pods that Istio's injector of 2026 makes; istio.io, "Resource Labels" and "Resource Annotations".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from istio_init.kubernetes.inject.pod import Pieces, compact, field, proxy_user, readiness_probe, variable
+from istio_init.kubernetes.manifest import INIT, IPTABLES_COMMAND, PROXY
+from istio_init.rules.model import ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT, Mode
+from istio_init.rules.values import ALL
+from istio_init.sidecar.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT, TRUST_DOMAIN
+
+if TYPE_CHECKING:
+    from istio_init.kubernetes.inject.pod import Json, Pod, Workload
+
+DISCOVERY = "istiod.istio-system.svc:15010"
+REVISION = "default"
+LABEL_MAX = 63  # Kubernetes' own limit
+RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
+TOKEN_SECONDS = 43200
+# The names of the flags of the rules that stand there only when an annotation asks for them.
+OPTIONAL_FLAGS = (("-q", "outbound_ports"), ("-o", "outbound_exclude_ports"), ("-c", "exclude_interfaces"))
+# Each volume, and where the proxy has it. This proxy's certificates are those of istio-certs.
+MOUNTS = {
+    "workload-socket": "/var/run/secrets/workload-spiffe-uds",
+    "credential-socket": "/var/run/secrets/credential-uds",
+    "workload-certs": "/var/run/secrets/workload-spiffe-credentials",
+    "istiod-ca-cert": "/var/run/secrets/istio",
+    "istio-data": "/var/lib/istio/data",
+    "istio-envoy": "/etc/istio/proxy",
+    "istio-token": "/var/run/secrets/tokens",
+    "istio-certs": "/etc/certs/",
+    "istio-podinfo": "/etc/istio/pod",
+}
+
+
+def pieces(pod: Pod) -> Pieces:
+    """Make what is added to a pod."""
+    native = pod.settings.native_sidecar
+    labels = {name: text for name, text in _labels(pod).items() if name not in pod.labels}
+    annotations = {name: text for name, text in _annotations(pod).items() if name not in pod.annotations}
+    return Pieces(
+        # A proxy that is there before the pod's own init containers serves them, too, so the rules come first as well.
+        # Else these would find rules that lead to a proxy that does not run yet.
+        init_containers=[_init(pod), _proxy(pod)] if native else [_init(pod)],
+        init_first=native,
+        containers=[] if native else [_proxy(pod)],
+        volumes=_volumes(pod),
+        labels=labels,
+        annotations=annotations,
+        status={"revision": REVISION, "labels": [*labels], "annotations": [*annotations]},
+    )
+
+
+def _labels(pod: Pod) -> dict[str, str]:
+    name = pod.labels.get("app.kubernetes.io/name") or pod.labels.get("app") or pod.name
+    return {
+        "security.istio.io/tlsMode": "istio",
+        "service.istio.io/canonical-name": name[:LABEL_MAX].strip("-_."),
+        "service.istio.io/canonical-revision": pod.labels.get("app.kubernetes.io/version")
+        or pod.labels.get("version")
+        or "latest",
+    }
+
+
+def _annotations(pod: Pod) -> dict[str, str]:
+    return {
+        "istio.io/rev": REVISION,
+        "kubectl.kubernetes.io/default-container": pod.containers[0],
+        "kubectl.kubernetes.io/default-logs-container": pod.containers[0],
+    }
+
+
+def _init(pod: Pod) -> Json:
+    optional = [word for flag, name in OPTIONAL_FLAGS if name in pod.wishes.flags for word in (flag, pod.flag(name, ""))]
+    return {
+        "name": INIT,
+        "image": pod.settings.init_image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": [
+            *(IPTABLES_COMMAND, "-p", str(ENVOY_PORT), "-z", str(INBOUND_PORT)),
+            *("-u", str(PROXY_UID), "-m", pod.wishes.mode.value),
+            *("-i", pod.flag("service_cidrs", ALL), "-x", pod.flag("service_exclude_cidrs", "")),
+            *("-b", pod.flag("inbound_ports", ALL), "-d", _excluded(pod)),
+            *optional,
+            "--log_output_level=default:info",
+        ],
+        "resources": RESOURCES,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]},
+            "readOnlyRootFilesystem": False,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": False,
+        },
+    }
+
+
+def _excluded(pod: Pod) -> str:
+    """Leave the proxy's own ports alone, and those that the pod names."""
+    wishes = pod.wishes
+    health = wishes.status_port if wishes.is_status_port_given else HEALTH_PORT
+    own = [PROMETHEUS_PORT, READINESS_PORT]
+    named = [*filter(None, [pod.flag("inbound_exclude_ports", "")]), *map(str, filter(None, [health]))]
+    return ",".join([*map(str, own), *named])
+
+
+def _proxy(pod: Pod) -> Json:
+    native, port = pod.settings.native_sidecar, pod.wishes.status_port
+    startup = {**readiness_probe(port, 0, 1, 600)}
+    probes = {"startupProbe": startup, "readinessProbe": readiness_probe(port, 0, 15, 4)} if port else {}
+    return {
+        "name": PROXY,
+        "image": pod.wishes.proxy_image,
+        "imagePullPolicy": "IfNotPresent",
+        **({"restartPolicy": "Always"} if native else {}),
+        "args": _arguments(pod),
+        "env": _environment(pod),
+        "ports": [{"containerPort": PROMETHEUS_PORT, "name": "http-envoy-prom", "protocol": "TCP"}],
+        **probes,
+        "resources": RESOURCES,
+        "securityContext": _context(pod.wishes.mode),
+        "volumeMounts": [
+            {"name": name, "mountPath": path, **({"readOnly": True} if name == "istio-certs" else {})}
+            for name, path in MOUNTS.items()
+        ],
+    }
+
+
+def _arguments(pod: Pod) -> list[str]:
+    settings, wishes = pod.settings, pod.wishes
+    zipkin = settings.zipkin_address
+    return [
+        *("proxy", "sidecar", "--domain", f"$(POD_NAMESPACE).svc.{TRUST_DOMAIN}"),
+        *("--serviceCluster", pod.labels.get("app") or pod.name, "--proxyLogLevel", "warning"),
+        *("--drainDuration", "45s", "--parentShutdownDuration", "1m0s", "--connectTimeout", "10s"),
+        *("--discoveryAddress", settings.discovery_address or DISCOVERY, "--controlPlaneAuthPolicy", "NONE"),
+        *(("--zipkinAddress", zipkin) if zipkin else ()),
+        *("--proxyAdminPort", str(ADMIN_PORT), "--statusPort", str(wishes.status_port)),
+    ]
+
+
+def _environment(pod: Pod) -> list[Json]:
+    ports = [{"containerPort": port, "protocol": "TCP"} for _, port in pod.ports]
+    return [
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("INSTANCE_IP", "status.podIP"),
+        field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("HOST_IP", "status.hostIP"),
+        variable("ISTIO_META_POD_PORTS", json.dumps(ports, separators=(",", ":"))),
+        variable("ISTIO_META_APP_CONTAINERS", ",".join(pod.containers)),
+        variable("ISTIO_META_CLUSTER_ID", "Kubernetes"),
+        field("ISTIO_META_NODE_NAME", "spec.nodeName"),
+        variable("ISTIO_META_INTERCEPTION_MODE", pod.wishes.mode.value),
+        variable("ISTIO_META_WORKLOAD_NAME", pod.name),
+        *_owner(pod.workload),
+        variable("ISTIO_META_MESH_ID", TRUST_DOMAIN),
+        variable("TRUST_DOMAIN", TRUST_DOMAIN),
+        variable("ISTIO_METAJSON_LABELS", compact({**_labels(pod), **pod.labels})),
+    ]
+
+
+def _owner(workload: Workload) -> list[Json]:
+    """Name what makes the pod, as Istio's injector does; the kubelet fills in the namespace, which manifests may lack."""
+    if not workload.api_version:
+        return []
+    kind = f"{workload.kind.lower()}s"
+    value = f"kubernetes://apis/{workload.api_version}/namespaces/$(POD_NAMESPACE)/{kind}/{workload.name}"
+    return [{"name": "ISTIO_META_OWNER", "value": value}]
+
+
+def _context(mode: Mode) -> Json:
+    transparent = mode is Mode.TPROXY
+    return {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "capabilities": {**({"add": ["NET_ADMIN"]} if transparent else {}), "drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        **proxy_user(mode),
+        "runAsGroup": PROXY_UID,
+        "runAsNonRoot": not transparent,
+    }
+
+
+def _volumes(pod: Pod) -> list[Json]:
+    token = {"path": "istio-token", "expirationSeconds": TOKEN_SECONDS, "audience": "istio-ca"}
+    podinfo = [{"path": name, "fieldRef": {"fieldPath": f"metadata.{name}"}} for name in ("labels", "annotations")]
+    sources: dict[str, Json] = {
+        # Optional, unlike Istio's: this proxy does without, and a mesh that has none of it can run its pods.
+        "istiod-ca-cert": {"configMap": {"name": "istio-ca-root-cert", "optional": True}},
+        "istio-envoy": {"emptyDir": {"medium": "Memory"}},
+        "istio-token": {"projected": {"sources": [{"serviceAccountToken": token}]}},
+        "istio-certs": {"secret": {"secretName": f"istio.{pod.service_account}", "optional": True}},
+        "istio-podinfo": {"downwardAPI": {"items": podinfo}},
+    }
+    return [{"name": name, **sources.get(name, {"emptyDir": {}})} for name in MOUNTS]

@@ -1,0 +1,1 @@
+"""The init container's half: settings → plan → text, kernel, explanation."""

@@ -1,0 +1,133 @@
+"""Compare what should be in the kernel with what is there, and say which change leads from one to the other. Pure."""
+
+from typing import NamedTuple
+
+from istio_init.core.errors import Unsupported
+from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, Plan, Snapshot, Table, TableState
+
+NOTHING = TableState({})
+
+
+class TableChange(NamedTuple):
+    """One transaction on one table: afterwards our chains and jumps are as wanted, and nothing else has changed.
+
+    Attributes:
+        table: which table.
+        chains: chains to make, or to give this new content.
+        dropped: chains to remove.
+        removed_jumps: `(built-in chain, rule)` to delete.
+        added_jumps: `(built-in chain, rule)` to append.
+        inserted_jumps: `(built-in chain, rule)` to put at the head, in the order in which they are to stand.
+    """
+
+    table: Table
+    chains: dict[str, tuple[KernelRule, ...]]
+    dropped: tuple[str, ...] = ()
+    removed_jumps: tuple[tuple[str, KernelRule], ...] = ()
+    added_jumps: tuple[tuple[str, KernelRule], ...] = ()
+    inserted_jumps: tuple[tuple[str, KernelRule], ...] = ()
+
+
+def desired(plan: Plan, family: Family) -> Snapshot:
+    """Give the state that the plan wants one family's tables to be in."""
+    tables: Snapshot = {}
+    for chain in plan.chains:
+        if chain.family is not family:
+            continue
+        state = tables.get(chain.table, NOTHING)
+        if chain.name in BUILTIN_CHAINS:
+            state = state._replace(
+                jumps=(*state.jumps, *((chain.name, rule) for rule in chain.rules)),
+                inserted=(*state.inserted, *((chain.name, rule) for rule in chain.inserted)),
+            )
+        else:
+            state = state._replace(chains={**state.chains, chain.name: chain.rules})
+        tables[chain.table] = state
+    return tables
+
+
+def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
+    """Find the changes that lead from `current` to `wanted`; none when all is in place.
+
+    Tables that gain come before those that only lose, so that a connection in between is captured twice rather than
+    not at all.
+
+    Raises:
+        Unsupported: a foreign rule uses a chain that would have to go.
+    """
+    gaining = [table for table in Table if table in wanted]
+    losing = [table for table in Table if table in current and table not in wanted]
+    changes = (_compare_table(t, wanted.get(t, NOTHING), current.get(t, NOTHING)) for t in (*gaining, *losing))
+    return [change for change in changes if change is not None]
+
+
+def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tuple[str, ...]]:
+    """Find foreign rules that keep connections from ours once `wanted` is in place.
+
+    What we append to a built-in chain stands behind all that others had there, and each rule before it may end a
+    connection's way first. Only tables in which connections are diverted count.
+
+    Returns:
+        for each table and chain that has such rules, the rules as iptables-save prints them.
+    """
+    found = {}
+    for table in (Table.MANGLE, Table.NAT):
+        ours, theirs = wanted.get(table, NOTHING), current.get(table, NOTHING)
+        stay = all(_same_jumps(ours, theirs, chain) for chain in BUILTIN_CHAINS)  # else all of ours are written anew
+        protocols = _protocols(ours)
+        for chain in dict.fromkeys(chain for chain, _ in ours.jumps):
+            before = (one.text for one in theirs.endings if one.chain == chain and (one.is_ahead or not stay))
+            if rules := tuple(text for text in before if _protocol(text) in protocols):
+                found[table, chain] = rules
+    return found
+
+
+def _protocols(state: TableState) -> tuple[str, ...]:
+    """Name the protocols whose packets a table diverts; the empty one is that of a rule for all protocols."""
+    return ("", "tcp", "udp") if "ISTIO_OUTPUT_DNS" in state.chains else ("", "tcp")
+
+
+def _protocol(text: str) -> str:
+    """Name the protocol that a rule of iptables-save asks for; empty when it does not ask for one."""
+    before, asks, after = f" {text}".partition(" -p ")
+    return after.split()[0] if asks and not before.endswith("!") else ""
+
+
+def _compare_table(table: Table, wanted: TableState, current: TableState) -> TableChange | None:
+    chains = {name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))}
+    dropped = tuple(name for name in current.chains if name not in wanted.chains)
+    for name, user in current.users:
+        if name in dropped:
+            message = (
+                f"chain {name} of table {table} cannot be removed: foreign chain {user} jumps to it; "
+                f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
+            )
+            raise Unsupported(message)
+    jumps_differ = not all(_same_jumps(wanted, current, chain) for chain in BUILTIN_CHAINS)
+    if not (chains or dropped or jumps_differ):
+        return None
+    return TableChange(
+        table,
+        chains,
+        dropped,
+        removed_jumps=(*current.inserted, *current.jumps) if jumps_differ else (),
+        added_jumps=wanted.jumps if jumps_differ else (),
+        inserted_jumps=wanted.inserted if jumps_differ else (),
+    )
+
+
+def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] | None) -> bool:
+    if current is None or len(wanted) != len(current):
+        return False
+    return all(ours.does_the_same_as(theirs) for ours, theirs in zip(wanted, current, strict=True))
+
+
+def _same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
+    """Compare what is ours in one built-in chain, in order; what belongs at its head must have no foreign rule before it."""
+    heads, found = _jumps_of(wanted.inserted, chain), _jumps_of(current.inserted, chain)
+    others = _jumps_of(wanted.jumps, chain), _jumps_of(current.jumps, chain)
+    return len(heads) <= len(found) and _same_rules(heads + others[0], found + others[1])
+
+
+def _jumps_of(jumps: tuple[tuple[str, KernelRule], ...], chain: str) -> tuple[KernelRule, ...]:
+    return tuple(rule for name, rule in jumps if name == chain)

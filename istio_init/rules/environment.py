@@ -1,0 +1,269 @@
+"""Where values come from: flags, environment variables, environment files, and facts about the machine.
+
+Precedence, lowest first: default, environment file, environment variable, flag.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import TYPE_CHECKING
+
+from istio_init.core.errors import InvalidInput, Unsupported
+from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
+from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, OPTIONS, Option
+from istio_init.rules.settings import NO_FACTS, Accounts, HostFacts, Settings, parse_settings
+from istio_init.rules.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# Variable that names the file, and the file when it is not set: Istio 1.0.5. The later one wins.
+ENVIRONMENT_FILES = (
+    ("ISTIO_CLUSTER_CONFIG", "/var/lib/istio/envoy/cluster.env"),
+    ("ISTIO_SIDECAR_CONFIG", "/var/lib/istio/envoy/sidecar.env"),
+)
+SHELL_SYNTAX = frozenset("'\"\\#")
+FILE_FORM = "KEY=value lines as a shell reads them; quotes, `export`, blank lines and # comments are fine"
+
+CAP_NET_ADMIN = 12  # linux/capability.h
+CAP_NET_RAW = 13
+
+RESOLV_CONF = "/etc/resolv.conf"
+# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
+IPV4_ADDRESSES = "/proc/thread-self/net/fib_trie"
+IPV6_ADDRESSES = "/proc/thread-self/net/if_inet6"
+OWN_IPV6 = (LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6)
+IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
+
+
+def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> Settings:
+    """Collect the values that were given, and validate them.
+
+    Args:
+        flags: `Option.name` → the value of its flag, or None where the flag was not given.
+        environ: the environment variables.
+        layout: `istio-1.0` or `current`.
+
+    Raises:
+        InvalidInput: a value, or an environment file, is not allowed.
+        Unsupported: the machine's addresses cannot be read.
+    """
+    values = collect(flags, environ, layout)
+    facts = read_host_facts() if layout == CURRENT else NO_FACTS
+    return parse_settings(values, Accounts(_uid_of, _gid_of), layout, facts)
+
+
+def has_capability(number: int, which: str = "CapEff") -> bool:
+    """Tell whether this thread has a capability (proc(5), its status): in effect, or in another of its sets.
+
+    Args:
+        number: of linux/capability.h.
+        which: the set: `CapEff`, or `CapBnd` for what programs that it starts may get at most.
+    """
+    return bool(int(_status(which), 16) >> number & 1)
+
+
+def may_gain_privileges() -> bool:
+    """Tell whether a program that this thread starts may have capabilities of its file (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    return _status("NoNewPrivs") == "0"
+
+
+def _status(member: str) -> str:
+    with open("/proc/thread-self/status", encoding="ascii") as status:  # noqa: PTH123 - pathlib is dear to import
+        return next(line for line in status if line.startswith(f"{member}:")).split()[1]
+
+
+def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:
+    """Give the value of each setting that has one, by precedence, not yet validated.
+
+    A variable of a setting that the layout does not have is not looked at: it may be there for another program. A flag is
+    meant for this one.
+
+    Args:
+        flags: as for `read_settings`.
+        environ: the environment variables.
+        layout: `istio-1.0`, which also reads environment files, or `current`.
+
+    Raises:
+        InvalidInput: an environment file cannot be read, or has a line that is not KEY=value.
+    """
+    variables = _read_files(environ) if layout == ISTIO_1_0 else {}
+    variables.update({name: Value(text, f"${name}") for name, text in environ.items()})
+    values = choose(OPTIONS, flags, variables, layout)
+    for name in (ENVOY_USER, ENABLE_INBOUND_IPV6) if layout == ISTIO_1_0 else (ENVOY_USER,):
+        if name in variables and variables[name].text:
+            values[name] = variables[name]
+    return values
+
+
+def choose(
+    options: tuple[Option, ...], flags: Mapping[str, str | None], variables: Mapping[str, Value], layout: str
+) -> dict[str, Value]:
+    """Choose between flag and variables for each row of a table of options; a row without either is left out.
+
+    Args:
+        options: the table.
+        flags: `Option.name` → the value of its flag, or None where the flag was not given.
+        variables: by their names.
+        layout: variables of rows that this layout does not have are ignored.
+    """
+    values: dict[str, Value] = {}
+    for option in options:
+        flag = flags.get(option.name)
+        if flag is not None:
+            values[option.name] = Value(flag, "/".join(option.flags))
+            continue
+        for variable in option.variables if layout in option.layouts else ():
+            if variable in variables and (variables[variable].text or option.is_list):
+                values[option.name] = variables[variable]
+                break
+    return values
+
+
+def read_host_facts() -> HostFacts:
+    """Look up what layout current asks of the machine: the servers of resolv.conf, this network namespace's addresses.
+
+    Raises:
+        Unsupported: the addresses cannot be read.
+    """
+    plain = [address for address, is_plain in _addresses() if is_plain]
+    # Today's tool takes the first address that it meets; interfaces come in any order, so what counts here is whether
+    # there is one of IPv4 at all.
+    is_ipv6 = bool(plain) and all(":" in address for address in plain)
+    return HostFacts(_nameservers(), is_ipv6)
+
+
+def local_addresses() -> frozenset[str]:
+    """List all addresses of this network namespace, canonical.
+
+    Raises:
+        Unsupported: they cannot be read.
+    """
+    return frozenset(address for address, _ in _addresses())
+
+
+def _addresses() -> Iterator[tuple[str, bool]]:
+    """Give each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
+    from socket import AF_INET6, inet_ntop  # noqa: PLC0415 - layout istio-1.0 does without
+
+    address = ""
+    for words in _table(IPV4_ADDRESSES):
+        if words[0] == "|--":
+            address = words[1]
+        elif words == ["/32", "host", "LOCAL"]:
+            yield address, not address.startswith(("127.", "169.254."))
+    for digits, *_ in _table(IPV6_ADDRESSES):
+        address = inet_ntop(AF_INET6, bytes.fromhex(digits))
+        # Link-local is fe80::/10 (RFC 4291, 2.5.6).
+        yield address, not (digits.startswith(("fe8", "fe9", "fea", "feb")) or f"{address}/128" in OWN_IPV6)
+
+
+def _table(path: str) -> list[list[str]]:
+    """Read a table of /proc as lines of words; one of a family that the kernel lacks is empty."""
+    try:
+        with open(path, encoding="ascii") as file:  # noqa: PTH123 - pathlib is dear to import
+            return [words for words in map(str.split, file) if words]
+    except FileNotFoundError:
+        if path == IPV6_ADDRESSES:
+            return []
+        raise Unsupported(f"there is no {path!r} to tell this network namespace's addresses; mount /proc") from None
+    except OSError as error:
+        raise Unsupported(f"cannot read {path!r}: {error.strerror}; mount /proc") from None
+
+
+def _nameservers() -> tuple[str, ...]:
+    """Read the servers as a resolver does: what it would not use is skipped (resolv.conf(5))."""
+    try:
+        with open(RESOLV_CONF, encoding="latin-1") as file:  # noqa: PTH123 - pathlib is dear to import
+            lines = [line for line in file if line.startswith(("nameserver ", "nameserver\t"))]
+    except OSError:
+        return ()
+    words = (line.partition("#")[0].partition(";")[0].split()[1:] for line in lines)
+    servers = (_server(word) for word, *_ in filter(None, words))
+    return tuple(dict.fromkeys(filter(None, servers)))
+
+
+def _server(text: str) -> str:
+    """Give the canonical form of a server's address, or an empty text for what is none."""
+    import socket  # noqa: PLC0415 - layout istio-1.0 does without
+
+    try:
+        if ":" not in text:
+            return socket.inet_ntoa(socket.inet_aton(text))  # as glibc: 127.1 is 127.0.0.1
+        packed = socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):  # a zero byte is a ValueError
+        return ""
+    if packed.startswith(IPV4_IN_IPV6):
+        return socket.inet_ntoa(packed.removeprefix(IPV4_IN_IPV6))
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def _read_files(environ: Mapping[str, str]) -> dict[str, Value]:
+    variables: dict[str, Value] = {}
+    for name, default in ENVIRONMENT_FILES:
+        # The old script sourced the files, so the first one may name the second.
+        path = environ.get(name) or (variables[name].text if name in variables else "")
+        if path or os.access(default, os.R_OK):
+            variables.update(_read_file(path or default, f"${name}" if path else default))
+    return variables
+
+
+def _read_file(path: str, where: str) -> dict[str, Value]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:  # noqa: PTH123 - pathlib is dear to import
+            lines = file.read().split("\n")  # as a shell does; splitlines has more ideas of what ends a line
+    except (OSError, ValueError) as error:
+        raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
+    variables: dict[str, Value] = {}
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}:{number}"
+        try:
+            words = _words(line)
+        except ValueError as error:
+            raise InvalidInput(place, f"{line!r}: {error}", FILE_FORM) from None
+        for word in words[1:] if words[:1] == ["export"] else words:
+            key, equals, text = word.partition("=")
+            if not (equals and key.isidentifier() and key.isascii()):
+                raise InvalidInput(place, f"{line!r} is not KEY=value", FILE_FORM)
+            variables[key] = Value(text, f"${key} ({place})")
+    return variables
+
+
+def _words(line: str) -> list[str]:
+    """Split a line as a shell does; a comment begins where a word begins with #.
+
+    Raises:
+        ValueError: a quotation has no end.
+    """
+    if not SHELL_SYNTAX & set(line):
+        return line.split()  # shlex takes half a second for ten thousand CIDRs
+    from io import StringIO  # noqa: PLC0415 - most files have no quotes
+    from shlex import shlex  # noqa: PLC0415 - as above
+
+    stream = StringIO(line)
+    lexer = shlex(stream, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""  # shlex's own comments begin anywhere
+    words: list[str] = []
+    while not line[stream.tell() :].lstrip().startswith("#"):
+        word = lexer.get_token()
+        if word is None:
+            break
+        words.append(word)
+    return words
+
+
+def _uid_of(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):  # a name with a zero byte is a ValueError
+        return None
+
+
+def _gid_of(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):  # a name with a zero byte is a ValueError
+        return None

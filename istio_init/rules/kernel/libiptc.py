@@ -1,0 +1,367 @@
+"""The backend that calls libiptc, through python-iptables: legacy tables without starting a program.
+
+One commit a table, never auto-commit. python-iptables takes no lock, so this takes the one that iptables-legacy takes.
+
+Each family is worked on in a copy of this process: libxtables registers an extension for the one family that is in use
+when it loads it, and never for the other one afterwards (1.8.9: TPROXY, REDIRECT and multiport), and some of its errors end
+the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import sys
+import warnings
+from contextlib import contextmanager
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+from istio_init.core.errors import IstioInitError, NotPermitted, Unsupported
+from istio_init.rules.kernel import iptc_library
+from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
+from istio_init.rules.kernel.legacy import (
+    LOCK_FILE_REMEDY,
+    XTABLES_LOCK,
+    XTABLES_LOCK_VARIABLE,
+    is_lock_chosen,
+    legacy_tables,
+    lock_notice,
+    lock_path,
+    own_lock_file,
+)
+from istio_init.rules.kernel.locks import flock
+from istio_init.rules.kernel.others import OF_VARIANT, find
+from istio_init.rules.kernel.remedies import missing_capability
+from istio_init.rules.model import (
+    Family,
+    KernelRule,
+    MatchKind,
+    OpaqueRule,
+    Rule,
+    Snapshot,
+    Table,
+    TableState,
+    Variant,
+)
+from istio_init.rules.render.iptables import (
+    MARKS,
+    MATCH_WORDS,
+    OF_PROTOCOL,
+    TableReader,
+    parse_rule,
+    protocol_of,
+    render_target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from istio_init.rules.changes import TableChange
+
+T = TypeVar("T")
+
+TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
+
+# What a rule has itself, not through a match extension: python-iptables' name for it.
+ATTRIBUTES = {
+    MatchKind.SOURCE: "src",
+    MatchKind.DESTINATION: "dst",
+    MatchKind.IN_INTERFACE: "in_interface",
+    MatchKind.OUT_INTERFACE: "out_interface",
+    MatchKind.PROTOCOL: "protocol",
+}
+# python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
+INTERFACE_MASKS = {MatchKind.IN_INTERFACE: "iniface_mask", MatchKind.OUT_INTERFACE: "outiface_mask"}
+INTERFACE_BYTES = 16  # linux/if.h: IFNAMSIZ
+ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
+
+
+class Raw(NamedTuple):
+    """A rule as libiptc takes it, and which of its bits tell it from others when it is to be deleted."""
+
+    entry: bytes
+    mask: bytes
+
+
+class LibiptcBackend(Backend):
+    """Reads and writes the legacy tables by library calls.
+
+    Args:
+        lock_wait: seconds to wait for another program that holds a lock.
+    """
+
+    name = "libiptc"
+
+    def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
+        """Tell the only variant that libiptc knows."""
+        return dict.fromkeys(families, Variant.LEGACY)
+
+    def read(self, families: tuple[Family, ...]) -> Snapshots:
+        """Read the tables that exist, and make none."""
+        return {family: _apart(_read_family, family) for family in families}
+
+    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        """Find rules of ours in nf_tables, those of iptables-nft and of native nftables."""
+        yield from find(families, OF_VARIANT[Variant.LEGACY], self.lock_wait, lambda _: None)
+
+    def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        """Open each table, add an empty chain, commit, and take it back."""
+        broken = {}
+        for family, name in tables.items():
+            try:
+                _apart(_try, family, name)
+            except IstioInitError as error:
+                broken[family] = str(error)
+        return broken
+
+    def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
+        """Change table after table, each with one commit; a family ends at its first failure."""
+        failed: dict[Family, IstioInitError] = {}
+        for family, wanted in changes.items():
+            try:
+                _apart(_make, family, wanted)
+            except IstioInitError as error:
+                failed[family] = error
+        return failed
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
+        with super()._locked(), _lock_file(path, self._notices.append) as lock:
+            flock(lock, self.lock_wait, f"the xtables lock {path}")
+            yield
+
+
+@contextmanager
+def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if remedy := missing_capability(needs_raw=True):
+            # The lock is only where it shows first.
+            message = f"libiptc may not work on legacy tables: {remedy}"
+            raise NotPermitted(message) from None
+        if is_lock_chosen():
+            message = f"cannot open the xtables lock {path!r}: {error.strerror}; {LOCK_FILE_REMEDY}"
+            raise Unsupported(message) from None
+        lock = own_lock_file()
+        note(lock_notice(os.strerror(error.errno or 0), lock_path(lock)))
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _apart(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a copy of this process (fork(2)), and give what it returns or raise what it raises.
+
+    Raises:
+        Unsupported: the copy ended without a word.
+    """
+    iptc_library.load()  # once, here, and not in each copy
+    sys.stdout.flush()  # python-iptables flushes it, too, and the copy has the same bytes waiting
+    messages = os.memfd_create("xtables")
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads may hold; what the copy does needs none of theirs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _be_the_copy(writing, messages, function, arguments)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(messages, "rb") as said:
+        outcome = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if not outcome:
+            said.seek(0)
+            text = said.read().decode(errors="replace").strip() or "no message"
+            message = f"libiptc ended with status {os.waitstatus_to_exitcode(status)}: {text}; try --backend restore"
+            raise Unsupported(message)
+    result: T | Exception = pickle.loads(outcome)  # noqa: S301 - from a copy of this very process
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _be_the_copy(writing: int, messages: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """Write what a function returns to a file, or the error that it raises, and end."""
+    try:
+        os.dup2(messages, 2)
+        try:
+            result: object = function(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised by the process that waits
+            result = error
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(result, pipe)
+    finally:
+        os._exit(0)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    iptc = iptc_library.load()
+    return (iptc.IPTCError, iptc.XTablesError)
+
+
+def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above
+    iptc = iptc_library.load()
+    kind = iptc.Table if family is Family.IPV4 else iptc.Table6
+    # To tell a chain from an extension, python-iptables looks for its name in each table that it believes to exist, and
+    # so makes them all. Only this one can have our chains' names.
+    kind.existing_table_names.update({other: other == name for other in kind.ALL})
+    table = kind(name.value, autocommit=False)
+    table.refresh()
+    return table
+
+
+def _read_family(family: Family) -> Snapshot:
+    try:
+        return {name: _read_table(family, name) for name in legacy_tables(family)}
+    except _errors() as error:
+        raise _failure(error, family, "") from error
+
+
+def _try(family: Family, name: Table) -> None:
+    try:
+        for make in ("create_chain", "delete_chain"):
+            table = _open(family, name)
+            getattr(table, make)(TRIAL_CHAIN)
+            table.commit()
+    except _errors() as error:
+        raise _failure(error, family, name) from error
+
+
+def _read_table(family: Family, name: Table) -> TableState:
+    table = _open(family, name)
+    reader = TableReader()
+    for chain in table.chains:
+        reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
+        for rule in chain.rules:
+            text = _text(rule)
+            unknown = isinstance(parse_rule(text), OpaqueRule)
+            reader.add_rule(chain.name, text, Raw(bytes(rule.rule), bytes(rule.mask)) if unknown else None)
+    return reader.state()
+
+
+def _text(rule: Any) -> str:  # noqa: ANN401 - as above
+    """Write a rule of python-iptables as iptables-save would."""
+    words = []
+    for kind, attribute in ATTRIBUTES.items():
+        value = getattr(rule, attribute)
+        if value not in ANYTHING:
+            if kind in (MatchKind.SOURCE, MatchKind.DESTINATION):
+                value = _cidr(value)
+            words += _option(MATCH_WORDS[kind].option, value)
+    for match in rule.matches:
+        words += ["-m", match.name, *_options(match)]
+    goto = "-g" if rule.target.goto else "-j"
+    return " ".join((*words, goto, rule.target.name, *_options(rule.target)))
+
+
+def _cidr(text: str) -> str:
+    """Turn `!10.0.0.0/255.0.0.0` into `!10.0.0.0/8`."""
+    return "!" * text.startswith("!") + str(ip_interface(text.removeprefix("!")))
+
+
+def _options(extension: Any) -> list[str]:  # noqa: ANN401 - as above
+    words = []
+    for name, values in extension.get_all_parameters().items():
+        negated = values[:1] == ["!"]
+        quoted = (f'"{value}"' if " " in value else value for value in values[negated:])
+        words += [*(["!"] * negated), f"--{name}", *quoted]
+    return words
+
+
+def _option(option: str, value: str) -> list[str]:
+    return ["!", option, value[1:]] if value.startswith("!") else [option, value]
+
+
+def _make(family: Family, changes: list[TableChange]) -> None:
+    """Make changes; all of them are prepared before the first one is committed, so that commits follow closely."""
+    name = ""
+    try:
+        prepared = []
+        for change in changes:
+            name = change.table
+            prepared.append(_prepared(family, change))
+        for table in prepared:
+            name = table.name
+            table.commit()
+    except _errors() as error:
+        raise _failure(error, family, name) from error
+
+
+def _prepared(family: Family, change: TableChange) -> Any:  # noqa: ANN401 - as above
+    """Give a table with a change; nothing happens before its commit, and nothing at all if that fails."""
+    table = _open(family, change.table)
+    for name in (*change.chains, *change.dropped):
+        if table.is_chain(name):
+            table.flush_entries(name)
+        else:
+            table.create_chain(name)
+    for name, rule in change.removed_jumps:
+        entry, mask = map(_buffer, _raw(family, rule))
+        table.delete_entry(name, entry, mask)
+    for name, rules in change.chains.items():
+        for rule in rules:
+            table.append_entry(name, _buffer(_raw(family, rule).entry))
+    for name, rule in reversed(change.inserted_jumps):
+        table.insert_entry(name, _buffer(_raw(family, rule).entry), 0)
+    for name, rule in change.added_jumps:
+        table.append_entry(name, _buffer(_raw(family, rule).entry))
+    for name in change.dropped:
+        table.delete_chain(name)
+    return table
+
+
+def _buffer(raw: bytes) -> Any:  # noqa: ANN401 - as above
+    return (ctypes.c_ubyte * len(raw)).from_buffer_copy(raw)
+
+
+def _raw(family: Family, rule: KernelRule) -> Raw:
+    """Turn a rule into what libiptc takes."""
+    if isinstance(rule, OpaqueRule):
+        return cast("Raw", rule.native)
+    native = _native(family, rule)
+    native.final_check()
+    return Raw(bytes(native.rule), bytes(native.mask))
+
+
+def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
+    """Turn a rule into one of python-iptables."""
+    iptc = iptc_library.load()
+    native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
+    for match in rule.matches:
+        text = f"{match.value:#x}" if match.kind in MARKS else match.value
+        value = f"{'!' * match.negated}{text}"
+        if match.kind in ATTRIBUTES:
+            setattr(native, ATTRIBUTES[match.kind], value)
+            if family is Family.IPV6 and match.kind in INTERFACE_MASKS:
+                setattr(native.entry.ipv6, INTERFACE_MASKS[match.kind], _interface_mask(str(match.value)))
+            continue
+        extension, option = MATCH_WORDS[match.kind]
+        made = native.create_match(protocol_of(rule) if extension == OF_PROTOCOL else extension)
+        if option:
+            made.set_parameter(option.removeprefix("--"), value)
+    _, name, *words = render_target(rule.target).split()
+    target = native.create_target(name)
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            after = words[index + 1 : index + 2]
+            # A name that another one follows, such as --save-mark, has no value.
+            target.set_parameter(word.removeprefix("--"), "".join(one for one in after if not one.startswith("--")))
+    return native
+
+
+def _interface_mask(name: str) -> bytes:
+    """Give the mask that compares a whole name with its zero byte, or what stands before a +."""
+    compared = len(name.encode()) + 1 if not name.endswith("+") else len(name.encode()) - 1
+    return (b"\xff" * compared).ljust(INTERFACE_BYTES, b"\0")
+
+
+def _failure(error: Exception, family: Family, table: str) -> IstioInitError:
+    where = f"libiptc, table {table} of {family}: {error}" if table else f"libiptc, {family}: {error}"
+    if remedy := missing_capability(needs_raw=True):
+        return NotPermitted(f"{where}; {remedy}")
+    return Unsupported(f"{where}; the kernel may lack legacy tables or a module (see `dmesg`), try --backend restore")

@@ -1,0 +1,136 @@
+"""Which part of the kernel is missing, from what iptables and nft say, and which module has it. Pure.
+
+Neither of them names a module. What they say, of iptables 1.8.9 and nft 1.0.6:
+
+- `Extension owner revision 1 not supported, missing kernel module?` names the part; only newer revisions are asked about.
+- `line 7: RULE_APPEND failed (No such file or directory)`, of nf_tables, names the line of the script.
+- `line 9 failed`, of legacy tables, names the line of COMMIT: any rule of that table may be the one.
+- `unable to initialize table 'nat'` names the table.
+- `Failed to initialize nft: Protocol not supported`: there is no nf_tables at all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from istio_init.rules.model import Family, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+EXTENSION = re.compile(r"Extension (\S+) revision \d+ not supported")
+TABLE = re.compile(r"unable to initialize table [`'\"](\w+)'")
+LINE = re.compile(r"line (\d+): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d+) failed")
+NFT_LINE = re.compile(
+    r":(\d+):\d+-\d+: Error: Could not process rule: (?:No such file|Operation not supported|Protocol not)"
+)
+NO_NFTABLES = ("Failed to initialize nft", "Unable to initialize Netlink socket", "cache initialization failed")
+NO_SUCH_PART = ("No such file or directory", "not supported", "No chain/target/match by that name")
+
+# Modules of what comes with others under another name than xt_NAME (the kernel's net/netfilter, net/ipv4/netfilter).
+MATCHES = {"tcp": "xt_tcpudp", "udp": "xt_tcpudp", "socket": "xt_socket"}
+TARGETS = {"REJECT": {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}}
+BUILT_IN = {"ACCEPT", "DROP", "RETURN"}
+LEGACY_TABLES = {Family.IPV4: "iptable_", Family.IPV6: "ip6table_"}
+# What a statement of nft(8) needs besides nf_tables itself.
+STATEMENTS = {
+    "redirect": "nft_redir",
+    "tproxy": "nft_tproxy",
+    "socket": "nft_socket",
+    "reject": "nft_reject",
+    "ct": "nft_ct",
+    "fib": "nft_fib",
+    "type nat": "nft_chain_nat",
+}
+
+
+def missing_part(message: str, script: str, family: Family, *, legacy: bool) -> str:
+    """Say what iptables-restore or iptables-save missed in the kernel; an empty text where it complained of something else.
+
+    Args:
+        message: what the program said.
+        script: what it was given.
+        family: of the rules.
+        legacy: whether it works on legacy tables.
+    """
+    if any(words in message for words in NO_NFTABLES):
+        return _say("nf_tables", ["nf_tables", "nft_compat"])
+    if absent := TABLE.search(message):
+        return _say(f"the table {absent[1]} of legacy iptables for {family}", [f"{LEGACY_TABLES[family]}{absent[1]}"])
+    lines = script.splitlines()
+    if names := list(dict.fromkeys(EXTENSION.findall(message))):
+        table = _table_of(next((i for i, line in enumerate(lines) if names[0] in line.split()), 0), lines)
+        parts = [f"{'target' if name.isupper() else 'match'} {name}" for name in names]
+        return _say(f"the {' and the '.join(parts)} (table {table})", [_module(name, family) for name in names])
+    found = LINE.search(message)
+    number = int(found[1] or found[2]) if found else 0
+    if not (found and 1 <= number <= len(lines)):
+        return ""
+    return _of_line(message, lines, number - 1, family, legacy=legacy)
+
+
+def _of_line(message: str, lines: list[str], index: int, family: Family, *, legacy: bool) -> str:
+    line, table = lines[index], _table_of(index, lines)
+    if line == "COMMIT" and legacy:
+        first = max(i for i in range(index) if lines[i].startswith("*"))
+        names = _parts(lines[first:index])
+    elif not any(words in message for words in NO_SUCH_PART):
+        return ""
+    elif line.startswith(("*", ":")):
+        modules = [*(["nft_chain_nat"] if table == Table.NAT else []), "nf_tables"]
+        return _say(f"the table {table} of nf_tables for {family}", modules)
+    else:
+        names = _parts([line])
+    if not names:
+        return ""
+    which = ", ".join(f"{'target' if name.isupper() else 'match'} {name}" for name in names)
+    modules = [_module(name, family) for name in names]
+    return _say(f"{'one of: ' if len(names) > 1 else 'the '}{which} (table {table})", modules)
+
+
+def missing_of_nft(message: str, script: str) -> str:
+    """Say what nft missed in the kernel; an empty text where it complained of something else.
+
+    Args:
+        message: what it said, the lines that it shows included.
+        script: what it was given.
+    """
+    if any(words in message for words in NO_NFTABLES):
+        return _say("nf_tables", ["nf_tables"])
+    found = NFT_LINE.search(message)
+    lines = script.splitlines()
+    if not (found and 1 <= int(found[1]) <= len(lines)):
+        return ""
+    line = lines[int(found[1]) - 1]
+    parts = [part for part in STATEMENTS if re.search(rf"\b{part}\b", line.partition(" comment ")[0])]
+    if not parts:
+        return ""
+    table = next((name for name in Table if re.search(rf"\b{name}[_ ]", line)), "")
+    where = f" (table {table})" if table else ""
+    return _say(f"the statement {', or '.join(parts)} of nftables{where}", [STATEMENTS[part] for part in parts])
+
+
+def _say(what: str, modules: Iterable[str]) -> str:
+    names = list(dict.fromkeys(modules))
+    plural = "modules" if len(names) > 1 else "module"
+    return f"the kernel seems to lack {what}; load the {plural} {', '.join(names)} on the node (modprobe {names[0]})"
+
+
+def _table_of(index: int, lines: list[str]) -> str:
+    return next((lines[i][1:] for i in range(min(index, len(lines) - 1), -1, -1) if lines[i].startswith("*")), "unknown")
+
+
+def _parts(rules: list[str]) -> list[str]:
+    """List the matches and targets that rules use, without our own chains and what needs no module."""
+    found = [name for rule in rules for name in re.findall(r"(?:^| )-(?:[mpj]|-match|-protocol|-jump) ([\w-]+)", rule)]
+    kept = [
+        name for name in found if name in MATCHES or not (name in BUILT_IN or name.startswith("ISTIO_") or name.isdigit())
+    ]
+    return list(dict.fromkeys(kept))
+
+
+def _module(name: str, family: Family) -> str:
+    if name in TARGETS:
+        return TARGETS[name][family]
+    return MATCHES.get(name, f"xt_{name}")

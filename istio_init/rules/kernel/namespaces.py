@@ -1,0 +1,58 @@
+"""Entering another network namespace."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import stat
+
+from istio_init.core.errors import InvalidInput, NotPermitted
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+ALLOWED = "the path of a network namespace, such as /run/netns/NAME or /proc/PID/ns/net"
+
+
+def enter_network_namespace(path: str, where: str) -> None:
+    """Move this thread, and what it starts from now on, into a network namespace.
+
+    Args:
+        path: a file that stands for the namespace.
+        where: the flag or variable that gave it.
+
+    Raises:
+        InvalidInput: there is no such file, or it is no network namespace.
+        NotPermitted: this process must not look at it, or not enter it.
+    """
+    namespace = _open(path, where)
+    try:
+        if not _is_network_namespace(namespace):
+            raise InvalidInput(where, f"{path!r} is not a network namespace", ALLOWED)
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there since Python 3.12
+        if libc.setns(namespace, CLONE_NEWNET) != 0:
+            reason = os.strerror(ctypes.get_errno())
+            message = f"cannot enter the network namespace {path!r}: {reason}; it needs the capability SYS_ADMIN"
+            raise NotPermitted(message)
+    finally:
+        os.close(namespace)
+
+
+def _open(path: str, where: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+    except PermissionError as error:
+        message = f"cannot open the network namespace {path!r}: {error.strerror}; run as the user that owns it, or as root"
+        raise NotPermitted(message) from None
+    except (OSError, ValueError) as error:
+        raise InvalidInput(where, f"cannot open {path!r}: {error}", ALLOWED) from None
+
+
+def _is_network_namespace(file: int) -> bool:
+    # Namespaces are regular files to stat(2); nothing else is asked what kind of namespace it is.
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        return False
+    try:
+        return fcntl.ioctl(file, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False

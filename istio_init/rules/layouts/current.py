@@ -1,0 +1,271 @@
+"""The layout of today's Istio: what `pilot-agent istio-iptables` of master (August 2026) means to write.
+
+Rules come in that tool's order. Where it was wrong, the rule here is what it should have been, and the README's
+compatibility section says so. IPv6 has the same rules as IPv4, when it is on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.rules.layouts.dns import dns_pieces, is_captured
+from istio_init.rules.layouts.parts import (
+    IN_LO,
+    OUT_LO,
+    RETURN,
+    TCP,
+    UDP,
+    Piece,
+    from_cidr,
+    gather,
+    jump,
+    not_to,
+    owner_matches,
+    redirect,
+    to_cidr,
+    to_port,
+)
+from istio_init.rules.model import (
+    LOOP_MARK,
+    LOOPBACK_CIDR_IPV6,
+    PROXY_SOURCE,
+    PROXY_SOURCE_IPV6,
+    RESOLVER_PORT,
+    Family,
+    Match,
+    MatchKind,
+    Mode,
+    Plan,
+    Rule,
+    Table,
+    Target,
+    TargetKind,
+    TproxyRoute,
+)
+from istio_init.rules.options import CURRENT
+from istio_init.rules.values import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_init.rules.settings import Settings
+
+# A CIDR of these lies inside loopback as a whole: no shorter prefix than /8, and none but /128, begins so without host bits.
+# One that only contains it (0.0.0.0/0, ::/64, and so ::1/64) asks for more than loopback, and does not count.
+LOOPBACK_NETWORKS = ("127.", "::1/")
+
+
+class Net(NamedTuple):
+    """What differs between the families.
+
+    Attributes:
+        loopback: the CIDR of localhost.
+        proxy_source: from where the proxy talks to its app.
+    """
+
+    family: Family
+    loopback: str
+    proxy_source: str
+
+    def of_family(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:
+        """Pick the CIDRs, or addresses, of this family; `*` is of both."""
+        return tuple(cidr for cidr in cidrs if cidr == ALL or (":" in cidr) == (self.family is Family.IPV6))
+
+
+def build(settings: Settings) -> Plan:
+    """Make the plan; pure, the same settings always give the same plan."""
+    nets = [Net(Family.IPV4, settings.loopback_cidr, PROXY_SOURCE)]
+    if settings.ipv6:
+        nets.append(Net(Family.IPV6, LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6))
+    routed = settings.mode is Mode.TPROXY and bool(settings.inbound_ports)
+    route = TproxyRoute(settings.tproxy_mark, settings.tproxy_route_table)
+    return Plan(
+        layout=CURRENT,
+        chains=tuple(chain for net in nets for chain in gather(net.family, _pieces(settings, net))),
+        routes=tuple(route._replace(family=net.family) for net in nets) if routed else (),
+        addresses=(PROXY_SOURCE_IPV6,) if settings.ipv6 else (),
+    )
+
+
+def _pieces(settings: Settings, net: Net) -> Iterator[Piece]:
+    tproxy = settings.mode is Mode.TPROXY
+    yield from _excluded_interfaces(settings)
+    yield from _dropped(settings)
+    yield _nat(
+        "ISTIO_INBOUND", (TCP, to_port(str(settings.tunnel_port))), RETURN, "HBONE tunnels end in the proxy themselves"
+    )
+    yield _nat("ISTIO_REDIRECT", (TCP,), redirect(settings.envoy_port), "outbound connections go to Envoy's outbound port")
+    yield _nat(
+        "ISTIO_IN_REDIRECT",
+        (TCP,),
+        redirect(settings.inbound_capture_port),
+        "inbound connections go to Envoy's inbound port",
+    )
+    if settings.inbound_ports:
+        yield from _tproxy_chains(settings, net) if tproxy else ()
+        yield from _inbound(settings)
+    yield from _outbound(settings, net)
+    yield from dns_pieces(settings, net.family, net.of_family(settings.nameservers)) if settings.redirect_dns else ()
+    yield from _marks(settings, net) if tproxy else ()
+
+
+def _excluded_interfaces(settings: Settings) -> Iterator[Piece]:
+    tables = (Table.NAT, Table.MANGLE) if settings.mode is Mode.TPROXY else (Table.NAT,)
+    for table in tables:
+        for name in settings.exclude_interfaces:
+            why = f"interface {name} is excluded (-c)"
+            yield Piece(table, "PREROUTING", Rule((_in(name),), RETURN, why))
+            yield Piece(table, "OUTPUT", Rule((Match(MatchKind.OUT_INTERFACE, name),), RETURN, why))
+    for name in settings.virtual_interfaces:
+        why = f"what a virtual machine sends over {name} (-k) is not inbound"
+        yield Piece(Table.NAT, "PREROUTING", Rule((_in(name),), RETURN, why), at_head=True)
+
+
+def _dropped(settings: Settings) -> Iterator[Piece]:
+    if not settings.drop_invalid:
+        return
+    invalid = Match(MatchKind.CTSTATE, "INVALID")
+    why = "packets outside of any connection would be answered with a reset"
+    yield _mangle("PREROUTING", (invalid,), jump("ISTIO_DROP"), why)
+    yield _mangle("ISTIO_DROP", (), Target(TargetKind.DROP), why)
+
+
+def _tproxy_chains(settings: Settings, net: Net) -> Iterator[Piece]:
+    mark = settings.tproxy_mark
+    divert = "marked packets are routed to this host, where Envoy listens"
+    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.MARK, mark=mark), divert)
+    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.ACCEPT), "nothing more is to be done in this table")
+    target = Target(TargetKind.TPROXY, port=settings.inbound_capture_port, mark=mark)
+    new = "a new connection is handed to Envoy's inbound port with both addresses as they were"
+    yield _mangle("ISTIO_TPROXY", (not_to(net.loopback), TCP), target, new)
+    own = "what the proxy itself sends to its app"
+    yield _mangle("ISTIO_INBOUND", (TCP, _marked(mark)), RETURN, f"{own} bears its mark")
+    yield _mangle("ISTIO_INBOUND", (from_cidr(net.proxy_source), IN_LO, TCP), RETURN, f"{own} comes from {net.proxy_source}")
+    unmarked = Match(MatchKind.MARK, LOOP_MARK, negated=True)
+    yield _mangle("ISTIO_INBOUND", (IN_LO, TCP, unmarked), RETURN, "what the app sends to itself is not captured")
+
+
+def _inbound(settings: Settings) -> Iterator[Piece]:
+    make = _mangle if settings.mode is Mode.TPROXY else _nat
+    yield make("PREROUTING", (TCP,), jump("ISTIO_INBOUND"), "connections from outside the pod are looked at")
+    if settings.inbound_ports != (ALL,):
+        for port in settings.inbound_ports:
+            yield from _capture(settings, (to_port(port),), f"port {port} is captured (-b)")
+        return
+    for port in settings.inbound_exclude_ports:
+        yield make("ISTIO_INBOUND", (TCP, to_port(port)), RETURN, f"port {port} is excluded (-d)")
+    yield from _capture(settings, (), "every other port is captured (-b '*')")
+
+
+def _capture(settings: Settings, condition: tuple[Match, ...], why: str) -> Iterator[Piece]:
+    matches = (TCP, *condition)
+    if settings.mode is Mode.REDIRECT:
+        yield _nat("ISTIO_INBOUND", matches, jump("ISTIO_IN_REDIRECT"), why)
+        return
+    known = Match(MatchKind.CTSTATE, "RELATED,ESTABLISHED")
+    yield _mangle(
+        "ISTIO_INBOUND", (*matches, known), jump("ISTIO_DIVERT"), "packets of a known connection stay with its socket"
+    )
+    yield _mangle("ISTIO_INBOUND", matches, jump("ISTIO_TPROXY"), why)
+
+
+def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
+    chain = "ISTIO_OUTPUT"
+    yield _nat("OUTPUT", (), jump(chain), "connections that this pod opens are looked at")
+    for port in settings.outbound_exclude_ports:
+        for protocol in (TCP, UDP):
+            yield _nat(chain, (protocol, to_port(port)), RETURN, f"destination port {port} is excluded (-o)")
+    yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, "the proxy talks to its app from this address")
+    if settings.mode is Mode.TPROXY:
+        # Today's tool has no such rule: there, a proxy of user 0 and group 1337 gets by with the rule for others' traffic,
+        # which hides those of the group.
+        marked = "the proxy, as which client it may come, talks to its app with this mark"
+        yield _nat(chain, (OUT_LO, TCP, _marked(settings.tproxy_mark)), RETURN, marked)
+    yield from _owners(settings, net)
+    yield from _groups(settings)
+    if settings.redirect_dns and is_captured(settings, net.of_family(settings.nameservers)):
+        yield _nat(chain, (), jump("ISTIO_OUTPUT_DNS"), "DNS requests are looked at")
+    yield _nat(chain, to_cidr(net.loopback), RETURN, "containers of a pod talk to each other directly over localhost")
+    for cidr in net.of_family(settings.service_exclude_cidrs):
+        yield _nat(chain, to_cidr(cidr), RETURN, f"destination {cidr} is excluded (-x)")
+    for port in settings.outbound_ports:
+        yield _nat(chain, (TCP, to_port(port)), jump("ISTIO_REDIRECT"), f"destination port {port} is captured (-q)")
+    yield from _captured_destinations(settings, net)
+
+
+def _owners(settings: Settings, net: Net) -> Iterator[Piece]:
+    """Let the proxy's own traffic pass, but what it sends to its own pod's services come in again.
+
+    The rule for the traffic of others within the pod names all owners at once and comes last: in today's tool that of the
+    first user hides the rules of all users and groups after it.
+    """
+    owners = owner_matches(settings)
+    for owner in owners:
+        name = f"{'uid' if owner.kind is MatchKind.UID_OWNER else 'gid'} {owner.value}"
+        ports = _not_ports(settings, owner)
+        why = f"a service of this very pod that the proxy ({name}) was sent to is inbound"
+        yield _nat("ISTIO_OUTPUT", (not_to(net.loopback), OUT_LO, TCP, ports, owner), jump("ISTIO_IN_REDIRECT"), why)
+        yield _nat("ISTIO_OUTPUT", (owner,), RETURN, f"the proxy's own traffic ({name}) must not loop")
+    if any(cidr.startswith(LOOPBACK_NETWORKS) for cidr in settings.service_cidrs):
+        return
+    dns = (TCP, Match(MatchKind.DESTINATION_PORT, str(RESOLVER_PORT), negated=True)) if settings.redirect_dns else ()
+    none = tuple(owner._replace(negated=True) for owner in owners)
+    yield _nat("ISTIO_OUTPUT", (OUT_LO, *dns, *none), RETURN, "an app that calls its own pod's address does so directly")
+
+
+def _not_ports(settings: Settings, owner: Match) -> Match:
+    if settings.redirect_dns and owner.kind is MatchKind.UID_OWNER:
+        return Match(MatchKind.DESTINATION_PORTS, f"{RESOLVER_PORT},{settings.tunnel_port}", negated=True)
+    return Match(MatchKind.DESTINATION_PORT, str(settings.tunnel_port), negated=True)
+
+
+def _groups(settings: Settings) -> Iterator[Piece]:
+    if settings.owner_groups != (ALL,):
+        none = tuple(Match(MatchKind.GID_OWNER, int(gid), negated=True) for gid in settings.owner_groups)
+        names = ", ".join(settings.owner_groups)
+        yield _nat("ISTIO_OUTPUT", none, RETURN, f"only groups {names} are captured (ISTIO_OUTBOUND_OWNER_GROUPS)")
+    for gid in settings.owner_groups_exclude:
+        why = f"group {gid} is excluded (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)"
+        yield _nat("ISTIO_OUTPUT", (Match(MatchKind.GID_OWNER, int(gid)),), RETURN, why)
+
+
+def _captured_destinations(settings: Settings, net: Net) -> Iterator[Piece]:
+    for cidr in net.of_family(settings.service_cidrs):
+        everywhere = cidr == ALL
+        to = () if everywhere else to_cidr(cidr)
+        why = "every other destination is captured (-i '*')" if everywhere else f"destination {cidr} is captured (-i)"
+        yield _nat("ISTIO_OUTPUT", to, jump("ISTIO_REDIRECT"), why)
+        for name in settings.virtual_interfaces:
+            from_there = f"what a virtual machine sends over {name} (-k) counts as outbound: {why}"
+            yield Piece(Table.NAT, "PREROUTING", Rule((*to, _in(name)), jump("ISTIO_REDIRECT"), from_there), at_head=True)
+
+
+def _marks(settings: Settings, net: Net) -> Iterator[Piece]:
+    """Keep marks with connections, so that an app that sees its client's address answers through the proxy."""
+    ours = _marked(settings.tproxy_mark)
+    save = "the mark of the proxy's packets to its app is kept with the connection"
+    yield _mangle("PREROUTING", (TCP, ours), Target(TargetKind.SAVE_MARK), save)
+    yield _mangle("OUTPUT", (OUT_LO, TCP, ours), RETURN, "the proxy's packets to its app bear their mark already")
+    for owner in owner_matches(settings):
+        loop = "what the proxy sends to a service of this very pod is captured inbound"
+        to_itself = (not_to(net.loopback), OUT_LO, TCP, owner)
+        yield _mangle("OUTPUT", to_itself, Target(TargetKind.MARK, mark=LOOP_MARK), loop)
+    restore = "the app's answers on such a connection bear the mark, which routes them to the proxy"
+    connection = Match(MatchKind.CONNMARK, settings.tproxy_mark)
+    yield _mangle("OUTPUT", (TCP, connection), Target(TargetKind.RESTORE_MARK), restore)
+
+
+def _nat(chain: str, matches: tuple[Match, ...], target: Target, why: str) -> Piece:
+    return Piece(Table.NAT, chain, Rule(matches, target, why))
+
+
+def _mangle(chain: str, matches: tuple[Match, ...], target: Target, why: str) -> Piece:
+    return Piece(Table.MANGLE, chain, Rule(matches, target, why))
+
+
+def _in(name: str) -> Match:
+    return Match(MatchKind.IN_INTERFACE, name)
+
+
+def _marked(mark: int) -> Match:
+    return Match(MatchKind.MARK, mark)

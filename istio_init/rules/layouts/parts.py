@@ -1,0 +1,104 @@
+"""What layouts are put together from: conditions and targets under short names, and chains gathered from single rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.rules.model import (
+    ANY_IPV4,
+    ANY_IPV6,
+    BUILTIN_CHAINS,
+    OWNER_COMMENT,
+    Chain,
+    Family,
+    Match,
+    MatchKind,
+    Rule,
+    Table,
+    Target,
+    TargetKind,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from istio_init.rules.settings import Settings
+
+TCP = Match(MatchKind.PROTOCOL, "tcp")
+UDP = Match(MatchKind.PROTOCOL, "udp")
+OUT_LO = Match(MatchKind.OUT_INTERFACE, "lo")
+IN_LO = Match(MatchKind.IN_INTERFACE, "lo")
+OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
+RETURN = Target(TargetKind.RETURN)
+
+
+class Piece(NamedTuple):
+    """One rule and where it stands.
+
+    Attributes:
+        at_head: whether it is put at the head of its chain, before the pieces that were put there earlier.
+    """
+
+    table: Table
+    chain: str
+    rule: Rule
+    at_head: bool = False
+
+
+def gather(family: Family, pieces: Iterable[Piece]) -> tuple[Chain, ...]:
+    """Make chains of pieces, in the order in which the pieces first name them."""
+    chains: dict[tuple[Table, str], Chain] = {}
+    for piece in pieces:
+        key = (piece.table, piece.chain)
+        chain = chains.get(key) or Chain(family, piece.table, piece.chain, ())
+        rule = _signed(piece)
+        if piece.at_head:
+            chains[key] = chain._replace(inserted=(rule, *chain.inserted))
+        else:
+            chains[key] = chain._replace(rules=(*chain.rules, rule))
+    return tuple(chains.values())
+
+
+def _signed(piece: Piece) -> Rule:
+    """Sign a rule in a chain that is not ours, unless its jump to a chain of ours says whose it is."""
+    if piece.chain not in BUILTIN_CHAINS or piece.rule.target.kind is TargetKind.JUMP:
+        return piece.rule
+    return piece.rule._replace(matches=(*piece.rule.matches, OURS))
+
+
+def jump(chain: str) -> Target:
+    """Go on in a chain of ours."""
+    return Target(TargetKind.JUMP, chain=chain)
+
+
+def redirect(port: int) -> Target:
+    """Hand a connection to a port of this host."""
+    return Target(TargetKind.REDIRECT, port=port)
+
+
+def to_port(port: str) -> Match:
+    """Match a destination port or range."""
+    return Match(MatchKind.DESTINATION_PORT, port)
+
+
+def to_cidr(cidr: str) -> tuple[Match, ...]:
+    """Match a destination; the whole address space needs no match, and the kernel would not show one."""
+    return () if cidr in (ANY_IPV4, ANY_IPV6) else (Match(MatchKind.DESTINATION, cidr),)
+
+
+def from_cidr(cidr: str) -> Match:
+    """Match a sender."""
+    return Match(MatchKind.SOURCE, cidr)
+
+
+def not_to(cidr: str) -> Match:
+    """Match every other destination."""
+    return Match(MatchKind.DESTINATION, cidr, negated=True)
+
+
+def owner_matches(settings: Settings) -> tuple[Match, ...]:
+    """Match what the proxy sends: a condition for each of its users, then for each of its groups."""
+    return (
+        *(Match(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids),
+        *(Match(MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids),
+    )

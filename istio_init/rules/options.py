@@ -1,0 +1,113 @@
+"""The table of settings, as users see them.
+
+One row of `OPTIONS` is one setting: the command line, the look-up of environment variables, the help text and the README's
+table all come from it. Names, variables and defaults are those of Istio 1.0.5's `istio-iptables.sh` (short flags) and of
+today's `pilot-agent istio-iptables` (long flags).
+"""
+
+from typing import NamedTuple
+
+from istio_init.rules.model import (
+    DNS_PORT,
+    ENVOY_PORT,
+    INBOUND_PORT,
+    LOOPBACK_CIDR,
+    PROXY_UID,
+    TPROXY_MARK,
+    TPROXY_ROUTE_TABLE,
+    TUNNEL_PORT,
+)
+
+ISTIO_1_0, CURRENT = "istio-1.0", "current"
+LAYOUTS = (ISTIO_1_0, CURRENT)
+ONLY_CURRENT = (CURRENT,)
+MAX_GROUPS = 64  # Istio's own limit
+
+
+class Option(NamedTuple):
+    """One setting as users see it.
+
+    Attributes:
+        name: the field of `Settings`.
+        flags: the command-line names, the short one first; none for a variable without a flag.
+        variables: environment variables; the first one that is set wins.
+        metavar: what `--help` shows for the value.
+        help: what it does, its default included.
+        is_list: whether an empty value means something ("none"). For the others an empty *variable* counts as not
+            set, as `${VAR:-default}` did in the old script.
+        is_switch: whether the flag alone means `true`.
+        layouts: those that can express it.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    variables: tuple[str, ...]
+    metavar: str
+    help: str
+    is_list: bool = False
+    is_switch: bool = False
+    layouts: tuple[str, ...] = LAYOUTS
+
+
+OPTIONS = (
+    Option("envoy_port", ("-p", "--envoy-port"), ("ENVOY_PORT",), "PORT",
+           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}."),
+    Option("inbound_capture_port", ("-z", "--inbound-capture-port"), ("INBOUND_CAPTURE_PORT",), "PORT",
+           f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}."),
+    Option("tunnel_port", ("-e", "--inbound-tunnel-port"), ("INBOUND_TUNNEL_PORT",), "PORT",
+           f"Port of HBONE tunnels, which are not captured. Default: {TUNNEL_PORT}.", layouts=ONLY_CURRENT),
+    Option("proxy_uids", ("-u", "--proxy-uid"), ("PROXY_UID",), "UIDS",
+           "Users (ids or names) whose traffic is not redirected: the proxy's own. Default: the user that ENVOY_USER "
+           f"names, else istio-proxy, else {PROXY_UID}; and 0 (current: without 0)."),
+    Option("proxy_gids", ("-g", "--proxy-gid"), ("PROXY_GID",), "GIDS",
+           "Groups (ids or names) whose traffic is not redirected. Default: the value of -u."),
+    Option("mode", ("-m", "--istio-inbound-interception-mode"), ("ISTIO_INBOUND_INTERCEPTION_MODE",), "MODE",
+           "How inbound connections reach Envoy: REDIRECT, or TPROXY, which keeps the client's address. "
+           "Default: REDIRECT."),
+    Option("tproxy_mark", ("-t", "--istio-inbound-tproxy-mark"), ("ISTIO_INBOUND_TPROXY_MARK",), "MARK",
+           f"Mark of packets that TPROXY diverts. Default: {TPROXY_MARK}."),
+    Option("tproxy_route_table", ("-r", "--istio-inbound-tproxy-route-table"), ("ISTIO_INBOUND_TPROXY_ROUTE_TABLE",),
+           "TABLE", f"Routing table that delivers marked packets to this host. Default: {TPROXY_ROUTE_TABLE}."),
+    Option("inbound_ports", ("-b", "--istio-inbound-ports"), ("ISTIO_INBOUND_PORTS",), "PORTS",
+           "Inbound ports to capture: a list of ports and ranges, '*' for all, empty for none. Default: none.",
+           is_list=True),
+    Option("inbound_exclude_ports", ("-d", "--istio-local-exclude-ports"),
+           ("ISTIO_LOCAL_EXCLUDE_PORTS", "ISTIO_INBOUND_EXCLUDE_PORTS"), "PORTS",
+           "Inbound ports to leave alone; counts only with -b '*'. Default: none.", is_list=True),
+    Option("service_cidrs", ("-i", "--istio-service-cidr"), ("ISTIO_SERVICE_CIDR",), "CIDRS",
+           "Destinations whose outbound connections to capture: a list of CIDRs, '*' for all, empty for none. "
+           "Default: none.", is_list=True),
+    Option("service_exclude_cidrs", ("-x", "--istio-service-exclude-cidr"), ("ISTIO_SERVICE_EXCLUDE_CIDR",), "CIDRS",
+           "Destinations to leave alone, checked before -i. Default: none.", is_list=True),
+    Option("outbound_ports", ("-q", "--istio-outbound-ports"), ("ISTIO_OUTBOUND_PORTS",), "PORTS",
+           "Destination ports to capture, whatever the address. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+    Option("outbound_exclude_ports", ("-o", "--istio-local-outbound-ports-exclude"),
+           ("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE",), "PORTS",
+           "Destination ports to leave alone. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+    Option("exclude_interfaces", ("-c", "--istio-exclude-interfaces"), ("ISTIO_EXCLUDE_INTERFACES",), "INTERFACES",
+           "Interfaces whose traffic is left alone. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+    Option("virtual_interfaces", ("-k", "--kube-virt-interfaces"), ("KUBE_VIRT_INTERFACES",), "INTERFACES",
+           "Interfaces of virtual machines: what comes in there counts as outbound. Default: none.",
+           is_list=True, layouts=ONLY_CURRENT),
+    Option("redirect_dns", ("--redirect-dns",), ("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"), "BOOL",
+           f"Capture DNS requests to the servers of resolv.conf, for the proxy's resolver on {DNS_PORT}. Default: false.",
+           is_switch=True, layouts=ONLY_CURRENT),
+    Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
+           "With --redirect-dns: capture requests to any server. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+    Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
+           "Drop packets that conntrack finds invalid. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+    Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
+           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+    Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
+           f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
+           is_list=True, layouts=ONLY_CURRENT),
+    Option("owner_groups_exclude", (), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",), "GIDS",
+           f"Groups whose outbound traffic is left alone, at most {MAX_GROUPS}. Default: none.",
+           is_list=True, layouts=ONLY_CURRENT),
+    Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
+           f"What counts as loopback in IPv4, inside 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", layouts=ONLY_CURRENT),
+)  # fmt: skip
+
+# Variables without a flag. Both are those of Istio 1.0.5's script.
+ENVOY_USER = "ENVOY_USER"
+ENABLE_INBOUND_IPV6 = "ENABLE_INBOUND_IPV6"

@@ -1,0 +1,295 @@
+"""Rules in the language of nft(8): a plan as one transaction, for `nft -f`.
+
+Each family has a table of its own, named `istio-init`, which the transaction replaces as a whole. A built-in chain of
+iptables is a base chain in it, with the same hook and priority; a chain is named after its table and itself, for a table
+of nf_tables is all of iptables' tables in one. The end of a base chain accepts, as the end of a built-in chain does.
+
+Three things take more than one rule of nf_tables:
+
+- TPROXY drops what no proxy listens for; `tproxy` goes on with the next rule, so that one drops.
+- `-m owner` with `!` holds for a packet that no process sent, such as one of a file system in the kernel. `meta skuid !=`
+  does not: nothing about an owner does.
+- `-m socket` holds for a connection in TIME_WAIT. `socket wildcard` does not; only `socket transparent` knows such sockets.
+
+The last two are a chain of their own, a guard: it returns where the condition does not hold, and else does the rule's work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.core.errors import Unsupported
+from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.model import (
+    NFT_TABLE,
+    Family,
+    KernelRule,
+    Match,
+    MatchKind,
+    OpaqueRule,
+    Plan,
+    Rule,
+    Snapshot,
+    Table,
+    TableState,
+    Target,
+    TargetKind,
+)
+from istio_init.rules.render.iptables import protocol_of, route_commands
+from istio_init.rules.render.nft_sets import COMMENT_BYTES, Joined, canonical, join
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+# Priorities of the tables of iptables: linux/netfilter_ipv4.h.
+PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER: 0}
+OWNERS = {MatchKind.UID_OWNER: "meta skuid", MatchKind.GID_OWNER: "meta skgid"}
+PORT_WORDS = {
+    MatchKind.SOURCE_PORT: "sport",
+    MatchKind.DESTINATION_PORT: "dport",
+    MatchKind.DESTINATION_PORTS: "dport",
+}
+ADDRESS_WORDS = {MatchKind.SOURCE: "saddr", MatchKind.DESTINATION: "daddr"}
+INTERFACES = {MatchKind.IN_INTERFACE: "iifname", MatchKind.OUT_INTERFACE: "oifname"}
+MARKS = {MatchKind.MARK: "meta mark", MatchKind.CONNMARK: "ct mark"}
+OTHERS = {MatchKind.PROTOCOL: "meta l4proto", MatchKind.CTSTATE: "ct state"}
+
+VERDICTS = (TargetKind.RETURN, TargetKind.ACCEPT, TargetKind.DROP)
+# What iptables-extensions(8) calls an answer, and its type and name in nft(8).
+REJECTIONS = {
+    "icmp-port-unreachable": ("icmp", "port-unreachable"),
+    "icmp6-port-unreachable": ("icmpv6", "port-unreachable"),
+}
+WITHOUT_PROXY = "no proxy listens there: nobody else gets it"
+SPECIAL = frozenset('"*\\')  # in quotes
+SOCKET_OF_ANY_ADDRESS = "socket wildcard 1"
+SOCKET = "socket transparent { 0, 1 }"  # holds for each socket that the kernel finds
+
+
+def render_nft(plan: Plan) -> str:
+    """Write what `nft -f` loads: the tables of the plan's families, in place of those that are there.
+
+    The policy route of TPROXY is not nft's business and stands there as comments.
+    """
+    lines = [f"# {plan.layout}\n"]
+    lines.extend(f"# also needed: {command}\n" for family in plan.families() for command in route_commands(plan, family))
+    return "".join(lines) + render_tables({family: compare(desired(plan, family), {}) for family in plan.families()})
+
+
+def render_tables(
+    families: Mapping[Family, Sequence[TableChange]],
+    absent: Collection[Family] = frozenset(),
+) -> str:
+    """Write the transaction after which each family has exactly the chains and jumps that the changes add.
+
+    Args:
+        families: the changes.
+        absent: families that have no table of ours yet; not to delete any spares the kernel a wait of 12 ms.
+
+    Raises:
+        Unsupported: nft has no words for a rule.
+    """
+    lines = []
+    for family, changes in families.items():
+        name = f"{FAMILIES[family]} {NFT_TABLE}"
+        # To delete a table that is not there is an error (`destroy` came with nft 1.0.7), to add one that is there is none.
+        lines += [f"create table {name}"] if family in absent else [f"add table {name}", f"delete table {name}"]
+        chains = {chain: rules for change in changes for chain, rules in _chains(family, change).items()}
+        if chains:
+            lines.append(f"table {name} {{")
+            for chain, rules in chains.items():
+                lines += [f"\tchain {chain} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
+            lines.append("}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def canonical_tables(tables: Snapshot) -> Snapshot:
+    """Give tables that do the same, with rules as those that are read from a listing."""
+    return {
+        table: TableState(
+            chains={name: canonical(_known(rules)) for name, rules in state.chains.items()},
+            jumps=tuple(
+                (name, rule)
+                for name, rules in by_chain((*state.inserted, *state.jumps)).items()
+                for rule in canonical(_known(rules))
+            ),
+        )
+        for table, state in tables.items()
+    }
+
+
+def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRule]]:
+    """Gather the rules of each built-in chain, in order."""
+    chains: dict[str, list[KernelRule]] = {}
+    for name, rule in jumps:
+        chains.setdefault(name, []).append(rule)
+    return chains
+
+
+def hook(table: Table, chain: str) -> tuple[str, str, int]:
+    """Give the type, hook and priority of the base chain that stands for a built-in chain."""
+    # Only this type looks for a new route where a mark has changed (nft(8)).
+    kind = "nat" if table is Table.NAT else "route" if (table, chain) == (Table.MANGLE, "OUTPUT") else "filter"
+    return kind, chain.lower(), PRIORITIES[table]
+
+
+def _known(rules: Iterable[KernelRule]) -> Iterator[Rule]:
+    for rule in rules:
+        if isinstance(rule, OpaqueRule):
+            raise Unsupported(f"a rule that is not ours cannot be written again: {rule.text}")
+        yield rule
+
+
+def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
+    """Give the lines of each chain of one table."""
+    chains: dict[str, list[str]] = {}
+    for name, rules in by_chain((*change.inserted_jumps, *change.added_jumps)).items():
+        kind, point, priority = hook(change.table, name)
+        chains[f"{change.table}_{name}"] = [f"type {kind} hook {point} priority {priority}; policy accept;"]
+        _Writer(family, change, name, chains).write(rules)
+    for name, content in change.chains.items():
+        _Writer(family, change, name, chains).write(content)
+    return chains
+
+
+class _Writer:
+    """Writes the rules of one chain of the model, and the guards that they need."""
+
+    def __init__(self, family: Family, change: TableChange, chain: str, chains: dict[str, list[str]]) -> None:
+        self._family = family
+        self._change = change
+        self._chain = chain
+        self._name = f"{change.table}_{chain}"
+        self._chains = chains
+        self._guards: dict[tuple[str, ...], str] = {}
+
+    def write(self, rules: Iterable[KernelRule]) -> None:
+        """Add the lines of all rules to those of their chain."""
+        lines = self._chains.setdefault(self._name, [])
+        for joined in join(_known(rules)):
+            lines.extend(self._lines(joined))
+
+    def _lines(self, joined: Joined) -> Iterator[str]:
+        rule = joined.rule
+        conditions = "".join(f"{condition} " for condition in self._conditions(joined))
+        if any(_is_guarded(match) for match in rule.matches):
+            yield f"{conditions}counter jump {self._guard(rule)} {_comment(rule.why)}"
+            return
+        yield f"{conditions}counter {self._target(rule.target)} {_comment(rule.why)}"
+        if rule.target.kind is TargetKind.TPROXY:
+            yield f"{conditions}counter drop {_comment(WITHOUT_PROXY)}"
+
+    def _conditions(self, joined: Joined) -> Iterator[str]:
+        protocol = protocol_of(joined.rule)
+        has_port = any(match.kind in PORT_WORDS for match in joined.rule.matches)
+        for place, match in enumerate(joined.rule.matches):
+            # A port tells the protocol, and in a table of our own no rule needs to be told from others'.
+            if match.kind is MatchKind.COMMENT or (match.kind is MatchKind.PROTOCOL and has_port) or _is_guarded(match):
+                continue
+            values = joined.values if place == joined.place else _values(match)
+            yield f"{self._words(match.kind, protocol)} {'!= ' if match.negated else ''}{_set(match, values)}"
+
+    def _words(self, kind: MatchKind, protocol: str) -> str:
+        if kind in ADDRESS_WORDS:
+            return f"{FAMILIES[self._family]} {ADDRESS_WORDS[kind]}"
+        if kind in PORT_WORDS:
+            return f"{protocol} {PORT_WORDS[kind]}"
+        return (INTERFACES | OWNERS | MARKS | OTHERS)[kind]
+
+    def _guard(self, rule: Rule) -> str:
+        """Make the chain that looks at what a rule cannot, and give its name."""
+        lines = []
+        for kind, words in OWNERS.items():
+            if owners := [match for match in rule.matches if match.kind is kind and match.negated]:
+                ids = _set(owners[0], sorted((match.value for match in owners), key=int))
+                lines.append(f"{words} {ids} counter return {_comment('it is one of these owners')}")
+        looks_for_socket = any(match.kind is MatchKind.SOCKET for match in rule.matches)
+        if looks_for_socket:
+            lines.append(f"{SOCKET_OF_ANY_ADDRESS} counter return {_comment('it listens, so it is not of this connection')}")
+        # In a guard, RETURN would lead back into the chain that it was to end.
+        target = "accept" if self._ends_with(rule.target) else self._target(rule.target)
+        lines.append(f"{f'{SOCKET} ' if looks_for_socket else ''}counter {target} {_comment(rule.why)}")
+        name = self._guards.setdefault(tuple(lines), f"{self._name}_if_{len(self._guards) + 1}")
+        self._chains[name] = lines
+        return name
+
+    def _ends_with(self, target: Target) -> bool:
+        """Tell whether a target is RETURN; make sure that it accepts then, for nothing but a base chain's end follows.
+
+        Raises:
+            Unsupported: something else follows, or it is ACCEPT, which could not be told from RETURN.
+        """
+        jumps = by_chain((*self._change.inserted_jumps, *self._change.added_jumps)).values()
+        elsewhere = [*map(list, self._change.chains.values()), *(rules[:-1] for rules in jumps)]
+        is_followed = any(
+            isinstance(rule, Rule) and rule.target.chain == self._chain for others in elsewhere for rule in others
+        )
+        if target.kind is TargetKind.ACCEPT or (target.kind is TargetKind.RETURN and is_followed):
+            raise Unsupported(f"nft has no words for {target.kind} with such conditions in chain {self._name}")
+        return target.kind is TargetKind.RETURN
+
+    def _target(self, target: Target) -> str:  # noqa: PLR0911 - one for each kind of target
+        match target.kind:
+            case TargetKind.JUMP:
+                return f"jump {self._change.table}_{target.chain}"
+            case TargetKind.REDIRECT:
+                return f"redirect to :{target.port}"
+            case TargetKind.TPROXY:
+                return f"tproxy to :{target.port} meta mark set {target.mark:#x} accept"
+            case TargetKind.MARK:
+                return f"meta mark set {target.mark:#x}"
+            case TargetKind.SAVE_MARK:
+                return "ct mark set meta mark"
+            case TargetKind.RESTORE_MARK:
+                return "meta mark set ct mark"
+            case TargetKind.ZONE:
+                return f"ct zone set {target.zone}"
+            case TargetKind.REJECT if target.reject_with in REJECTIONS:
+                return "reject with {} type {}".format(*REJECTIONS[target.reject_with])
+            case kind if kind in VERDICTS:
+                return kind.lower()
+        raise Unsupported(f"nft has no words for {target.kind} {target.reject_with}".rstrip())
+
+
+def _is_guarded(match: Match) -> bool:
+    if match.negated and match.kind in (MatchKind.SOCKET, MatchKind.CTSTATE):
+        raise Unsupported(f"nft has no words for a negated {match.kind}")
+    return match.kind is MatchKind.SOCKET or (match.kind in OWNERS and match.negated)
+
+
+def _values(match: Match) -> tuple[int | str, ...]:
+    if match.kind is MatchKind.DESTINATION_PORTS:
+        return tuple(str(match.value).split(","))
+    return (match.value,)
+
+
+def _set(match: Match, values: Sequence[int | str]) -> str:
+    words = [_value(match.kind, value) for value in values]
+    return words[0] if len(words) == 1 else f"{{ {', '.join(words)} }}"
+
+
+def _value(kind: MatchKind, value: int | str) -> str:
+    if kind in INTERFACES:
+        return _interface(str(value))
+    if kind in MARKS:
+        return f"{value:#x}"
+    if kind in PORT_WORDS:
+        return str(value).replace(":", "-")
+    return str(value).lower()
+
+
+def _interface(name: str) -> str:
+    if set(name) & SPECIAL:
+        raise Unsupported(f"nft has no words for an interface of the name {name!r}")
+    return f'"{name[:-1]}*"' if name.endswith("+") else f'"{name}"'
+
+
+def _comment(why: str) -> str:
+    """Write a reason, cut at a word where it is too long, without what would end the quotes."""
+    text = why.replace('"', "'")
+    if len(text.encode()) > COMMENT_BYTES:
+        room = text.encode()[: COMMENT_BYTES - len("…".encode())].decode(errors="ignore")
+        text = f"{room.rpartition(' ')[0] or room}…"
+    return f'comment "{text}"'

@@ -1,0 +1,115 @@
+"""Whether rules do their work, shown with real connections: as an app, as the proxy, and from outside.
+
+While connections are tried, the proxy's ports are listened on here, so whoever is diverted arrives here, and tells with its
+original destination what was asked for. A connection that is not diverted is seen where it leaves (`world`), or where it
+arrives, on ports that no server of the pod has yet.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from istio_init.core.errors import Unsupported, ValidationFailed
+from istio_init.rules.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, local_addresses
+from istio_init.rules.kernel.locks import namespace_lock, signals_held
+from istio_init.rules.validation.attempts import Attempt, Verdict
+from istio_init.rules.validation.listeners import listeners, stand_ins
+from istio_init.rules.validation.owners import may_be
+from istio_init.rules.validation.paths import INTERFACE, Path, Place, choose_app, paths, unchecked
+from istio_init.rules.validation.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_init.rules.model import Plan
+    from istio_init.rules.settings import Settings
+    from istio_init.rules.validation.world import World
+
+REMEDY = (
+    "rules are missing, or rules of others stand before them: apply them (run this without --skip-rule-apply), and look for "
+    "others in iptables-save; where a CNI plugin writes the rules, the pod must be made anew when the plugin is ready"
+)
+BLIND = "it takes the capabilities NET_ADMIN and NET_RAW to make connections from outside, and to see which ones leave"
+
+
+def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lock_wait: int) -> tuple[Verdict, ...]:
+    """Try the paths of a plan in this network namespace. A signal that would end the process waits for the end.
+
+    Args:
+        settings: those that the plan was made of, of layout current.
+        plan: for the families that are to be tried.
+        probe_port: a port for where no flag names one.
+        timeout: seconds for all paths together.
+        lock_wait: seconds to wait for another program that changes rules here.
+
+    Raises:
+        ValidationFailed: the proxy's ports are in use.
+        LockHeld: another program holds the lock.
+        Unsupported: the machine's addresses cannot be read.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(namespace_lock(lock_wait))
+        stack.enter_context(signals_held())  # the interfaces and rules of the world are to be removed
+        served = stack.enter_context(listeners(settings, plan.families()))
+        around, blind = _world(stack, plan, settings)
+        own = (os.geteuid(), os.getegid())
+        place = Place(own, choose_app(settings, *own), local_addresses(), around.mark if around else 0, probe_port)
+        tried = paths(settings, plan, place)
+        served += stack.enter_context(stand_ins(dict.fromkeys(path.end for path in tried if path.end)))
+        ends = {(listener.family, listener.port) for listener in served}
+        attempts = [
+            Attempt(path, number, _hindrance(path, settings, around, blind), served=path.end in ends)
+            for number, path in enumerate(tried)
+        ]
+        session = Session(attempts, served, around)
+        stack.callback(session.close)
+        session.run(timeout)
+        return (
+            *(attempt.verdict(timeout) for attempt in attempts),
+            *(Verdict(ok=None, text=f"not checked: {what}") for what in unchecked(settings)),
+        )
+
+
+def conclude(verdicts: Sequence[Verdict]) -> int:
+    """Give the number of paths that are as they should be.
+
+    Raises:
+        ValidationFailed: one is not, or none was checked.
+    """
+    checked = [verdict for verdict in verdicts if verdict.ok is not None]
+    wrong = [verdict.text for verdict in checked if not verdict.ok]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise ValidationFailed(f"{len(wrong)} of {len(checked)} paths are wrong: {wrong[0]}{more}; {REMEDY}")
+    if not checked:
+        raise ValidationFailed(f"not one path could be checked; {BLIND}, and the proxy's own user can check one path")
+    return len(checked)
+
+
+def _hindrance(path: Path, settings: Settings, around: World | None, blind: str) -> str:
+    """Tell why a path cannot be tried; empty if it can."""
+    packet = path.packet
+    if packet.outbound and not may_be(packet.uid, packet.gid):
+        return f"it takes the capabilities SETUID and SETGID to open a connection of uid {packet.uid}, gid {packet.gid}"
+    if packet.interface != INTERFACE:
+        return ""
+    if around is not None:
+        return around.missing.get(path.family, "")
+    # Whether a connection leaves through an excluded interface is not known without a way out of our own.
+    seen_at_the_proxy = packet.outbound and path.expected is not None and not settings.exclude_interfaces
+    return "" if seen_at_the_proxy else blind
+
+
+def _world(stack: ExitStack, plan: Plan, settings: Settings) -> tuple[World | None, str]:
+    """Make the world, or give the reason why there is none."""
+    if not (has_capability(CAP_NET_ADMIN) and has_capability(CAP_NET_RAW)):
+        return None, BLIND
+    from istio_init.rules.validation.world import world  # noqa: PLC0415 - pyroute2 is dear to import, and needs the right
+
+    taken = frozenset({settings.tproxy_mark, settings.tproxy_route_table})
+    try:
+        return stack.enter_context(world(plan.families(), taken)), ""
+    except (Unsupported, OSError) as error:
+        return None, f"{BLIND}; {error}"

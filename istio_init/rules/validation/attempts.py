@@ -1,0 +1,168 @@
+"""One connection that is tried: how it is opened, and what is found out about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.rules.validation.owners import owned_by
+from istio_init.rules.validation.packets import ACK, ADDRESS_FAMILIES, RST, SYN, Segment
+from istio_init.rules.validation.paths import INTERFACE, OUTSIDE
+
+if TYPE_CHECKING:
+    from istio_init.rules.validation.paths import Path
+    from istio_init.rules.validation.world import World
+
+SO_MARK = 36  # asm-generic/socket.h
+FIRST_PORT = 20000  # of the clients outside; not one that the system gives to clients inside by itself
+SEQUENCE = 1_000_000
+# A request for the address of a name that does not exist (RFC 1035, 4.1; RFC 6761, 6.4).
+REQUEST = b"\x3a\x9a\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x0aistio-init\x07invalid\x00\x00\x01\x00\x01"
+NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+
+
+class Found(NamedTuple):
+    """Where a connection ended.
+
+    Attributes:
+        port: of the proxy; None where it went straight on.
+        note: what else is to be said.
+        wrong: whether it is not as it should be, whatever the port.
+    """
+
+    port: int | None
+    note: str = ""
+    wrong: bool = False
+
+
+class Verdict(NamedTuple):
+    """What is to be said of one path.
+
+    Attributes:
+        ok: None where it was not checked.
+        text: for a log.
+    """
+
+    ok: bool | None
+    text: str
+
+    def __str__(self) -> str:
+        """Give the line of a log."""
+        return self.text if self.ok is None else f"{'✓' if self.ok else '✗'} {self.text}"
+
+
+class Attempt:
+    """A path on the way to its verdict.
+
+    Attributes:
+        source_port: the client's; 0 before it has one.
+        client: the socket of a client inside.
+        found: where the connection ended, when that is known.
+        answered: when somebody took a connection from outside, by `time.monotonic`.
+        served: whether somebody listens at the destination, as far as is known.
+        impossible: why the path cannot be tried.
+    """
+
+    def __init__(self, path: Path, number: int, impossible: str = "", *, served: bool = False) -> None:
+        self.path = path
+        self.served = served
+        self.source_port = 0 if path.packet.outbound else FIRST_PORT + number
+        self.client: socket.socket | None = None
+        self.found: Found | None = None
+        self.answered: float | None = None
+        self.impossible = impossible
+
+    @property
+    def pending(self) -> bool:
+        """Whether nothing is known yet."""
+        return self.found is None and not self.impossible
+
+    def is_from(self, address: str) -> bool:
+        """Tell whether an address may be this client's: that of the one outside is known."""
+        return (address == OUTSIDE[self.path.family]) is not self.path.packet.outbound
+
+    def start(self, world: World | None) -> None:
+        """Open the connection."""
+        if not self.path.packet.outbound:
+            self.knock(world)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        packet = self.path.packet
+        kind = socket.SOCK_STREAM if packet.protocol == "tcp" else socket.SOCK_DGRAM
+        with owned_by(packet.uid, packet.gid):
+            self.client = client = socket.socket(ADDRESS_FAMILIES[self.path.family], kind)
+        client.settimeout(0)
+        if packet.mark:
+            client.setsockopt(socket.SOL_SOCKET, SO_MARK, packet.mark)
+        try:
+            # With a port of its own from the start: connect alone gives the same one to clients of different servers.
+            client.bind((packet.source if packet.interface != INTERFACE else "", 0))
+            self.source_port = client.getsockname()[1]
+            client.connect((packet.destination, packet.port))
+            if kind == socket.SOCK_DGRAM:
+                client.send(REQUEST)
+        except BlockingIOError:
+            return  # the answer is awaited elsewhere
+        except OSError as error:
+            self.failed(error.errno or 0)
+
+    def failed(self, number: int) -> None:
+        """Take note of the error number that a connection ended with."""
+        if not self.pending:
+            return
+        if number in NO_ROUTE:
+            self.impossible = f"no connection is possible: {os.strerror(number)}"
+        elif number:
+            self.answered_by_another(f"refused: {os.strerror(number)}")
+
+    def answered_by_another(self, how: str) -> None:
+        """Take note of an answer that none of our listeners gave: its destination's own, if that can answer at all."""
+        if self.path.abroad or self.served:
+            self.found = Found(None, f"but on the way there: {how}", wrong=True)
+        else:
+            self.found = Found(None, how)
+
+    def knock(self, world: World | None) -> None:
+        """Ask for a connection from outside, or ask again."""
+        if world is not None and self.answered is None:
+            world.send(self._segment(SYN, 0))
+
+    def _segment(self, flags: int, sequence: int) -> Segment:
+        packet = self.path.packet
+        ends = (packet.source, self.source_port, packet.destination, packet.port)
+        return Segment(self.path.family, *ends, flags, SEQUENCE + sequence)
+
+    def hear(self, answer: Segment, world: World, now: float) -> None:
+        """Go on with a connection from outside, with what its other side answered."""
+        if answer.flags & RST and self.pending:
+            self.answered_by_another("refused: nobody listens there")
+        elif answer.flags & SYN and self.answered is None:
+            self.answered = now
+            world.send(answer.answer(ACK))
+
+    def hang_up(self, world: World | None) -> None:
+        """Leave no connection behind."""
+        if self.client is not None:
+            self.client.close()
+        elif world is not None and self.answered is not None:
+            world.send(self._segment(RST, 1))
+
+    def verdict(self, timeout: float) -> Verdict:
+        """Say what was found."""
+        path = self.path
+        if self.impossible:
+            return Verdict(ok=None, text=f"not checked: {path}: {self.impossible}")
+        expected = f"{path}: expected {_where(path.expected)} ({path.why})"
+        if self.found is None:
+            return Verdict(ok=False, text=f"{expected}, found nothing within {timeout:g} s: the connection is lost")
+        note = f" ({self.found.note})" if self.found.note else ""
+        ok = self.found.port == path.expected and not self.found.wrong
+        return Verdict(ok=ok, text=f"{expected}, found {_where(self.found.port)}{note}")
+
+
+def _where(port: int | None) -> str:
+    return "its own destination" if port is None else f"port {port}"

@@ -1,0 +1,107 @@
+"""IP packets that hold a TCP segment or a UDP datagram, as bytes and as values. Pure.
+
+Only what a client needs to open a connection, and an onlooker to recognise one: no options, no fragments, no data.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+from istio_init.rules.model import Family
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+RST, SYN, ACK = 0x04, 0x02, 0x10  # RFC 9293, 3.1
+ADDRESS_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+VERSIONS = {4: Family.IPV4, 6: Family.IPV6}
+HOPS = 64
+WINDOW = 65535
+TCP_HEADER = struct.Struct("!HHIIBBHHH")
+TCP_WORDS = TCP_HEADER.size // 4
+IPV4_HEADER = struct.Struct("!BBHHHBBH4s4s")  # RFC 791, 3.1
+IPV6_HEADER = struct.Struct("!IHBB16s16s")  # RFC 8200, 3
+IPV6_VERSION = 6 << 28
+IPV4_PLAIN = 0x45  # version 4, a header of five words
+
+
+class Segment(NamedTuple):
+    """A TCP segment without data, or a UDP datagram (without flags and numbers)."""
+
+    family: Family
+    source: str
+    source_port: int
+    destination: str
+    port: int
+    flags: int = SYN
+    sequence: int = 0
+    acknowledged: int = 0
+    protocol: int = TCP
+
+    def answer(self, flags: int) -> Segment:
+        """Make the segment with which the receiver of this one goes on."""
+        return Segment(
+            self.family,
+            self.destination,
+            self.port,
+            self.source,
+            self.source_port,
+            flags,
+            self.acknowledged,
+            (self.sequence + bool(self.flags & SYN)) % 2**32,
+        )
+
+
+def pack(segment: Segment) -> bytes:
+    """Write a TCP segment with its IP header."""
+    kind = ADDRESS_FAMILIES[segment.family]
+    source, destination = (socket.inet_pton(kind, address) for address in (segment.source, segment.destination))
+    fields = (
+        segment.source_port,
+        segment.port,
+        segment.sequence,
+        segment.acknowledged,
+        TCP_WORDS << 4,
+        segment.flags,
+        WINDOW,
+    )
+    # RFC 9293, 3.1, and RFC 8200, 8.1: the sum also covers addresses, protocol and length.
+    pseudo_header = source + destination + struct.pack("!II", TCP_HEADER.size, TCP)
+    body = TCP_HEADER.pack(*fields, _checksum(pseudo_header + TCP_HEADER.pack(*fields, 0, 0)), 0)
+    if segment.family is Family.IPV6:
+        return IPV6_HEADER.pack(IPV6_VERSION, len(body), TCP, HOPS, source, destination) + body
+    head = (IPV4_PLAIN, 0, IPV4_HEADER.size + len(body), 0, 0, HOPS, TCP)
+    return IPV4_HEADER.pack(*head, _checksum(IPV4_HEADER.pack(*head, 0, source, destination)), source, destination) + body
+
+
+def parse(packet: bytes) -> Segment | None:
+    """Read a packet; None for one that holds neither TCP nor UDP, or not the whole of its header."""
+    family = VERSIONS.get(packet[0] >> 4) if packet else None
+    try:
+        if family is Family.IPV4:
+            *_, protocol, _, source, destination = IPV4_HEADER.unpack_from(packet)
+            body = packet[(packet[0] & 0xF) * 4 :]
+        elif family is Family.IPV6:
+            _, _, protocol, _, source, destination = IPV6_HEADER.unpack_from(packet)
+            body = packet[IPV6_HEADER.size :]
+        else:
+            return None
+        if protocol not in (TCP, UDP):
+            return None
+        source_port, port = struct.unpack_from("!HH", body)
+        numbers, flags = (0, 0), 0
+        if protocol == TCP:
+            _, _, *numbers_read, _, flags, _, _, _ = TCP_HEADER.unpack_from(body)
+            numbers = (numbers_read[0], numbers_read[1])
+    except struct.error:
+        return None
+    kind = ADDRESS_FAMILIES[family]
+    texts = (socket.inet_ntop(kind, source), socket.inet_ntop(kind, destination))
+    return Segment(family, texts[0], source_port, texts[1], port, flags, *numbers, protocol)
+
+
+def _checksum(data: bytes) -> int:
+    """Sum as RFC 1071 does, for data of an even length."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF

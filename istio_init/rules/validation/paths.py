@@ -1,0 +1,277 @@
+"""Which connections tell whether rules do their work, and where each of them must end. Pure.
+
+What is asked for decides which connections are worth a try; where they must end is what a walk through the plan says.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, ip_network
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.rules.model import (
+    DNS_PORT,
+    LOOPBACK_CIDR,
+    LOOPBACK_CIDR_IPV6,
+    PROXY_SOURCE,
+    PROXY_SOURCE_IPV6,
+    RESOLVER_PORT,
+    Family,
+    Mode,
+    TargetKind,
+)
+from istio_init.rules.values import ALL, PORT_MAX
+from istio_init.rules.walk import Packet, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv6Network
+
+    from istio_init.rules.model import Plan
+    from istio_init.rules.settings import Settings
+    from istio_init.rules.walk import Step
+
+SAMPLES = 8  # of each list: a mesh may exclude thousands of CIDRs, and each path costs a socket
+# Addresses that nobody has (RFC 5737, RFC 3849); the first one that is not an address of this very host is taken.
+NOWHERE = {
+    Family.IPV4: ("203.0.113.77", "192.0.2.77", "198.51.100.77"),
+    Family.IPV6: ("2001:db8::77", "2001:db8:1::77"),
+}
+# The two ends of the way between this host and the world, while paths are tried: addresses of the same kind.
+INTERFACE = "istio-probe"
+INSIDE = {Family.IPV4: "198.51.100.253", Family.IPV6: "2001:db8:ffff::1"}
+OUTSIDE = {Family.IPV4: "198.51.100.254", Family.IPV6: "2001:db8:ffff::2"}
+LOCALHOST = {Family.IPV4: LOOPBACK_CIDR, Family.IPV6: LOOPBACK_CIDR_IPV6}
+OWN_POD = {Family.IPV4: PROXY_SOURCE, Family.IPV6: PROXY_SOURCE_IPV6}
+LO = "lo"
+ANYBODY = range(65534, 0, -1)  # ids to choose from; the first is that of `nobody`
+POLICY_ROUTE = "in by policy route"
+SINGLE_MINDED = frozenset({"ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_TPROXY"})
+
+
+class Path(NamedTuple):
+    """A connection that is tried.
+
+    Attributes:
+        what: of which kind it is, in a word or two.
+        packet: the first one, as rules see it.
+        expected: the port of the proxy that must get it; None where it must go straight on.
+        why: the reason of the rule that decides.
+    """
+
+    family: Family
+    what: str
+    packet: Packet
+    expected: int | None
+    why: str
+
+    @property
+    def abroad(self) -> bool:
+        """Whether it leaves this host, unless it is captured."""
+        return self.packet.outbound and self.packet.interface == INTERFACE
+
+    @property
+    def end(self) -> tuple[Family, int] | None:
+        """The port of this host that the connection arrives at by itself; None where it is not TCP, or goes elsewhere."""
+        straight = self.expected is None and self.packet.protocol == "tcp"
+        return (self.family, self.packet.port) if straight and not self.abroad else None
+
+    def __str__(self) -> str:
+        """Name the path in a log."""
+        address = f"[{self.packet.destination}]" if self.family is Family.IPV6 else self.packet.destination
+        owner = f" of uid {self.packet.uid}, gid {self.packet.gid}" if self.packet.outbound else ""
+        return f"{self.family} {self.what} {self.packet.protocol} {address}:{self.packet.port}{owner}"
+
+
+class Place(NamedTuple):
+    """Where connections are tried.
+
+    Attributes:
+        own: user and group of this process.
+        app: user and group of a process that is not the proxy.
+        local: all addresses of the network namespace.
+        mark: what packets to the world bear; 0 where there is no world.
+        probe_port: a port for where no flag names one.
+    """
+
+    own: tuple[int, int]
+    app: tuple[int, int]
+    local: frozenset[str]
+    mark: int
+    probe_port: int
+
+
+def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
+    """Give user and group of an app whose connections are captured: one's own, if they will do.
+
+    Args:
+        settings: whose proxy it must not be.
+        uid: one's own.
+        gid: one's own.
+    """
+    groups = ANYBODY if settings.owner_groups == (ALL,) else map(int, settings.owner_groups)
+    proxy_gids = {*settings.proxy_gids, *map(int, settings.owner_groups_exclude)}
+    own = (gid,) if settings.owner_groups == (ALL,) or str(gid) in settings.owner_groups else ()
+    return (
+        next(one for one in (uid, *ANYBODY) if one not in settings.proxy_uids),
+        next((one for one in (*own, *groups) if one not in proxy_gids), gid),
+    )
+
+
+def paths(settings: Settings, plan: Plan, place: Place) -> tuple[Path, ...]:
+    """List the paths of a plan, IPv4 first; each is listed once."""
+    place = place._replace(probe_port=_probe_port(settings, place.probe_port))
+    found: dict[tuple[Family, Packet], Path] = {}
+    for family in plan.families():
+        for what, packet in (
+            *_outbound(settings, family, place),
+            *_inbound(settings, family, place),
+            *_dns(settings, family, place),
+        ):
+            outcome, steps = walk(plan, packet)
+            if what == POLICY_ROUTE and outcome is None:
+                continue  # nothing is routed that is not captured
+            expected = outcome.port if outcome else None
+            found.setdefault((family, packet), Path(family, what, packet, expected, _reason(steps)))
+    return tuple(found.values())
+
+
+def unchecked(settings: Settings) -> Iterator[str]:
+    """Tell what is asked for and has no path of its own."""
+    lists = {
+        "-i": settings.service_cidrs,
+        "-x": settings.service_exclude_cidrs,
+        "-q": settings.outbound_ports,
+        "-o": settings.outbound_exclude_ports,
+        "-b": settings.inbound_ports,
+        "-d": settings.inbound_exclude_ports,
+    }
+    for flag, items in lists.items():
+        if len(items) > SAMPLES:
+            yield f"{len(items) - SAMPLES} more items of {flag}"
+    if settings.exclude_interfaces or settings.virtual_interfaces:
+        yield "the interfaces of -c and -k"
+
+
+def _reason(steps: tuple[Step, ...]) -> str:
+    """Give the reason of the rule that decides: a chain that does one thing was entered for a reason."""
+    deciding = [step.rule for step in steps if step.chain not in SINGLE_MINDED]
+    if deciding and (steps[-1].chain in SINGLE_MINDED or deciding[-1].target.kind is not TargetKind.JUMP):
+        return deciding[-1].why
+    return "no rule captures it"
+
+
+def _probe_port(settings: Settings, wanted: int) -> int:
+    """Give the first port from the wanted one on that no flag leaves alone: one that is left alone shows no capture."""
+    excluded = [item.partition(":") for item in (*settings.inbound_exclude_ports, *settings.outbound_exclude_ports)]
+    ranges = [range(int(first), int(last or first) + 1) for first, _, last in excluded]
+    own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, DNS_PORT)
+    candidates = range(wanted, PORT_MAX + 1)
+    return next((port for port in candidates if port not in own and not any(port in one for one in ranges)), wanted)
+
+
+def _outbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
+    address = next((one for one in NOWHERE[family] if one not in place.local), "")
+    if not address:
+        return
+    app = _Sender(family, place, *place.app)
+    yield "out", app.to(address, place.probe_port)
+    for cidr in (*_sample(settings.service_cidrs), *_sample(settings.service_exclude_cidrs)):
+        inside = _address_in(cidr, family, place.local)
+        if inside:
+            yield "out", app.to(inside, place.probe_port)
+    for ports in (settings.outbound_ports, settings.outbound_exclude_ports):
+        for port in _sample(ports):
+            yield "out", app.to(address, _first(port))
+    own_pod = OWN_POD[family].partition("/")[0]
+    for owner in _proxies(settings, place):
+        proxy = _Sender(family, place, *owner)
+        yield "proxy out", proxy.to(address, place.probe_port)
+        if family is Family.IPV4 or own_pod in place.local:
+            yield "proxy to its own pod", proxy.to(own_pod, place.probe_port)
+    groups = [*map(int, _sample(settings.owner_groups_exclude))]
+    if settings.owner_groups != (ALL,):
+        groups.append(next(one for one in ANYBODY if str(one) not in settings.owner_groups))
+    for group in groups:
+        yield "group out", _Sender(family, place, place.app[0], group).to(address, place.probe_port)
+
+
+def _proxies(settings: Settings, place: Place) -> Iterator[tuple[int, int]]:
+    """Give users and groups that are the proxy's by one of the two, and this process's own if they are."""
+    uid, gid = place.app
+    yield from ((one, gid) for one in settings.proxy_uids[:SAMPLES])
+    yield from ((uid, one) for one in settings.proxy_gids[:SAMPLES])
+    if place.own[0] in settings.proxy_uids or place.own[1] in settings.proxy_gids:
+        yield place.own
+
+
+def _inbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
+    # The proxy's own ports are listened on while paths are tried, so that who comes straight cannot be told.
+    taken = (settings.envoy_port, settings.inbound_capture_port, DNS_PORT)
+    ports = [place.probe_port, *map(_first, (*_sample(settings.inbound_ports), *_sample(settings.inbound_exclude_ports)))]
+    if settings.mode is Mode.REDIRECT:
+        ports.append(settings.tunnel_port)
+    for port in ports:
+        if port not in taken:
+            yield "in", Packet(INSIDE[family], port, OUTSIDE[family], outbound=False, interface=INTERFACE)
+    if settings.mode is Mode.TPROXY:
+        # To an address that is not of this host, so that nothing but TPROXY's policy route brings it to the proxy.
+        for address in [one for one in NOWHERE[family] if one not in place.local][:1]:
+            port = place.probe_port if settings.inbound_ports in ((), (ALL,)) else _first(settings.inbound_ports[0])
+            yield POLICY_ROUTE, Packet(address, port, OUTSIDE[family], outbound=False, interface=INTERFACE)
+
+
+def _dns(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
+    if not settings.redirect_dns:
+        return
+    servers = NOWHERE[family][:1] if settings.capture_all_dns else settings.nameservers
+    for server in servers:
+        if (":" in server) == (family is Family.IPV6):
+            for protocol in ("udp", "tcp"):
+                yield "dns", _Sender(family, place, *place.app).to(server, RESOLVER_PORT, protocol)
+            if server not in place.local:
+                proxy = _Sender(family, place, settings.proxy_uids[0], place.app[1])
+                yield "proxy's dns", proxy.to(server, RESOLVER_PORT, "udp")
+
+
+class _Sender(NamedTuple):
+    family: Family
+    place: Place
+    uid: int
+    gid: int
+
+    def to(self, address: str, port: int, protocol: str = "tcp") -> Packet:
+        own = address in self.place.local or ip_network(address).is_loopback
+        return Packet(
+            address,
+            port,
+            source=LOCALHOST[self.family].partition("/")[0] if own else INSIDE[self.family],
+            protocol=protocol,
+            interface=LO if own else INTERFACE,
+            uid=self.uid,
+            gid=self.gid,
+            mark=self.place.mark,
+        )
+
+
+def _sample(items: tuple[str, ...]) -> Iterable[str]:
+    return (item for item in items[:SAMPLES] if item != ALL)
+
+
+def _first(port: str) -> int:
+    return int(port.partition(":")[0])
+
+
+def _address_in(cidr: str, family: Family, local: frozenset[str]) -> str:
+    """Give an address of a network that a connection can be opened to and that leaves this host, or an empty text."""
+    network = ip_network(cidr)
+    if (isinstance(network, IPv4Network)) is not (family is Family.IPV4):
+        return ""
+    return next((address for address in _candidates(network) if address not in local), "")
+
+
+def _candidates(network: IPv4Network | IPv6Network) -> Iterator[str]:
+    for index in (1, -2, 0):
+        if -network.num_addresses <= index < network.num_addresses:
+            address = network[index]
+            if not (address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local):
+                yield str(address)

@@ -1,0 +1,136 @@
+"""The world outside, for as long as paths are tried: a pair of interfaces in this very network namespace.
+
+One end is a way out like any other, with addresses, and packets that bear a mark are routed to it. The other end has no
+address; what arrives there is looked at and goes nowhere, and what is written there comes in like a packet from outside. So
+connections can be opened in both directions with the capabilities that writing rules needs, and none leaves the pod.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from istio_init.core.errors import Unsupported
+from istio_init.rules.model import Family
+from istio_init.rules.validation.packets import ADDRESS_FAMILIES, Segment, pack, parse
+from istio_init.rules.validation.paths import INSIDE, INTERFACE, OUTSIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OTHER_END = f"{INTERFACE}-far"
+PREFIX = {Family.IPV4: 30, Family.IPV6: 126}
+NOBODY = "02:00:00:00:00:02"  # a link-layer address of no interface: packets to it end at the other end
+BEFORE_MAIN = 32000  # a priority of policy rules; the table main has 32766
+NUMBERS = (15002, 15003, 15004)  # for mark and table: one of them is neither mark nor table of TPROXY
+IFA_F_NODAD = 0x02  # linux/if_addr.h: an address that nobody else can have need not be asked for
+NUD_PERMANENT = 0x80  # linux/neighbour.h
+ETH_P_ALL = 0x0003  # linux/if_ether.h
+ETHERTYPES = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
+PACKET_BYTES = 2048
+
+
+class World(NamedTuple):
+    """The pair of interfaces.
+
+    Attributes:
+        far: a packet socket at the other end.
+        mark: what packets must bear to be routed there.
+        missing: why a family is not there.
+    """
+
+    far: socket.socket
+    mark: int
+    address: bytes
+    missing: dict[Family, str]
+
+    def send(self, segment: Segment) -> None:
+        """Let a segment come in from outside; one that is lost is sent again by who waits for its answer."""
+        with suppress(OSError):
+            self.far.sendto(pack(segment), (OTHER_END, ETHERTYPES[segment.family], 0, 0, self.address))
+
+    def received(self) -> Iterator[Segment]:
+        """Give what has gone out since the last call."""
+        while True:
+            try:
+                packet, sender = self.far.recvfrom(PACKET_BYTES)
+            except BlockingIOError:
+                return
+            segment = parse(packet) if sender[2] != socket.PACKET_OUTGOING else None
+            if segment:
+                yield segment
+
+
+@contextmanager
+def world(families: tuple[Family, ...], taken: frozenset[int]) -> Iterator[World]:
+    """Make the world for a block.
+
+    Args:
+        families: those that are to be tried.
+        taken: numbers of marks and routing tables that mean something here.
+
+    Raises:
+        Unsupported: this machine has no such interfaces, or does not let us make them.
+    """
+    number = next(one for one in NUMBERS if one not in taken)
+    try:
+        with IPRoute() as ipr:
+            _remove(ipr, number)  # what is left when a validation was killed
+            ipr.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": OTHER_END})
+            try:
+                with _opened(ipr, families, number) as made:
+                    yield made
+            finally:
+                _remove(ipr, number)
+    except NetlinkError as error:
+        raise Unsupported(f"a pair of interfaces cannot be made: {error}") from error
+
+
+@contextmanager
+def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator[World]:
+    # The far end first, so that the near one has a carrier, and works, as soon as it is up.
+    for name in (OTHER_END, INTERFACE):
+        ipr.link("set", index=_link(ipr, name)["index"], state="up")
+    near = _link(ipr, INTERFACE)
+    missing = {family: why for family in families if (why := _connect(ipr, family, near["index"], number))}
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as far:
+        far.bind((OTHER_END, ETH_P_ALL))
+        far.settimeout(0)
+        yield World(far, number, bytes.fromhex(near.get("address").replace(":", "")), missing)
+
+
+def _connect(ipr: IPRoute, family: Family, index: int, number: int) -> str:
+    """Give a family its addresses and routes, or the reason why it cannot have them."""
+    kind, outside = ADDRESS_FAMILIES[family], OUTSIDE[family]
+    nodad = {"flags": IFA_F_NODAD} if family is Family.IPV6 else {}
+    try:
+        ipr.addr("add", index=index, address=INSIDE[family], prefixlen=PREFIX[family], family=kind, **nodad)
+        ipr.neigh("add", dst=outside, lladdr=NOBODY, ifindex=index, state=NUD_PERMANENT, family=kind)
+        ipr.route("add", dst="default", gateway=outside, oif=index, table=number, family=kind)
+        ipr.rule("add", fwmark=number, table=number, priority=BEFORE_MAIN, family=kind)
+    except NetlinkError as error:
+        return str(error)
+    return ""
+
+
+def _remove(ipr: IPRoute, number: int) -> None:
+    """Remove the pair; addresses, neighbours and routes end with it."""
+    for kind in ADDRESS_FAMILIES.values():
+        with suppress(NetlinkError):
+            ipr.rule("del", fwmark=number, table=number, priority=BEFORE_MAIN, family=kind)
+    for index in ipr.link_lookup(ifname=INTERFACE):
+        try:
+            ipr.link("del", index=index)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+
+
+def _link(ipr: IPRoute, name: str) -> Any:  # noqa: ANN401 - pyroute2's messages have no static type
+    (index,) = ipr.link_lookup(ifname=name)
+    return next(iter(ipr.get_links(index)))

@@ -1,0 +1,1 @@
+"""The sidecar's half: Envoy's bootstrap file and Envoy's life."""
