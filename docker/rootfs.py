@@ -173,7 +173,7 @@ def remove_common(root: Path, below: Path) -> None:
             same_link = file.is_symlink() and other.is_symlink() and file.readlink() == other.readlink()
             if same_link or (_is_plain(file) and _is_plain(other) and filecmp.cmp(file, other, shallow=False)):
                 file.unlink()
-        if not os.listdir(directory):  # noqa: PTH208 - only whether there is any
+        if not os.listdir(directory):
             Path(directory).rmdir()
 
 

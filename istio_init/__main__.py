@@ -15,7 +15,7 @@ import sys
 def main() -> None:
     """Run the command line of this process, and end the process with its exit code."""
     gc.disable()
-    from istio_init.cli.main import run  # noqa: PLC0415 - importing is most of what this process does
+    from istio_init.cli.main import run
 
     os._exit(run(sys.argv[1:]))
 

@@ -187,10 +187,10 @@ def table(rates: Rates) -> str:
 
 def plot(rates: Rates, file: Path) -> None:
     """Draw the rates."""
-    import matplotlib as mpl  # noqa: PLC0415 - dear to import, and only for a picture
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - as above
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for way, of_way in rates.items():

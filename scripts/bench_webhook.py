@@ -120,7 +120,7 @@ def cpu_seconds(pid: int) -> float:
 
 def session(url: str, trust: ssl.SSLContext, *, fresh: bool) -> aiohttp.ClientSession:
     """Make a client that keeps its connections, or opens one for each review."""
-    import aiohttp  # noqa: PLC0415 - only the virtual environment has it
+    import aiohttp
 
     connector = aiohttp.TCPConnector(ssl=trust, limit=0 if fresh else CONNECTIONS, force_close=fresh)
     return aiohttp.ClientSession(url, connector=connector)
@@ -130,7 +130,7 @@ def asker(client: aiohttp.ClientSession) -> Ask:
     """Make a function that asks about one more pod, looks at the answer, and gives the seconds that took."""
     # The scripts are not a package, and the tests have the pod already.
     sys.path.insert(0, str(ROOT))
-    from tests.webhook.reviews import POD, review  # noqa: PLC0415 - as above
+    from tests.webhook.reviews import POD, review
 
     pod: dict[str, Any] = copy.deepcopy(POD)
 

@@ -106,8 +106,8 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
     """
     if pod.rules is None:
         return
-    from istio_init.kubernetes.agreement import Pair, contradictions, listener_ports  # noqa: PLC0415 - most calls have no rules
-    from istio_init.kubernetes.manifest import read_yaml  # noqa: PLC0415 - as above
+    from istio_init.kubernetes.agreement import Pair, contradictions, listener_ports
+    from istio_init.kubernetes.manifest import read_yaml
 
     try:
         listeners = frozenset().union(*map(listener_ports, read_yaml(text)))
@@ -124,9 +124,9 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
 
 
 def _of_manifest(path: str, uid: int | None) -> Pod:
-    from istio_init.cli.proxy import proxy  # noqa: PLC0415 - only for a manifest
-    from istio_init.core.files import read_text  # noqa: PLC0415 - as above
-    from istio_init.kubernetes.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, read_manifest  # noqa: PLC0415 - as above
+    from istio_init.cli.proxy import proxy
+    from istio_init.core.files import read_text
+    from istio_init.kubernetes.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, read_manifest
 
     where = f"--manifest {path}"
     manifest = read_manifest(read_text(path, "--manifest"), where)
@@ -153,7 +153,7 @@ def _is_left_to_the_manifest(context: click.Context, name: str) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    import shlex  # noqa: PLC0415 - most calls have no rules
+    import shlex
 
     try:
         return shlex.split(text)
@@ -167,9 +167,9 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
     Raises:
         InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
     """
-    from istio_init.rules.environment import ENVIRONMENT_FILES, collect  # noqa: PLC0415 - most calls have no rules
-    from istio_init.rules.options import OPTIONS  # noqa: PLC0415 - as above
-    from istio_init.rules.settings import NO_ACCOUNTS, parse_settings  # noqa: PLC0415 - as above
+    from istio_init.rules.environment import ENVIRONMENT_FILES, collect
+    from istio_init.rules.options import OPTIONS
+    from istio_init.rules.settings import NO_ACCOUNTS, parse_settings
 
     # Neither this machine's own environment files nor its users, addresses and name servers are the pod's.
     no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
@@ -185,14 +185,14 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
 
 
 def _read_flags(words: Sequence[str], environ: Mapping[str, str], where: str) -> dict[str, Any]:
-    from istio_init.kubernetes.manifest import IPTABLES_COMMAND  # noqa: PLC0415 - most calls have no rules
+    from istio_init.kubernetes.manifest import IPTABLES_COMMAND
 
     if list(words[:1]) != [IPTABLES_COMMAND]:
-        from istio_init.cli.apply import apply  # noqa: PLC0415 - as above
+        from istio_init.cli.apply import apply
 
         return parse_words(apply, words, where)
-    from istio_init.cli.istio_iptables import istio_iptables  # noqa: PLC0415 - as above
-    from istio_init.cli.steering import Steering  # noqa: PLC0415 - as above
+    from istio_init.cli.istio_iptables import istio_iptables
+    from istio_init.cli.steering import Steering
 
     given = parse_words(istio_iptables, words[1:], where)
     Steering.take(given, environ)  # these flags make no rule, but they must be right

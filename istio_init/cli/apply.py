@@ -66,7 +66,7 @@ class ApplyCommand(CommandWithSwitches):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            from istio_init.cli.steering import STEERING  # noqa: PLC0415 - only for an error
+            from istio_init.cli.steering import STEERING
 
             if not any(error.option_name in option.flags for option in STEERING):
                 raise
@@ -82,7 +82,7 @@ class ApplyCommand(CommandWithSwitches):
 @click.option("-n", "--dry-run", is_flag=True, help="Print the rules and change nothing; needs no privileges.")
 @format_option
 @run_options
-def apply(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def apply(**options: Any) -> None:
     """Divert this network namespace's connections into Envoy.
 
     Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
@@ -120,7 +120,7 @@ def warn(run: Run, settings: Settings) -> None:
 
 def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
     """Print a plan and change nothing."""
-    from istio_init.rules.render import render  # noqa: PLC0415 - an apply does without
+    from istio_init.rules.render import render
 
     default = "nft" if run.backend == "nft" else "restore"
     text = render(plan, output_format or default, run.families, run.variant or Variant.PLAIN)

@@ -34,7 +34,7 @@ Examples:
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 @click.option("--check", is_flag=True, help="Let the Envoy on the PATH, if there is one, validate the result.")
 @log_options
-def bootstrap(role: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def bootstrap(role: str, **options: Any) -> None:
     """Print the bootstrap file of a pod's Envoy: who it is, its administration port, and its control plane."""
     log = take_log(options)
     pod = Pod.take(role, options)

@@ -89,7 +89,7 @@ def bootstrap_options(command: Function) -> Function:
 def _first_address(values: Mapping[str, str | None], environ: Mapping[str, str]) -> str:
     if values["ip"] or environ.get("INSTANCE_IP"):
         return ""
-    from istio_init.rules.kernel.surroundings import first_address  # noqa: PLC0415 - pyroute2 is dear to import, and pods have INSTANCE_IP
+    from istio_init.rules.kernel.surroundings import first_address
 
     return first_address()
 
@@ -107,7 +107,7 @@ def _custom_text(path: str) -> str:
 
 
 def _object(text: str, path: str, where: str) -> dict[str, Any]:
-    from istio_init.kubernetes.manifest import read_yaml  # noqa: PLC0415 - most pods have no files of their own
+    from istio_init.kubernetes.manifest import read_yaml
 
     try:
         documents = json.loads(json.dumps(read_yaml(text), allow_nan=False))

@@ -19,7 +19,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @run_options
-def clean(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def clean(**options: Any) -> None:
     """Remove the chains, jumps and routes that an apply made, whatever its flags were.
 
     It is no error when there are none. Rules of others are not touched.

@@ -87,7 +87,7 @@ def _inject_options(command: Function) -> Function:
 @_inject_options
 @webhook_options
 @log_options
-def inject(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def inject(**options: Any) -> None:
     """Add the init container and the proxy to the pods of Kubernetes manifests.
 
     Manifests of Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of
@@ -107,7 +107,7 @@ def inject(**options: Any) -> None:  # noqa: ANN401 - click passes each option b
     change_manifests(options, log, partial(_inject, settings))
 
 
-def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
+def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
     return inject_document(document, settings, where)
 
 

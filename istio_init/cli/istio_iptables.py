@@ -49,7 +49,7 @@ def _flags(command: Function) -> Function:
 
 @click.command("istio-iptables", cls=CommandWithSwitches, epilog=EPILOG)
 @_flags
-def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def istio_iptables(**options: Any) -> None:
     """Write today's rules: as `apply --layout current`, with the flags of today's `istio-iptables`.
 
     Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
@@ -63,7 +63,7 @@ def istio_iptables(**options: Any) -> None:  # noqa: ANN401 - click passes each 
     for warning in steering.warnings:
         run.log.write(Level.WARNING, warning)
     if steering.network_namespace:
-        from istio_init.rules.kernel.namespaces import enter_network_namespace  # noqa: PLC0415 - most runs are in theirs already
+        from istio_init.rules.kernel.namespaces import enter_network_namespace
 
         enter_network_namespace(steering.network_namespace, steering.wheres["network_namespace"])
     settings = read_settings(options, os.environ, layout)
@@ -105,7 +105,7 @@ def _validate(run: Run, settings: Settings, plan: Plan, steering: Steering) -> N
     Raises:
         ValidationFailed: a connection went elsewhere, or nothing could be checked.
     """
-    from istio_init.rules.validation import conclude, validate  # noqa: PLC0415 - most runs do without
+    from istio_init.rules.validation import conclude, validate
 
     started = time.perf_counter()
     plan = plan.only(run.families)

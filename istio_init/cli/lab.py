@@ -81,7 +81,7 @@ def lab() -> None:
 )
 @setting_options
 @log_options
-def up(name: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def up(name: str, **options: Any) -> None:
     """Make the pods, each with an app and an Envoy; rules are by the flags below, over those of an injected pod."""
     log = take_log(options)
     layout = options["layout"]
@@ -142,10 +142,10 @@ def down(name: str) -> None:
 
 def _contradictions(settings: LabSettings) -> tuple[str, ...]:
     """Say where rules and proxies of a lab do not fit each other; a proxy's bad flag is refused."""
-    from istio_init.cli.agreement import parse_words, read_rules  # noqa: PLC0415 - as above
-    from istio_init.cli.bootstrap_options import Wanted  # noqa: PLC0415 - as above
-    from istio_init.cli.proxy import proxy  # noqa: PLC0415 - as above
-    from istio_init.kubernetes.agreement import Pair, contradictions  # noqa: PLC0415 - only for `up`
+    from istio_init.cli.agreement import parse_words, read_rules
+    from istio_init.cli.bootstrap_options import Wanted
+    from istio_init.cli.proxy import proxy
+    from istio_init.kubernetes.agreement import Pair, contradictions
 
     pod = mesh_pods(settings)[0]
     given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")
@@ -154,7 +154,7 @@ def _contradictions(settings: LabSettings) -> tuple[str, ...]:
 
 
 def _lab() -> type[Lab]:
-    from istio_init.lab.client import Lab  # noqa: PLC0415 - only a command needs it, its --help does not
+    from istio_init.lab.client import Lab
 
     return Lab
 

@@ -78,7 +78,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
     if in_place and any(source.path == STANDARD_INPUT for source in sources):
         raise InvalidInput("--in-place", "standard input has no place", "files")
     try:
-        from istio_init.kubernetes.inject.text import rewrite  # noqa: PLC0415 - dear to import
+        from istio_init.kubernetes.inject.text import rewrite
     except ModuleNotFoundError as error:
         message = f"the library {error.name} is missing; pip install 'istio-init[inject]'"
         raise IstioInitError(message) from None

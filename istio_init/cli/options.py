@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
     def open_backend(self) -> "Backend":
         """Make the backend that was asked for; only now are its modules imported."""
-        from istio_init.rules.kernel import open_backend  # noqa: PLC0415 - a dry run does without
+        from istio_init.rules.kernel import open_backend
 
         return open_backend(self.backend, self.variant, self.lock_wait, self.log.debug)
 

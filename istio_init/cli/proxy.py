@@ -42,7 +42,7 @@ SIGTERM and SIGINT drain: clients are told to go elsewhere, and Envoy ends when 
 @click.command(epilog=EPILOG)
 @bootstrap_options
 @log_options
-def proxy(role: str, **options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def proxy(role: str, **options: Any) -> None:
     """Write the bootstrap file of a pod's Envoy, run Envoy with it, and watch over it."""
     gc.enable()  # the program is started without, for it seldom lives long
     log = take_log(options)
@@ -82,7 +82,7 @@ def _prepare(wanted: Wanted, text: str, epoch: int) -> tuple[str, ...]:
 
 
 def _watch_certificates(stack: ExitStack, log: Log) -> None:
-    if not os.path.isdir(CERTIFICATES):  # noqa: PTH112 - a plain question
+    if not os.path.isdir(CERTIFICATES):
         log.write(Level.DEBUG, f"there is no {CERTIFICATES}, so no certificate is watched")
         return
     try:

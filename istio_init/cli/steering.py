@@ -200,7 +200,7 @@ SWITCHES = frozenset(option.name for option in STEERING if option.is_switch)
 
 
 def _timeout(text: str, where: str) -> float:
-    from istio_init.sidecar.bootstrap.durations import SECOND, parse_duration  # noqa: PLC0415 - hardly anybody gives one
+    from istio_init.sidecar.bootstrap.durations import SECOND, parse_duration
 
     nanoseconds = parse_duration(text, where)
     if nanoseconds <= 0:

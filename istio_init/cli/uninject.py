@@ -20,7 +20,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @manifest_options
 @log_options
-def uninject(**options: Any) -> None:  # noqa: ANN401 - click passes each option by its name
+def uninject(**options: Any) -> None:
     """Take the init container and the proxy out of the pods of Kubernetes manifests.
 
     What is taken out is what the annotation sidecar.istio.io/status names. The manifest is again what it was.

@@ -129,7 +129,7 @@ def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:
         OSError: the certificate's directory cannot be watched.
     """
     try:
-        from istio_init.kubernetes.webhook.server import Listeners, Voice, run  # noqa: PLC0415 - dear to import, and an extra
+        from istio_init.kubernetes.webhook.server import Listeners, Voice, run
     except ImportError as error:
         raise Unsupported(f"--webhook needs the module {error.name}: install istio-init[webhook]") from None
     gc.freeze()  # modules never become garbage, and looking through them would make a review wait

@@ -52,7 +52,7 @@ class Log(NamedTuple):
 
 
 def _json_line(level: Level, message: str) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415 - only for this format
-    from json import dumps  # noqa: PLC0415 - as above
+    from datetime import UTC, datetime
+    from json import dumps
 
     return dumps({"time": datetime.now(UTC).isoformat(), "level": level.name.lower(), "message": message})

@@ -55,7 +55,7 @@ def contradictions(pair: Pair) -> tuple[str, ...]:
     return (*_redirections(pair), *_owner(pair), *_mode(pair), *_app_ports(pair))
 
 
-def listener_ports(bootstrap: Any) -> frozenset[int]:  # noqa: ANN401 - any JSON value
+def listener_ports(bootstrap: Any) -> frozenset[int]:
     """Give the ports of the static listeners of a bootstrap file; of what is no bootstrap, none.
 
     Args:
@@ -66,7 +66,7 @@ def listener_ports(bootstrap: Any) -> frozenset[int]:  # noqa: ANN401 - any JSON
     return frozenset(port for port in ports if isinstance(port, int))
 
 
-def _member(value: Any, *names: str) -> Any:  # noqa: ANN401 - any JSON value
+def _member(value: Any, *names: str) -> Any:
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value

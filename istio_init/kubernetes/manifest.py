@@ -86,7 +86,7 @@ def read_manifest(text: str, where: str) -> Manifest:
         raise InvalidInput(where, str(error), ALLOWED) from None
 
 
-def is_list(document: Any) -> bool:  # noqa: ANN401 - any YAML value
+def is_list(document: Any) -> bool:
     """Tell whether a document holds others in its `items`: `List`, or a list of one kind, such as `PodList`."""
     return (
         isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(document.get("items"), list)
@@ -117,7 +117,7 @@ def read_yaml(text: str) -> list[Any]:
     Raises:
         ValueError: it is neither.
     """
-    import yaml  # noqa: PLC0415 - dear to import
+    import yaml
 
     with suppress(ValueError, RecursionError):
         return [json.loads(text)]  # nearly all of JSON is YAML, but tabs are not
@@ -178,7 +178,7 @@ def _halves(documents: Sequence[Any]) -> Manifest:
     )
 
 
-def _pods(document: Any) -> Iterator[_Pod]:  # noqa: ANN401 - any YAML value
+def _pods(document: Any) -> Iterator[_Pod]:
     if is_list(document):
         for item in document["items"]:
             yield from _pods(item)
@@ -258,20 +258,20 @@ def _run_as(spec: Json, container: Json, member: str) -> int | None:
     return None
 
 
-def _number(value: Any, what: str) -> int:  # noqa: ANN401 - any YAML value
+def _number(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{what}: {value!r} is no number")  # noqa: TRY004 - of the input
     return value
 
 
-def _member(value: Any, *names: str) -> Json:  # noqa: ANN401 - any YAML value
+def _member(value: Any, *names: str) -> Json:
     """Go down into objects; where there is none on the way, or at its end, give an empty one."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any, what: str) -> list[Any]:  # noqa: ANN401 - any YAML value
+def _list(value: Any, what: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
@@ -279,7 +279,7 @@ def _list(value: Any, what: str) -> list[Any]:  # noqa: ANN401 - any YAML value
     return value
 
 
-def _objects(value: Any, what: str) -> list[Json]:  # noqa: ANN401 - any YAML value
+def _objects(value: Any, what: str) -> list[Json]:
     found = _list(value, what)
     if not all(isinstance(one, dict) for one in found):
         raise ValueError(f"{what} has an item that is no object")

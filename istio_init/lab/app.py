@@ -172,13 +172,13 @@ class App(ThreadingHTTPServer):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)
 
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as typeshed has it
+    def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread of its own."""
         with self._lock:
             self._connections.add(request)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - as above
+    def shutdown_request(self, request: Any) -> None:
         """End a connection."""
         with self._lock:
             self._connections.discard(request)
@@ -196,7 +196,7 @@ class App(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RD)
         self.server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as above
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Log why a connection ended before its time: mostly, the caller has gone."""
         del request
         log("app problem", caller=_text(client_address), message=repr(sys.exc_info()[1]))

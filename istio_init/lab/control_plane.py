@@ -71,7 +71,7 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ig
     async def StreamAggregatedResources(  # noqa: N802 - the name that gRPC calls
         self,
         requests: AsyncIterator[Any],
-        context: Any,  # noqa: ANN401 - gRPC has no types
+        context: Any,
     ) -> AsyncIterator[Any]:
         """Talk to one proxy until it goes."""
         inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -103,7 +103,7 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ig
             self._write_status()
             log("ads gone", node=node)
 
-    def _handle(self, stream: Stream, event: Any) -> list[Push]:  # noqa: ANN401 - a request, or CHANGED
+    def _handle(self, stream: Stream, event: Any) -> list[Push]:
         if event is CHANGED:
             pushes = stream.update(self._offer(stream))
         elif event.type_url in KINDS:
@@ -136,7 +136,7 @@ async def _read(requests: AsyncIterator[Any], inbox: asyncio.Queue[Any]) -> None
         inbox.put_nowait(None)
 
 
-def _asked(request: Any) -> Asked:  # noqa: ANN401 - protobuf's messages have no static type
+def _asked(request: Any) -> Asked:
     return Asked(
         kind=KINDS[request.type_url],
         nonce=request.response_nonce,
@@ -146,7 +146,7 @@ def _asked(request: Any) -> Asked:  # noqa: ANN401 - protobuf's messages have no
     )
 
 
-def _response(push: Push) -> Any:  # noqa: ANN401 - as above
+def _response(push: Push) -> Any:
     answer = DiscoveryResponse(version_info=push.version, nonce=push.nonce, type_url=push.kind.type_url)
     for resource in push.resources:
         answer.resources.add().Pack(message(push.kind, resource, push.kind))
@@ -224,13 +224,13 @@ async def serve(arguments: argparse.Namespace) -> None:
         await watcher
 
 
-def _credentials(directory: Path) -> Any:  # noqa: ANN401 - gRPC has no types
+def _credentials(directory: Path) -> Any:
     names = ("key.pem", "cert-chain.pem", "root-cert.pem")
     key, chain, root = (read_text(str(directory / name), "--certificates").encode() for name in names)
     return grpc.ssl_server_credentials([(key, chain)], root_certificates=root, require_client_auth=True)
 
 
-def _bind(server: Any, host: str, port: int, credentials: Any) -> int:  # noqa: ANN401 - as above
+def _bind(server: Any, host: str, port: int, credentials: Any) -> int:
     place = f"{host}:{port}"
     try:
         bound: int = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)

@@ -30,7 +30,7 @@ CLASSES = {
 TYPE_PREFIX = "type.googleapis.com/"
 
 
-def message(kind: Kind, resource: Json, where: str) -> Any:  # noqa: ANN401 - protobuf's messages have no static type
+def message(kind: Kind, resource: Json, where: str) -> Any:
     """Read a resource.
 
     Args:

@@ -61,16 +61,16 @@ def attach(link: str) -> None:
         ipr.link("set", index=_index(ipr, link), master=_index(ipr, BRIDGE), state="up")
 
 
-def _add_address(ipr: Any, name: str, address: str) -> None:  # noqa: ANN401 - pyroute2 has no types
+def _add_address(ipr: Any, name: str, address: str) -> None:
     family = family_of(address)
     flags = {"flags": IFA_F_NODAD} if family is Family.IPV6 else {}
     ipr.addr("add", index=_index(ipr, name), address=address, prefixlen=NETWORKS[family].bits, **flags)
 
 
-def _set_up(ipr: Any, name: str) -> None:  # noqa: ANN401 - as above
+def _set_up(ipr: Any, name: str) -> None:
     ipr.link("set", index=_index(ipr, name), state="up")
 
 
-def _index(ipr: Any, name: str) -> int:  # noqa: ANN401 - as above
+def _index(ipr: Any, name: str) -> int:
     index: int = ipr.link_lookup(ifname=name)[0]
     return index

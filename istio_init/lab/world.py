@@ -188,7 +188,7 @@ def _unique(values: list[Any], where: str, what: str) -> None:
         raise InvalidInput(where, f"{twice[0]!r} stands there twice", f"each {what} once")
 
 
-def _read(kind: Callable[..., Any], readers: Mapping[str, Reader], value: object, where: str) -> Any:  # noqa: ANN401 - a `kind`
+def _read(kind: Callable[..., Any], readers: Mapping[str, Reader], value: object, where: str) -> Any:
     names = ", ".join(readers)
     if not isinstance(value, dict):
         raise InvalidInput(where, f"{value!r} is no object", f"an object with {names}")

@@ -71,7 +71,7 @@ def may_gain_privileges() -> bool:
 
 
 def _status(member: str) -> str:
-    with open("/proc/thread-self/status", encoding="ascii") as status:  # noqa: PTH123 - pathlib is dear to import
+    with open("/proc/thread-self/status", encoding="ascii") as status:
         return next(line for line in status if line.startswith(f"{member}:")).split()[1]
 
 
@@ -146,7 +146,7 @@ def local_addresses() -> frozenset[str]:
 
 def _addresses() -> Iterator[tuple[str, bool]]:
     """Give each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
-    from socket import AF_INET6, inet_ntop  # noqa: PLC0415 - layout istio-1.0 does without
+    from socket import AF_INET6, inet_ntop
 
     address = ""
     for words in _table(IPV4_ADDRESSES):
@@ -163,7 +163,7 @@ def _addresses() -> Iterator[tuple[str, bool]]:
 def _table(path: str) -> list[list[str]]:
     """Read a table of /proc as lines of words; one of a family that the kernel lacks is empty."""
     try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123 - pathlib is dear to import
+        with open(path, encoding="ascii") as file:
             return [words for words in map(str.split, file) if words]
     except FileNotFoundError:
         if path == IPV6_ADDRESSES:
@@ -176,7 +176,7 @@ def _table(path: str) -> list[list[str]]:
 def _nameservers() -> tuple[str, ...]:
     """Read the servers as a resolver does: what it would not use is skipped (resolv.conf(5))."""
     try:
-        with open(RESOLV_CONF, encoding="latin-1") as file:  # noqa: PTH123 - pathlib is dear to import
+        with open(RESOLV_CONF, encoding="latin-1") as file:
             lines = [line for line in file if line.startswith(("nameserver ", "nameserver\t"))]
     except OSError:
         return ()
@@ -187,7 +187,7 @@ def _nameservers() -> tuple[str, ...]:
 
 def _server(text: str) -> str:
     """Give the canonical form of a server's address, or an empty text for what is none."""
-    import socket  # noqa: PLC0415 - layout istio-1.0 does without
+    import socket
 
     try:
         if ":" not in text:
@@ -212,7 +212,7 @@ def _read_files(environ: Mapping[str, str]) -> dict[str, Value]:
 
 def _read_file(path: str, where: str) -> dict[str, Value]:
     try:
-        with open(path, encoding="utf-8-sig") as file:  # noqa: PTH123 - pathlib is dear to import
+        with open(path, encoding="utf-8-sig") as file:
             lines = file.read().split("\n")  # as a shell does; splitlines has more ideas of what ends a line
     except (OSError, ValueError) as error:
         raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
@@ -239,8 +239,8 @@ def _words(line: str) -> list[str]:
     """
     if not SHELL_SYNTAX & set(line):
         return line.split()  # shlex takes half a second for ten thousand CIDRs
-    from io import StringIO  # noqa: PLC0415 - most files have no quotes
-    from shlex import shlex  # noqa: PLC0415 - as above
+    from io import StringIO
+    from shlex import shlex
 
     stream = StringIO(line)
     lexer = shlex(stream, posix=True)

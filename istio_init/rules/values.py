@@ -58,7 +58,7 @@ def parse_cidr(text: str, where: str, *, ipv6: bool) -> tuple[str, bool]:
 
 
 def _parse_ipv6_cidr(text: str, where: str, *, possible: bool) -> tuple[str, bool]:
-    from ipaddress import IPv6Interface  # noqa: PLC0415 - a pod's usual arguments have no such CIDR
+    from ipaddress import IPv6Interface
 
     if not possible:
         allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8; layout current takes IPv6, too"
@@ -174,7 +174,7 @@ def mode(text: str, where: str) -> Mode:
 
 
 def _nearest(text: str) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415 - only for an error, and dear to import
+    from difflib import get_close_matches
 
     close = get_close_matches(text.upper(), list(Mode), n=1)
     return f"; did you mean {close[0]}?" if close else ""

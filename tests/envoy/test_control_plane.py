@@ -110,7 +110,7 @@ class Plane:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.directory / "world.json")
 
-    def status(self) -> Any:  # noqa: ANN401 - any JSON
+    def status(self) -> Any:
         return json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
 
     def stop(self) -> int:

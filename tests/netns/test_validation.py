@@ -154,7 +154,7 @@ def test_nameservers_of_both_kinds_are_asked(pod: Pod, nameservers: tuple[str, .
 
 @pytest.fixture
 def nameservers() -> tuple[str, ...]:
-    from istio_init.rules.environment import read_host_facts  # noqa: PLC0415 - of this machine, as the program reads them
+    from istio_init.rules.environment import read_host_facts
 
     servers = read_host_facts().nameservers
     if not servers:

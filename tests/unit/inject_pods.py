@@ -21,7 +21,7 @@ SETTINGS = {
 }
 
 
-def template(annotations: dict[str, str] | None = None, labels: dict[str, str] | None = None, **spec: Any) -> Json:  # noqa: ANN401 - any JSON value
+def template(annotations: dict[str, str] | None = None, labels: dict[str, str] | None = None, **spec: Any) -> Json:
     """Make the productpage's template, but for what is given."""
     metadata: Json = {"labels": {"app": "productpage", "version": "v1"} if labels is None else labels}
     if annotations is not None:

@@ -44,7 +44,7 @@ def pair(
     rules: dict[str, str] | None = None,
     proxy: dict[str, str] | None = None,
     environment: dict[str, str] | None = None,
-    **others: Any,  # noqa: ANN401 - fields of Pair
+    **others: Any,
 ) -> Pair:
     """Make the productpage's pair, but for what is given."""
     settings = Settings.of(**{"proxy_uids": "1337", "service_cidrs": "*", "inbound_ports": "9080", **(rules or {})})

@@ -141,7 +141,7 @@ class Stage:
     def messages(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines()
 
-    def bootstrap(self, epoch: int = 0) -> Any:  # noqa: ANN401 - any JSON
+    def bootstrap(self, epoch: int = 0) -> Any:
         return json.loads((self.config / f"envoy-rev{epoch}.json").read_text(encoding="utf-8"))
 
     def end(self) -> None:

@@ -270,7 +270,7 @@ WRITERS = st.sampled_from(
 
 @settings(max_examples=30, deadline=None)
 @given(TEMPLATES, st.sampled_from(["Deployment", "CronJob"]), WRITERS, st.sampled_from(list(SETTINGS.values())))
-def test_any_text_is_given_back_to_the_byte(of: Json, kind: str, write: Any, chosen: InjectSettings) -> None:  # noqa: ANN401 - of two libraries
+def test_any_text_is_given_back_to_the_byte(of: Json, kind: str, write: Any, chosen: InjectSettings) -> None:
     text = write(document(kind, of))
     text = text.replace('!!null "null"', "null")  # see the test of other words for null
     made = inject(text, chosen)

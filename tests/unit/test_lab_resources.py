@@ -40,7 +40,7 @@ def told(of: World, node: str = NODE) -> dict[Kind, dict[str, Any]]:
     return {kind: {kind.name_of(one): one for one in found[kind]} for kind in Kind}
 
 
-def members(value: Any, name: str) -> list[Any]:  # noqa: ANN401 - any JSON
+def members(value: Any, name: str) -> list[Any]:
     """Find all members of a name, anywhere in a value."""
     if isinstance(value, dict):
         own = [value[name]] if name in value else []

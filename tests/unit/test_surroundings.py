@@ -68,7 +68,7 @@ class OldKernel:
             message["attrs"] = [("IFA_ADDRESS", address)] + [("IFA_PROTO", number)] * (number is not None)
             yield message
 
-    def rule(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 - pyroute2's own signature
+    def rule(self, *_: Any, **__: Any) -> None:
         raise NetlinkError(errno.EOPNOTSUPP)
 
 

@@ -124,7 +124,7 @@ def bare_pod(name: str) -> Json:
     return made
 
 
-def review(pod: Json | None, uid: str = UID, **request: Any) -> Json:  # noqa: ANN401 - any JSON value
+def review(pod: Json | None, uid: str = UID, **request: Any) -> Json:
     """Give the review of a new pod; `request` replaces members of it, and None takes them out."""
     kind = {"group": "", "version": "v1", "kind": "Pod"}
     resource = {"group": "", "version": "v1", "resource": "pods"}

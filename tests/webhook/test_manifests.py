@@ -32,7 +32,7 @@ NAME, NAMESPACE = "istio-init-webhook", "istio-init"
 HOST = f"{NAME}.{NAMESPACE}.svc"
 
 
-def read(name: str) -> Any:  # noqa: ANN401 - any YAML value
+def read(name: str) -> Any:
     return yaml.safe_load((DIRECTORY / name).read_text(encoding="utf-8"))
 
 
@@ -104,7 +104,7 @@ def test_the_api_server_reaches_the_container() -> None:
 
 
 def test_the_pod_outlives_its_requests() -> None:
-    from istio_init.kubernetes.webhook.server import CLOSE_PATIENCE, DRAIN_PATIENCE  # noqa: PLC0415 - only here
+    from istio_init.kubernetes.webhook.server import CLOSE_PATIENCE, DRAIN_PATIENCE
 
     pause = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pause + DRAIN_PATIENCE + CLOSE_PATIENCE < POD_SPEC["terminationGracePeriodSeconds"]

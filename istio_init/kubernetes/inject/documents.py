@@ -24,7 +24,7 @@ TO_END = ("Job", "CronJob")
 NEVER_ENDS = "a Job does not end while its proxy runs: use --layout current --native-sidecar"
 
 
-def inject_document(document: Any, settings: InjectSettings, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
+def inject_document(document: Any, settings: InjectSettings, where: str) -> tuple[Any, tuple[str, ...]]:
     """Inject each pod template of a document.
 
     Args:
@@ -41,7 +41,7 @@ def inject_document(document: Any, settings: InjectSettings, where: str) -> tupl
     return _changed(document, partial(_inject, settings), where)
 
 
-def uninject_document(document: Any, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
+def uninject_document(document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
     """Take out what was injected into a document; otherwise as `inject_document`."""
     return _changed(document, lambda _, template, place: uninject_template(template, where=place), where)
 
@@ -57,7 +57,7 @@ def _inject(settings: InjectSettings, document: Json, template: Json, where: str
     return made._replace(note="; ".join((made.note, *warnings)))
 
 
-def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str, ...]]:  # noqa: ANN401 - any YAML value
+def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str, ...]]:
     if is_list(document):
         done = [_changed(item, change, f"{where}: item {index}") for index, item in enumerate(document["items"], start=1)]
         return {**document, "items": [item for item, _ in done]}, tuple(note for _, notes in done for note in notes)

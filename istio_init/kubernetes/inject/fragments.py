@@ -57,12 +57,12 @@ def block_lines(value: dict[str, Any] | list[Any], style: Style) -> list[str]:
     return dedent(stream.getvalue()).splitlines()
 
 
-def flow_text(value: Any, unit: str | None) -> str:  # noqa: ANN401 - any JSON value
+def flow_text(value: Any, unit: str | None) -> str:
     """Write a value as JSON, in one line or with each level indented by `unit`."""
     return json.dumps(value, indent=unit, ensure_ascii=False)
 
 
-def _quoted(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _quoted(value: Any) -> Any:
     """Choose how each text is written."""
     if isinstance(value, dict):
         return {key: _quoted(one) for key, one in value.items()}

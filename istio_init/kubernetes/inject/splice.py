@@ -52,7 +52,7 @@ class Splicer:
         self._edits: list[Edit] = []
         self._style = Style()
 
-    def change(self, tree: Node, old: Any, new: Any) -> None:  # noqa: ANN401 - any YAML value
+    def change(self, tree: Node, old: Any, new: Any) -> None:
         """Bring a document from one state to another.
 
         Raises:
@@ -76,7 +76,7 @@ class Splicer:
             position = edit.end
         return text + self._text[position:]
 
-    def _value(self, place: Place, old: Any, new: Any) -> None:  # noqa: ANN401 - any YAML value
+    def _value(self, place: Place, old: Any, new: Any) -> None:
         if old == new:
             return
         if old and new and isinstance(old, dict) and isinstance(new, dict):
@@ -116,7 +116,7 @@ class Splicer:
         else:
             self._remove(place.node, _missing(old, new))
 
-    def _fill(self, place: Place, old: Any, new: Any) -> None:  # noqa: ANN401 - any YAML value
+    def _fill(self, place: Place, old: Any, new: Any) -> None:
         """Write into what is empty."""
         node = place.node
         if old is not None:
@@ -129,7 +129,7 @@ class Splicer:
             below = self._style.dash if isinstance(new, list) else self._style.mapping
             self._add_lines(node.end, column(self._text, place.key) + below, new)
 
-    def _empty(self, place: Place, new: Any) -> None:  # noqa: ANN401 - any YAML value
+    def _empty(self, place: Place, new: Any) -> None:
         """Leave nothing, a null or brackets."""
         node = place.node
         if node.flow and new is None:
@@ -173,7 +173,7 @@ class Splicer:
             at = line - 1
         return node.start
 
-    def _add(self, place: Place, new: Any, *, first: bool) -> None:  # noqa: ANN401 - any YAML value
+    def _add(self, place: Place, new: Any, *, first: bool) -> None:
         """Add members to a mapping, or items to a sequence, before or behind those that it has."""
         node = place.node
         if node.flow:
@@ -183,12 +183,12 @@ class Splicer:
         else:
             self._add_lines(node.end, column(self._text, node.start), new)
 
-    def _add_lines(self, position: int, indent: int, new: Any) -> None:  # noqa: ANN401 - any YAML value
+    def _add_lines(self, position: int, indent: int, new: Any) -> None:
         lines = [f"{' ' * indent}{line}" for line in block_lines(new, self._style)]
         at = self._end_of_line(position)
         self._edits.append(Edit(at, at, "".join(f"{self._newline}{line}" for line in lines)))
 
-    def _add_in_brackets(self, node: Node, new: Any, *, first: bool) -> None:  # noqa: ANN401 - any YAML value
+    def _add_in_brackets(self, node: Node, new: Any, *, first: bool) -> None:
         spans = self._spans(node)
         inner = self._margin(spans[-1][0]) if spans else ""
         tall = bool(spans) and "\n" in self._text[node.start : spans[-1][0]]

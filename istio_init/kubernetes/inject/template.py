@@ -168,7 +168,7 @@ def _emptiness(owner: Json, prefix: str, members: Iterable[str]) -> Json:
     }
 
 
-def _put_back(owner: Json, member: str, value: Any, path: str, empty: Json) -> None:  # noqa: ANN401 - any JSON value
+def _put_back(owner: Json, member: str, value: Any, path: str, empty: Json) -> None:
     """Set a member to what is left of it; of nothing is left what was there before."""
     if value:
         owner[member] = value

@@ -48,7 +48,7 @@ def read_trees(text: str) -> list[Node]:
     return [_node(text, next(events), events) for event in events if isinstance(event, DocumentStartEvent)]
 
 
-def _node(text: str, event: Any, events: Iterator[Any]) -> Node:  # noqa: ANN401 - ruamel's events have no types
+def _node(text: str, event: Any, events: Iterator[Any]) -> Node:
     start, end = event.start_mark.index, event.end_mark.index
     if isinstance(event, SequenceStartEvent):
         items, last = [], next(events)

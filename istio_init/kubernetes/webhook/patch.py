@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Operation = dict[str, Any]
 
 
-def difference(old: Any, new: Any, path: str = "") -> Iterator[Operation]:  # noqa: ANN401 - any JSON value
+def difference(old: Any, new: Any, path: str = "") -> Iterator[Operation]:
     """Give the operations, in their order, that make one JSON value of another.
 
     Args:
@@ -54,7 +54,7 @@ def _of_lists(old: list[Any], new: list[Any], path: str) -> Iterator[Operation]:
     yield from [{"op": "replace", "path": path, "value": new}] if missing else inserted
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _text(value: Any) -> str:
     """Make values comparable as JSON has them: Python takes 1, 1.0 and True for the same."""
     return json.dumps(value, sort_keys=True)
 

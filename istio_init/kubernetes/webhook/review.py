@@ -198,7 +198,7 @@ def _left_alone(request: Request, note: str) -> Answer:
     return Answer(answered, Outcome.LEFT_ALONE, note)
 
 
-def _review(request: Request, **response: Any) -> Json:  # noqa: ANN401 - any JSON value
+def _review(request: Request, **response: Any) -> Json:
     return {"apiVersion": API_VERSION, "kind": KIND, "response": {"uid": request.uid, **response}}
 
 
@@ -223,7 +223,7 @@ def _member(owner: Json, name: str, kind: type[T], default: T) -> T:
     return value
 
 
-def _shortened(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"  # noqa: PLR2004 - enough to know it by
 

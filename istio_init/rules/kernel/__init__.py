@@ -29,20 +29,20 @@ def open_backend(name: str, variant: Variant | None, lock_wait: int, observe: Ob
         if variant is Variant.NFT:
             problem = "'libiptc' reaches the legacy tables only, and --iptables-variant is 'nft'"
             raise InvalidInput("--backend", problem, "restore with nft, or libiptc with legacy")
-        from istio_init.rules.kernel.libiptc import LibiptcBackend  # noqa: PLC0415 - python-iptables is dear to import
+        from istio_init.rules.kernel.libiptc import LibiptcBackend
 
         return LibiptcBackend(lock_wait)
     if name == "nft":
         if variant is Variant.LEGACY:
             problem = "'nft' reaches nf_tables only, and --iptables-variant is 'legacy'"
             raise InvalidInput("--backend", problem, "restore with legacy, or nft alone")
-        from istio_init.rules.kernel.nft import NftBackend  # noqa: PLC0415 - the other backends do without
+        from istio_init.rules.kernel.nft import NftBackend
 
         return NftBackend(lock_wait, observe)
     if name == "auto" and variant is None:
-        from istio_init.rules.kernel.auto import AutoBackend  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel.auto import AutoBackend
 
         return AutoBackend(lock_wait, observe)
-    from istio_init.rules.kernel.restore import RestoreBackend  # noqa: PLC0415 - as above
+    from istio_init.rules.kernel.restore import RestoreBackend
 
     return RestoreBackend(variant, lock_wait, observe)

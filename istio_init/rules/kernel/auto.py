@@ -58,7 +58,7 @@ class AutoBackend(RestoreBackend):
                 raise error from None
 
     def _nft(self) -> NftBackend:
-        from istio_init.rules.kernel.nft import NftBackend  # noqa: PLC0415 - most pods do without
+        from istio_init.rules.kernel.nft import NftBackend
 
         return NftBackend(self.lock_wait, self._observe)
 

@@ -100,37 +100,37 @@ class Backend(ABC):
 
     def routes(self, marks: Marks = frozenset()) -> tuple[TproxyRoute, ...]:
         """List the policy routes of ours that are in place, and those of Istio's own tools with one of these marks."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - pyroute2 takes a quarter of a second to import
+        from istio_init.rules.kernel import surroundings
 
         return surroundings.find(marks)
 
     def add_route(self, route: TproxyRoute) -> bool:
         """Make sure of a policy route, and tell whether anything was missing."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel import surroundings
 
         return surroundings.add(route)
 
     def delete_route(self, route: TproxyRoute, *, only_ours: bool = False) -> None:
         """Remove a policy route; with `only_ours`, no part of it that somebody else made."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel import surroundings
 
         surroundings.delete(route, only_ours=only_ours)
 
     def addresses(self) -> tuple[str, ...]:
         """List the addresses of lo that are ours, as CIDRs; all of them are of IPv6."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel import surroundings
 
         return surroundings.addresses()
 
     def add_address(self, cidr: str) -> bool:
         """Make sure that lo has an address, and tell whether it was missing."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel import surroundings
 
         return surroundings.add_address(cidr)
 
     def delete_address(self, cidr: str) -> None:
         """Take an address of ours from lo."""
-        from istio_init.rules.kernel import surroundings  # noqa: PLC0415 - as above
+        from istio_init.rules.kernel import surroundings
 
         surroundings.delete_address(cidr)
 

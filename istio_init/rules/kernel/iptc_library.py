@@ -21,7 +21,7 @@ OF_1_8_11 = "xtables_strtoul_base"
 
 
 @cache
-def load() -> Any:  # noqa: ANN401 - python-iptables has no types
+def load() -> Any:
     """Import python-iptables.
 
     Raises:
@@ -33,7 +33,7 @@ def load() -> Any:  # noqa: ANN401 - python-iptables has no types
         with warnings.catch_warnings():
             # Where it has not been compiled before, Python warns of its escape sequences; with -W error that is an error.
             warnings.simplefilter("ignore")
-            import iptc  # noqa: PLC0415 - only now does it find what it asks for
+            import iptc
     except Exception as error:  # it raises whatever a missing library leads to
         message = f"python-iptables cannot be used here: {error}; use --backend restore"
         raise Unsupported(message) from error
@@ -43,13 +43,13 @@ def load() -> Any:  # noqa: ANN401 - python-iptables has no types
     return iptc
 
 
-def fit(xtables: Any) -> None:  # noqa: ANN401 - as above
+def fit(xtables: Any) -> None:
     """Make python-iptables' module `xtables` fit the library that it has loaded."""
     if hasattr(xtables._lib_xtables, OF_1_8_11):  # noqa: SLF001 - there is no public way to it
         xtables.xtables._option_lookup = find_option  # noqa: SLF001 - as above
 
 
-def find_option(_: object, options: Any, name: bytes) -> Any:  # noqa: ANN401 - as above
+def find_option(_: object, options: Any, name: bytes) -> Any:
     """Find an option of an extension, as python-iptables' `xtables._option_lookup` does, in a table of longer ones.
 
     Args:

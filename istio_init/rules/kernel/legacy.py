@@ -24,7 +24,7 @@ LOCK_FILE_REMEDY = (
 def legacy_tables(family: Family) -> tuple[Table, ...]:
     """List the tables of iptables(8) that a family has; all of them where only root could tell."""
     try:
-        with open(NAMES[family], encoding="ascii") as names:  # noqa: PTH123 - pathlib is dear to import
+        with open(NAMES[family], encoding="ascii") as names:
             present = names.read().split()
     except FileNotFoundError:
         return ()
@@ -35,7 +35,7 @@ def legacy_tables(family: Family) -> tuple[Table, ...]:
 
 def are_tables_known(family: Family) -> bool:
     """Tell whether `legacy_tables` knows, or only root could tell."""
-    return not os.path.exists(NAMES[family]) or os.access(NAMES[family], os.R_OK)  # noqa: PTH110 - pathlib is dear to import
+    return not os.path.exists(NAMES[family]) or os.access(NAMES[family], os.R_OK)
 
 
 def is_lock_chosen() -> bool:

@@ -204,7 +204,7 @@ def _errors() -> tuple[type[Exception], ...]:
     return (iptc.IPTCError, iptc.XTablesError)
 
 
-def _open(family: Family, name: Table) -> Any:  # noqa: ANN401 - as above
+def _open(family: Family, name: Table) -> Any:
     iptc = iptc_library.load()
     kind = iptc.Table if family is Family.IPV4 else iptc.Table6
     # To tell a chain from an extension, python-iptables looks for its name in each table that it believes to exist, and
@@ -244,7 +244,7 @@ def _read_table(family: Family, name: Table) -> TableState:
     return reader.state()
 
 
-def _text(rule: Any) -> str:  # noqa: ANN401 - as above
+def _text(rule: Any) -> str:
     """Write a rule of python-iptables as iptables-save would."""
     words = []
     for kind, attribute in ATTRIBUTES.items():
@@ -264,7 +264,7 @@ def _cidr(text: str) -> str:
     return "!" * text.startswith("!") + str(ip_interface(text.removeprefix("!")))
 
 
-def _options(extension: Any) -> list[str]:  # noqa: ANN401 - as above
+def _options(extension: Any) -> list[str]:
     words = []
     for name, values in extension.get_all_parameters().items():
         negated = values[:1] == ["!"]
@@ -292,7 +292,7 @@ def _make(family: Family, changes: list[TableChange]) -> None:
         raise _failure(error, family, name) from error
 
 
-def _prepared(family: Family, change: TableChange) -> Any:  # noqa: ANN401 - as above
+def _prepared(family: Family, change: TableChange) -> Any:
     """Give a table with a change; nothing happens before its commit, and nothing at all if that fails."""
     table = _open(family, change.table)
     for name in (*change.chains, *change.dropped):
@@ -315,7 +315,7 @@ def _prepared(family: Family, change: TableChange) -> Any:  # noqa: ANN401 - as 
     return table
 
 
-def _buffer(raw: bytes) -> Any:  # noqa: ANN401 - as above
+def _buffer(raw: bytes) -> Any:
     return (ctypes.c_ubyte * len(raw)).from_buffer_copy(raw)
 
 
@@ -328,7 +328,7 @@ def _raw(family: Family, rule: KernelRule) -> Raw:
     return Raw(bytes(native.rule), bytes(native.mask))
 
 
-def _native(family: Family, rule: Rule) -> Any:  # noqa: ANN401 - as above
+def _native(family: Family, rule: Rule) -> Any:
     """Turn a rule into one of python-iptables."""
     iptc = iptc_library.load()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()

@@ -67,7 +67,7 @@ class NftBackend(Backend):
         results = self._run([Command(("nft", "-j", "list", "table", FAMILIES[family], NFT_TABLE)) for family in families])
         for family, result in zip(families, results, strict=True):
             if result.status == 0:
-                from istio_init.rules.render.nft_listing import parse_listing  # noqa: PLC0415 - a new pod has nothing to read
+                from istio_init.rules.render.nft_listing import parse_listing
 
                 found[family] = parse_listing(result.stdout)
             elif NO_TABLE_MESSAGE in result.stderr:

@@ -72,10 +72,10 @@ def find(
 
 def _open(rule_set: RuleSet, lock_wait: int, observe: Observer) -> Backend:
     if rule_set is RuleSet.NATIVE:
-        from istio_init.rules.kernel.nft import NftBackend  # noqa: PLC0415 - hardly any pod had another backend before
+        from istio_init.rules.kernel.nft import NftBackend
 
         return NftBackend(lock_wait, observe)
-    from istio_init.rules.kernel.restore import RestoreBackend  # noqa: PLC0415 - as above
+    from istio_init.rules.kernel.restore import RestoreBackend
 
     variant = Variant.LEGACY if rule_set is RuleSet.LEGACY else Variant.NFT
     return RestoreBackend(variant, lock_wait, observe)

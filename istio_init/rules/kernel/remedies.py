@@ -55,7 +55,7 @@ def _for_a_user(program: str) -> list[str]:
 
 
 def _has_file_capabilities(program: str) -> bool:
-    from shutil import which  # noqa: PLC0415 - only a refusal needs it
+    from shutil import which
 
     path = which(program)
     try:

@@ -209,7 +209,7 @@ def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
 
 def _is_ipv6_disabled() -> bool:
     try:
-        with open(IPV6_SWITCH, encoding="ascii") as switch:  # noqa: PTH123 - pathlib is dear to import
+        with open(IPV6_SWITCH, encoding="ascii") as switch:
             return switch.read().strip() != "0"
     except OSError:  # no /proc here, or a kernel without IPv6, which says so in other words
         return False
@@ -235,11 +235,11 @@ def _addresses_of_lo(ipr: IPRoute) -> list[Any]:
     return [address for address in ipr.get_addr(family=AF_INET6, index=LOOPBACK) if address["family"] == AF_INET6]
 
 
-def _cidr_of(address: Any) -> str:  # noqa: ANN401 - pyroute2's messages have no static type
+def _cidr_of(address: Any) -> str:
     return f"{address.get('address')}/{address['prefixlen']}"
 
 
-def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - as above
+def _is_plain(rule: Any) -> bool:
     # The lengths are those of `from` and `to`.
     fields = (rule["action"], rule["flags"] & FIB_RULE_INVERT, rule["src_len"], rule["dst_len"], rule["tos"])
     names = {name for name, _ in rule["attrs"]}
@@ -248,12 +248,12 @@ def _is_plain(rule: Any) -> bool:  # noqa: ANN401 - as above
     return fields == (FR_ACT_TO_TBL, 0, 0, 0, 0) and names <= PLAIN_ATTRIBUTES and values == (UINT32_MAX, UINT32_MAX)
 
 
-def _is_before_main(rule: Any) -> bool:  # noqa: ANN401 - as above
+def _is_before_main(rule: Any) -> bool:
     """Tell whether a rule is asked before the table main, which has an answer for every packet."""
     return (rule.get("priority") or 0) < MAIN_PRIORITY
 
 
-def _is_others(made: Any) -> bool:  # noqa: ANN401 - as above
+def _is_others(made: Any) -> bool:
     """Tell whether a rule or a route is there and was made by somebody else."""
     return made is not None and PROTOCOL not in (made.get("protocol"), made.get("proto"))
 
@@ -263,11 +263,11 @@ def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
     return (route.family, route.mark) in marks or (route.mark, route.table) == (TPROXY_MARK, TPROXY_ROUTE_TABLE)
 
 
-def _route_of(rule: Any) -> TproxyRoute:  # noqa: ANN401 - as above
+def _route_of(rule: Any) -> TproxyRoute:
     return TproxyRoute(rule.get("fwmark"), rule.get("table"), FAMILIES[rule["family"]])
 
 
-def _local_default(ipr: IPRoute, wanted: TproxyRoute) -> Any:  # noqa: ANN401 - as above
+def _local_default(ipr: IPRoute, wanted: TproxyRoute) -> Any:
     """Give the route that delivers everything to this host, or None."""
     routes = _routes(ipr, wanted.family, table=wanted.table)
     return next((route for route in routes if route["type"] == RTN_LOCAL and route["dst_len"] == 0), None)

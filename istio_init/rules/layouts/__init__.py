@@ -13,7 +13,7 @@ def build_plan(settings: Settings) -> Plan:
     """Make the rule plan for `settings`, in their layout."""
     # Each pod start waits for imports, and needs one layout.
     if settings.layout == "current":
-        from istio_init.rules.layouts.current import build  # noqa: PLC0415 - see above
+        from istio_init.rules.layouts.current import build
     else:
-        from istio_init.rules.layouts.istio_1_0 import build  # noqa: PLC0415 - see above
+        from istio_init.rules.layouts.istio_1_0 import build
     return build(settings)

@@ -33,15 +33,15 @@ def render(
     """
     plan = plan.only(families)
     if output_format == "json":
-        from istio_init.rules.render.json import render_json  # noqa: PLC0415 - only this format needs it
+        from istio_init.rules.render.json import render_json
 
         return render_json(plan)
     if output_format == "table":
-        from istio_init.rules.render.table import render_table  # noqa: PLC0415 - only this format needs it
+        from istio_init.rules.render.table import render_table
 
         return render_table(plan)
     if output_format == "nft":
-        from istio_init.rules.render.nft import render_nft  # noqa: PLC0415 - only this format needs it
+        from istio_init.rules.render.nft import render_nft
 
         return render_nft(plan)
     if output_format == "restore":

@@ -223,7 +223,7 @@ def _value(kind: MatchKind, text: str) -> int | str | None:
     if kind in MARKS:
         return _mark_of(text) if WHOLE_MARK.fullmatch(text) else None
     if kind in CIDRS and "." in text and ":" in text:
-        from ipaddress import ip_network  # noqa: PLC0415 - hardly any plan has an IPv6 address with an IPv4 one in it
+        from ipaddress import ip_network
 
         return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
     return text

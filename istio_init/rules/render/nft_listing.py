@@ -225,7 +225,7 @@ def _alternatives(kind: MatchKind, condition: Json) -> list[Match]:
     return [Match(kind, value, negated) for value in values]
 
 
-def _values(kind: MatchKind, element: Any) -> Iterator[int | str]:  # noqa: ANN401 - whatever JSON has there
+def _values(kind: MatchKind, element: Any) -> Iterator[int | str]:
     match element:
         case {"prefix": {"addr": str(address), "len": int(length)}}:
             yield f"{address}/{length}"

@@ -129,7 +129,7 @@ def range_cidrs(first: str, last: str) -> Iterator[str]:
 
 def _number(address: str) -> int:
     if ":" in address:
-        from ipaddress import IPv6Address  # noqa: PLC0415 - dear to import, and most pods have no IPv6 CIDR
+        from ipaddress import IPv6Address
 
         return int(IPv6Address(address))
     number = ipv4_number(address)
@@ -141,7 +141,7 @@ def _number(address: str) -> int:
 
 def _text(number: int, bits: int) -> str:
     if bits == IPV6_BITS:
-        from ipaddress import IPv6Address  # noqa: PLC0415 - as above
+        from ipaddress import IPv6Address
 
         return str(IPv6Address(number))
     return ipv4_text(number)

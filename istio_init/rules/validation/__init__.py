@@ -106,7 +106,7 @@ def _world(stack: ExitStack, plan: Plan, settings: Settings) -> tuple[World | No
     """Make the world, or give the reason why there is none."""
     if not (has_capability(CAP_NET_ADMIN) and has_capability(CAP_NET_RAW)):
         return None, BLIND
-    from istio_init.rules.validation.world import world  # noqa: PLC0415 - pyroute2 is dear to import, and needs the right
+    from istio_init.rules.validation.world import world
 
     taken = frozenset({settings.tproxy_mark, settings.tproxy_route_table})
     try:

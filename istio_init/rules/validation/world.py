@@ -131,6 +131,6 @@ def _remove(ipr: IPRoute, number: int) -> None:
                 raise
 
 
-def _link(ipr: IPRoute, name: str) -> Any:  # noqa: ANN401 - pyroute2's messages have no static type
+def _link(ipr: IPRoute, name: str) -> Any:
     (index,) = ipr.link_lookup(ifname=name)
     return next(iter(ipr.get_links(index)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def merge(rendered: Any, override: Any) -> Any:  # noqa: ANN401 - any JSON value
+def merge(rendered: Any, override: Any) -> Any:
     """Lay one JSON value over another.
 
     Objects are merged member by member. Lists whose items have names are merged item by item, by `name`; items with new
@@ -22,7 +22,7 @@ def merge(rendered: Any, override: Any) -> Any:  # noqa: ANN401 - any JSON value
     return override
 
 
-def _is_named(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+def _is_named(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
