@@ -3,11 +3,11 @@
 The Python interface, in five lines::
 
     from istio_init import Settings, build_plan, render
-    from istio_init.rules.kernel.restore import RestoreBackend
+    from istio_init.rules.kernel.engine import open_engine
 
     plan = build_plan(Settings.of(proxy_uids="1337", inbound_ports="9080", service_cidrs="*"))
     print(render(plan, "table"))
-    RestoreBackend().apply(plan)
+    open_engine().apply(plan)
 """
 
 from istio_init.rules.layouts import build_plan

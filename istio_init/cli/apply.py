@@ -120,10 +120,10 @@ def warn(run: Run, settings: Settings) -> None:
 
 def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
     """Print a plan and change nothing."""
+    from istio_init.rules.kernel.registry import find
     from istio_init.rules.render import render
 
-    default = "nft" if run.backend == "nft" else "restore"
-    text = render(plan, output_format or default, run.families, run.variant or Variant.PLAIN)
+    text = render(plan, output_format or find(run.backend).dry_run_format, run.families, run.variant or Variant.PLAIN)
     click.echo(text, nl=False)
 
 
@@ -136,9 +136,9 @@ def write_plan(run: Run, plan: Plan, started: float) -> None:
         started: when the command began, by `time.perf_counter`.
 
     Raises:
-        IstioInitError: see `Backend.apply`.
+        IstioInitError: see `Engine.apply`.
     """
-    report = run.open_backend().apply(plan, run.families)
+    report = run.open_engine().apply(plan, run.families)
     for warning in report.warnings:
         run.log.write(Level.WARNING, warning)
     run.log.write(Level.INFO, _summary(plan, report, time.perf_counter() - started))

@@ -31,10 +31,10 @@ def remove_ours(run: Run) -> None:
     """Remove all that is ours, and log what there was.
 
     Raises:
-        IstioInitError: see `Backend.remove`.
+        IstioInitError: see `Engine.remove`.
     """
     started = time.perf_counter()
-    report = run.open_backend().remove(run.families)
+    report = run.open_engine().remove(run.families)
     for warning in report.warnings:
         run.log.write(Level.WARNING, warning)
     removed = [f"{report.chains} chains"] * bool(report.chains) + ["the policy route"] * report.routed

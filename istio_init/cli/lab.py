@@ -26,14 +26,13 @@ from istio_init.lab.settings import (
     proxy_environment,
 )
 from istio_init.rules.environment import read_settings
+from istio_init.rules.kernel.registry import NAMES as BACKENDS
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab
 
 EXTRA = ("cryptography", "dnslib", "envoy", "grpc")  # what the extra `lab` brings, by the names of the modules
-
-BACKENDS = ("auto", "restore", "libiptc", "nft")
 
 name_option = click.option(
     "--name", default=DEFAULT_NAME, metavar="NAME", help="For several labs side by side. Default: lab."

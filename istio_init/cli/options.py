@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_init.core.log import Level, Log
+from istio_init.rules.kernel.registry import NAMES as BACKENDS
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.options import LAYOUTS, OPTIONS, Option
 
 if TYPE_CHECKING:
-    from istio_init.rules.kernel.backend import Backend
+    from istio_init.rules.kernel.engine import Engine
 
 Function = Callable[..., None]
 Decorator = Callable[[Function], Function]
@@ -55,11 +56,11 @@ class Run(NamedTuple):
             log,
         )
 
-    def open_backend(self) -> "Backend":
-        """Make the backend that was asked for; only now are its modules imported."""
-        from istio_init.rules.kernel import open_backend
+    def open_engine(self) -> "Engine":
+        """Make the engine that was asked for; only now are its modules imported."""
+        from istio_init.rules.kernel.engine import open_engine
 
-        return open_backend(self.backend, self.variant, self.lock_wait, self.log.debug)
+        return open_engine(self.backend, self.variant, self.lock_wait, self.log.debug)
 
 
 class CommandWithSwitches(click.Command):
@@ -160,7 +161,7 @@ def run_options(command: Function, quiet: Sequence[str] = ("-q", "--quiet")) -> 
             ),
             click.option(
                 "--backend",
-                type=click.Choice(["auto", "restore", "libiptc", "nft"]),
+                type=click.Choice(BACKENDS),
                 default="auto",
                 help="restore: iptables-restore; libiptc: legacy tables by library calls; nft: tables of nftables' own. "
                 "Default: auto, which is restore, or nft where no iptables works.",

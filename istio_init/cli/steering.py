@@ -8,6 +8,7 @@ from istio_init.core.errors import InvalidInput
 from istio_init.core.log import Level
 from istio_init.rules import values as parse
 from istio_init.rules.environment import choose
+from istio_init.rules.kernel.registry import NFT, agree
 from istio_init.rules.options import CURRENT, ISTIO_1_0, Option
 from istio_init.rules.values import Value
 
@@ -167,9 +168,9 @@ class Steering(NamedTuple):
         """
         if not self.native_nftables:
             return named
-        if named not in ("auto", "nft"):
+        if not agree(named, NFT):
             raise InvalidInput(self.wheres["native_nftables"], f"it contradicts --backend {named}", "one of the two")
-        return "nft"
+        return NFT
 
     def variant(self, named: str) -> str:
         """Give the iptables variant, beside what --iptables-variant names.

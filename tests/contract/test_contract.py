@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from istio_init.core.errors import Unsupported
+from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.rules.changes import desired
+from istio_init.rules.kernel.engine import Engine, open_engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.kernel.libiptc import LibiptcBackend
 from istio_init.rules.kernel.nft import NftBackend
@@ -26,7 +27,7 @@ from tests.privileges import need_namespaces
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from istio_init.rules.kernel.backend import Backend
+    from istio_init.rules.kernel.backend import Backend, Surroundings
 
 T = TypeVar("T")
 
@@ -99,6 +100,20 @@ class Kernel(NamedTuple):
     variant: str = ""
 
     @property
+    def engine(self) -> Engine:
+        return Engine(self.backend)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        return self.backend.surroundings()
+
+    def routes(self) -> tuple[TproxyRoute, ...]:
+        return self.surroundings.find(frozenset())
+
+    def delete_route(self, route: TproxyRoute) -> None:
+        self.surroundings.delete(route, only_ours=False)
+
+    @property
     def namespace(self) -> Namespace:
         assert self.inside is not None
         return self.inside
@@ -110,7 +125,7 @@ class Kernel(NamedTuple):
         """Tell whether exactly this plan is there, as the kernel itself says."""
         found = self.call(lambda: self.backend.read(BOTH))
         same = all(not self.backend.difference(desired(plan, family), found[family]) for family in BOTH)
-        routes, addresses = self.call(self.backend.routes), self.call(self.backend.addresses)
+        routes, addresses = self.call(self.routes), self.call(self.surroundings.addresses)
         return same and routes == plan.routes and addresses == plan.addresses
 
     def everything(self) -> list[str]:
@@ -141,7 +156,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 @each_plan
 def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> None:
     assert kernel.holds(NOTHING)
-    report = kernel.call(lambda: kernel.backend.apply(plan))
+    report = kernel.call(lambda: kernel.engine.apply(plan))
     assert kernel.holds(plan)
     assert report.changed
     assert report.backend == kernel.backend.name
@@ -154,8 +169,8 @@ def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> N
 
 @each_plan
 def test_a_second_apply_writes_nothing(kernel: Kernel, plan: Plan) -> None:
-    kernel.call(lambda: kernel.backend.apply(plan))
-    report = kernel.call(lambda: kernel.backend.apply(plan))
+    kernel.call(lambda: kernel.engine.apply(plan))
+    report = kernel.call(lambda: kernel.engine.apply(plan))
     assert not report.changed
     assert (report.chains, report.rules, report.routed, report.addressed) == (0, 0, False, False)
     assert kernel.holds(plan)
@@ -191,8 +206,8 @@ def test_a_second_apply_writes_nothing(kernel: Kernel, plan: Plan) -> None:
     ],
 )
 def test_another_plan_replaces_the_one_before(kernel: Kernel, before: Plan, after: Plan) -> None:
-    kernel.call(lambda: kernel.backend.apply(before))
-    report = kernel.call(lambda: kernel.backend.apply(after))
+    kernel.call(lambda: kernel.engine.apply(before))
+    report = kernel.call(lambda: kernel.engine.apply(after))
     assert report.changed
     assert kernel.holds(after)
     assert (report.routed, report.addressed) == (before.routes != after.routes, before.addresses != after.addresses)
@@ -201,32 +216,32 @@ def test_another_plan_replaces_the_one_before(kernel: Kernel, before: Plan, afte
 def test_each_case_replaces_the_one_before_and_is_found_in_place(kernel: Kernel) -> None:
     for case in (*CASES, *CASES_CURRENT, *PAIRS):
         plan = case.plan()
-        kernel.call(lambda plan=plan: kernel.backend.apply(plan))  # type: ignore[misc] # a plain closure
+        kernel.call(lambda plan=plan: kernel.engine.apply(plan))  # type: ignore[misc] # a plain closure
         assert kernel.holds(plan), case.name
-        assert not kernel.call(lambda plan=plan: kernel.backend.apply(plan)).changed, case.name  # type: ignore[misc] # as above
-    kernel.call(kernel.backend.remove)
+        assert not kernel.call(lambda plan=plan: kernel.engine.apply(plan)).changed, case.name  # type: ignore[misc] # as above
+    kernel.call(kernel.engine.remove)
     assert kernel.holds(NOTHING)
 
 
 @each_plan
 def test_remove_leaves_nothing_and_can_be_repeated(kernel: Kernel, plan: Plan) -> None:
-    kernel.call(lambda: kernel.backend.apply(plan))
-    report = kernel.call(kernel.backend.remove)
+    kernel.call(lambda: kernel.engine.apply(plan))
+    report = kernel.call(kernel.engine.remove)
     assert (report.changed, report.routed, report.addressed) == (True, bool(plan.routes), bool(plan.addresses))
     assert kernel.holds(NOTHING)
-    assert not kernel.call(kernel.backend.remove).changed
+    assert not kernel.call(kernel.engine.remove).changed
 
 
 @pytest.mark.parametrize("plan", [TPROXY, DUAL], ids=["tproxy", "current-tproxy"])
 @pytest.mark.parametrize(("one", "other"), [BOTH, BOTH[::-1]], ids=BOTH)
 def test_a_family_can_be_worked_on_alone(kernel: Kernel, plan: Plan, one: Family, other: Family) -> None:
-    kernel.call(lambda: kernel.backend.apply(plan, (one,)))
+    kernel.call(lambda: kernel.engine.apply(plan, (one,)))
     assert kernel.holds(plan.only((one,)))
-    kernel.call(lambda: kernel.backend.apply(plan))
-    kernel.call(lambda: kernel.backend.apply(NOTHING, (other,)))
+    kernel.call(lambda: kernel.engine.apply(plan))
+    kernel.call(lambda: kernel.engine.apply(NOTHING, (other,)))
     assert kernel.holds(plan.only((one,)))
-    kernel.call(lambda: kernel.backend.apply(plan))
-    kernel.call(lambda: kernel.backend.remove((one,)))
+    kernel.call(lambda: kernel.engine.apply(plan))
+    kernel.call(lambda: kernel.engine.remove((one,)))
     assert kernel.holds(plan.only((other,)))
 
 
@@ -248,9 +263,9 @@ def broken(plan: Plan) -> Plan:
 )
 @pytest.mark.parametrize("wanted", [TPROXY, DUAL], ids=["to-tproxy", "to-current-tproxy"])
 def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan, wanted: Plan) -> None:
-    kernel.call(lambda: kernel.backend.apply(before))
+    kernel.call(lambda: kernel.engine.apply(before))
     with pytest.raises(Unsupported) as failure:
-        kernel.call(lambda: kernel.backend.apply(broken(wanted)))
+        kernel.call(lambda: kernel.engine.apply(broken(wanted)))
     assert kernel.holds(before)
     # Where one transaction makes a whole change, nothing is to be put back.
     assert {"what was there before is in place again", "nothing had been changed"} & set(failure.value.__notes__)
@@ -259,30 +274,30 @@ def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan, wan
 @pytest.mark.parametrize("family", Family)
 def test_routes_are_listed_added_once_and_deleted(kernel: Kernel, family: Family) -> None:
     route, sibling = TproxyRoute(0xFFFFFFFF, 70000, family), TproxyRoute(5, 70000, family)
-    assert kernel.call(lambda: kernel.backend.add_route(route))
-    assert not kernel.call(lambda: kernel.backend.add_route(route))
-    kernel.call(lambda: kernel.backend.add_route(sibling))
-    kernel.call(lambda: kernel.backend.delete_route(route))
-    assert kernel.call(kernel.backend.routes) == (sibling,)
-    kernel.call(lambda: kernel.backend.delete_route(sibling))
-    assert kernel.call(kernel.backend.routes) == ()
+    assert kernel.call(lambda: kernel.surroundings.add(route))
+    assert not kernel.call(lambda: kernel.surroundings.add(route))
+    kernel.call(lambda: kernel.surroundings.add(sibling))
+    kernel.call(lambda: kernel.delete_route(route))
+    assert kernel.call(kernel.routes) == (sibling,)
+    kernel.call(lambda: kernel.delete_route(sibling))
+    assert kernel.call(kernel.routes) == ()
 
 
 def test_each_family_has_routes_of_its_own_ipv4_first(kernel: Kernel) -> None:
     routes = (TproxyRoute(5, 7, Family.IPV4), TproxyRoute(5, 7, Family.IPV6))
     for route in reversed(routes):
-        assert kernel.call(lambda route=route: kernel.backend.add_route(route))  # type: ignore[misc] # a plain closure
-    assert kernel.call(kernel.backend.routes) == routes
-    kernel.call(lambda: kernel.backend.delete_route(routes[0]))
-    assert kernel.call(kernel.backend.routes) == routes[1:]
+        assert kernel.call(lambda route=route: kernel.surroundings.add(route))  # type: ignore[misc] # a plain closure
+    assert kernel.call(kernel.routes) == routes
+    kernel.call(lambda: kernel.delete_route(routes[0]))
+    assert kernel.call(kernel.routes) == routes[1:]
 
 
 def test_addresses_are_listed_added_once_and_deleted(kernel: Kernel) -> None:
-    assert kernel.call(lambda: kernel.backend.add_address("::6/128"))
-    assert not kernel.call(lambda: kernel.backend.add_address("::6/128"))
-    assert kernel.call(kernel.backend.addresses) == ("::6/128",)
-    kernel.call(lambda: kernel.backend.delete_address("::6/128"))
-    assert kernel.call(kernel.backend.addresses) == ()
+    assert kernel.call(lambda: kernel.surroundings.add_address("::6/128"))
+    assert not kernel.call(lambda: kernel.surroundings.add_address("::6/128"))
+    assert kernel.call(kernel.surroundings.addresses) == ("::6/128",)
+    kernel.call(lambda: kernel.surroundings.delete_address("::6/128"))
+    assert kernel.call(kernel.surroundings.addresses) == ()
 
 
 FOREIGN_CHAINS = (
@@ -324,9 +339,9 @@ def rules_of(kernel: Kernel, tool: str, table: str, chain: str) -> list[str]:
 def test_remove_gives_a_namespace_with_rules_of_others_back_as_it_was(kernel: Kernel, plan: Plan) -> None:
     add_foreign_rules(kernel)
     before = kernel.everything()
-    kernel.call(lambda: kernel.backend.apply(plan))
+    kernel.call(lambda: kernel.engine.apply(plan))
     assert kernel.everything() != before
-    kernel.call(kernel.backend.remove)
+    kernel.call(kernel.engine.remove)
     assert kernel.everything() == before
 
 
@@ -335,7 +350,7 @@ def test_what_belongs_at_the_head_stands_before_rules_of_others_and_the_rest_beh
     add_foreign_rules(kernel)
     foreign = [rules_of(kernel, tool, "nat", "PREROUTING") for tool in kernel.tools()]
     for _ in range(2):
-        kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+        kernel.call(lambda: kernel.engine.apply(EVERYTHING))
         for tool, others in zip(kernel.tools(), foreign, strict=True):
             found = rules_of(kernel, tool, "nat", "PREROUTING")
             assert [f" -i {name} " in rule for name, rule in zip(("vm1", "vm0") * 2, found, strict=False)] == [True] * 4
@@ -346,27 +361,27 @@ def test_what_belongs_at_the_head_stands_before_rules_of_others_and_the_rest_beh
 
 @each_of_iptables
 def test_a_rule_of_others_that_came_before_what_belongs_at_the_head_goes_behind_it_again(kernel: Kernel) -> None:
-    kernel.call(lambda: kernel.backend.apply(EVERYTHING))
-    assert not kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
+    kernel.call(lambda: kernel.engine.apply(EVERYTHING))
+    assert not kernel.call(lambda: kernel.engine.apply(EVERYTHING)).changed
     tool, _ = kernel.tools()
     kernel.namespace.run(tool, "-t", "nat", "-I", "PREROUTING", "-i", "vm0", "-j", "ACCEPT")
-    assert kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
+    assert kernel.call(lambda: kernel.engine.apply(EVERYTHING)).changed
     assert [" -i vm" in rule and "ACCEPT" in rule for rule in rules_of(kernel, tool, "nat", "PREROUTING")].index(True) == 4
 
 
 @each_real_one
 def test_when_a_table_fails_each_rule_stands_again_where_it_stood(kernel: Kernel) -> None:
     add_foreign_rules(kernel)
-    kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+    kernel.call(lambda: kernel.engine.apply(EVERYTHING))
     before = kernel.everything()
     with pytest.raises(Unsupported):
-        kernel.call(lambda: kernel.backend.apply(broken(DUAL)))
+        kernel.call(lambda: kernel.engine.apply(broken(DUAL)))
     assert kernel.everything() == before
 
 
 @each_of_iptables
 def test_an_unknown_rule_in_a_chain_of_ours_is_put_back_when_a_change_fails(kernel: Kernel) -> None:
-    kernel.call(lambda: kernel.backend.apply(REDIRECT))
+    kernel.call(lambda: kernel.engine.apply(REDIRECT))
     tool, _ = kernel.tools()
     rules = (
         ("-m", "comment", "--comment", "by hand"),
@@ -376,7 +391,7 @@ def test_an_unknown_rule_in_a_chain_of_ours_is_put_back_when_a_change_fails(kern
         kernel.namespace.run(tool, "-t", "nat", "-I", "ISTIO_OUTPUT", *rule, "-j", "RETURN")
     before = kernel.everything()
     with pytest.raises(Unsupported):
-        kernel.call(lambda: kernel.backend.apply(broken(TPROXY)))
+        kernel.call(lambda: kernel.engine.apply(broken(TPROXY)))
     assert kernel.everything() == before
     assert any("by hand" in text for text in before)
 
@@ -385,10 +400,10 @@ def test_an_unknown_rule_in_a_chain_of_ours_is_put_back_when_a_change_fails(kern
 def test_an_address_that_was_there_first_serves_and_stays(kernel: Kernel) -> None:
     add_foreign_address(kernel, "::6")
     before = kernel.everything()
-    report = kernel.call(lambda: kernel.backend.apply(EVERYTHING))
+    report = kernel.call(lambda: kernel.engine.apply(EVERYTHING))
     assert not report.addressed
-    assert not kernel.call(lambda: kernel.backend.apply(EVERYTHING)).changed
-    kernel.call(kernel.backend.remove)
+    assert not kernel.call(lambda: kernel.engine.apply(EVERYTHING)).changed
+    kernel.call(kernel.engine.remove)
     assert kernel.everything() == before
 
 
@@ -397,23 +412,23 @@ def test_where_ipv6_is_disabled_a_plan_with_ipv6_is_refused_before_anything_is_w
     kernel.namespace.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
     before = kernel.everything()
     with pytest.raises(Unsupported, match=r"IPv6 is disabled in this network namespace; enable it .*, or leave out"):
-        kernel.call(lambda: kernel.backend.apply(DUAL))
+        kernel.call(lambda: kernel.engine.apply(DUAL))
     assert kernel.everything() == before
-    kernel.call(lambda: kernel.backend.apply(TPROXY))
-    kernel.call(kernel.backend.remove)
+    kernel.call(lambda: kernel.engine.apply(TPROXY))
+    kernel.call(kernel.engine.remove)
     assert kernel.everything() == before
 
 
 def test_a_fake_can_be_told_to_fail_and_then_holds_what_it_held() -> None:
     backend = FakeBackend(broken=frozenset({(Family.IPV4, Table.NAT)}))
     with pytest.raises(Unsupported, match="told to fail in table nat"):
-        backend.apply(TPROXY)
+        Engine(backend).apply(TPROXY)
     assert Kernel(backend).holds(NOTHING)
 
 
 def test_a_family_that_is_missing_is_a_warning_where_the_plan_can_do_without() -> None:
     backend = FakeBackend(missing=frozenset({Family.IPV6}))
-    (warning,) = backend.apply(REDIRECT).warnings
+    (warning,) = Engine(backend).apply(REDIRECT).warnings
     assert "ipv6" in warning
     assert Kernel(backend).holds(REDIRECT.only((Family.IPV4,)))
 
@@ -422,5 +437,23 @@ def test_a_family_that_is_missing_is_a_warning_where_the_plan_can_do_without() -
 def test_a_family_that_is_missing_is_an_error_where_it_was_asked_for(plan: Plan, families: tuple[Family, ...]) -> None:
     backend = FakeBackend(missing=frozenset({Family.IPV6}))
     with pytest.raises(Unsupported, match="no ipv6"):
-        backend.apply(plan, families)
+        Engine(backend).apply(plan, families)
     assert Kernel(backend).holds(NOTHING)
+
+
+@pytest.mark.parametrize("name", ["nftables", "ambient", ""])
+def test_a_name_that_no_backend_has_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"is not a backend \(allowed: auto, restore, libiptc, nft\)"):
+        open_engine(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "allowed"),
+    [
+        ("libiptc", Variant.NFT, r"restore with nft, or libiptc with legacy"),
+        ("nft", Variant.LEGACY, r"restore with legacy, or nft with nft"),
+    ],
+)
+def test_a_backend_is_refused_with_a_variant_that_it_does_not_reach(name: str, variant: Variant, allowed: str) -> None:
+    with pytest.raises(InvalidInput, match=allowed):
+        open_engine(name, variant)

@@ -22,6 +22,7 @@ from istio_init.core.errors import (
     Unsupported,
     ValidationFailed,
 )
+from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.model import Family, Table
 from istio_init.rules.options import OPTIONS
@@ -31,8 +32,7 @@ from tests.unit.program import POD, TPROXY, command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from istio_init.rules.kernel.report import Report
-    from istio_init.rules.model import Plan
+    from istio_init.rules.kernel.backend import Snapshots
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
 
 
 def _use(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("istio_init.rules.kernel.open_backend", lambda *_: fake)
+    monkeypatch.setattr("istio_init.rules.kernel.engine.open_engine", lambda *_: Engine(fake))
     for option in OPTIONS:
         for variable in option.variables:
             monkeypatch.delenv(variable, raising=False)
@@ -82,13 +82,13 @@ def test_no_arguments_are_an_apply_of_the_defaults(backend: FakeBackend) -> None
 
 def test_clean_removes_what_an_apply_made(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     run([*TPROXY])
-    assert backend.routes()
+    assert backend.surroundings().find(frozenset())
     capsys.readouterr()
     assert run(["clean"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"istio-init: clean \(fake; .*\): [1-9]\d* chains and the policy route removed, \d+ ms\n", err)
-    assert backend.routes() == ()
+    assert backend.surroundings().find(frozenset()) == ()
     assert not any(state.chains for tables in backend.kernel.values() for state in tables.values())
     assert run(["clean"]) == 0
     assert "nothing to remove" in capsys.readouterr().err
@@ -96,11 +96,11 @@ def test_clean_removes_what_an_apply_made(backend: FakeBackend, capsys: pytest.C
 
 def test_clean_tells_of_the_address_of_lo_that_it_removes(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     run(["--layout", "current", "--dual-stack"])
-    assert backend.addresses() == ("::6/128",)
+    assert backend.surroundings().addresses() == ("::6/128",)
     capsys.readouterr()
     assert run(["clean"]) == 0
     assert " chains and the address of lo removed, " in capsys.readouterr().err
-    assert backend.addresses() == ()
+    assert backend.surroundings().addresses() == ()
 
 
 @pytest.mark.parametrize("family", Family)
@@ -147,11 +147,7 @@ class FailingBackend(FakeBackend):
         super().__init__()
         self._error = error
 
-    def apply(self, plan: Plan, families: tuple[Family, ...] = ()) -> Report:
-        del plan, families
-        raise self._error
-
-    def remove(self, families: tuple[Family, ...] = ()) -> Report:
+    def read(self, families: tuple[Family, ...]) -> Snapshots:
         del families
         raise self._error
 

@@ -16,6 +16,7 @@ from istio_init.cli.steering import LEVELS, MEANINGLESS, PROBE_PORT, STEERING, S
 from istio_init.core.errors import ValidationFailed
 from istio_init.rules import environment
 from istio_init.rules.environment import collect
+from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.model import Family, Table, Variant
 from istio_init.rules.options import CURRENT, ISTIO_1_0, OPTIONS
@@ -46,9 +47,9 @@ class Opened:
         self.backend = FakeBackend()
         self.asked: tuple[str, Variant | None] | None = None
 
-    def __call__(self, name: str, variant: Variant | None, *_: object) -> FakeBackend:
+    def __call__(self, name: str, variant: Variant | None, *_: object) -> Engine:
         self.asked = (name, variant)
-        return self.backend
+        return Engine(self.backend)
 
     @property
     def chains(self) -> set[str]:
@@ -58,7 +59,7 @@ class Opened:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     made = Opened()
-    monkeypatch.setattr("istio_init.rules.kernel.open_backend", made)
+    monkeypatch.setattr("istio_init.rules.kernel.engine.open_engine", made)
     monkeypatch.setattr(environment, "read_host_facts", lambda: HostFacts(("10.96.0.10",)))
     for option in (*OPTIONS, *STEERING):
         for variable in option.variables:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from istio_init.core.errors import IstioInitError, Unsupported
 from istio_init.rules.changes import NOTHING
 from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
+from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import Family, Marks, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class FakeBackend(Backend):
     """
 
     name = "fake"
+    rule_sets = frozenset(RuleSet)
 
     def __init__(
         self,
@@ -40,8 +42,7 @@ class FakeBackend(Backend):
         self.transactions = 0
         self._broken = set(broken)
         self._missing = missing
-        self._routes: set[TproxyRoute] = set()
-        self._addresses: set[str] = set()
+        self._surroundings = FakeSurroundings()
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """There is only one variant of a fake."""
@@ -75,17 +76,35 @@ class FakeBackend(Backend):
             self.transactions += 1
         return None
 
-    def routes(self, marks: Marks = frozenset()) -> tuple[TproxyRoute, ...]:  # noqa: ARG002 - all are ours
+    def surroundings(self) -> FakeSurroundings:
+        """Give the policy routes and addresses of this fake."""
+        return self._surroundings
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock nothing: nobody else knows of this kernel."""
+        yield
+
+
+class FakeSurroundings:
+    """Holds policy routes and addresses in memory; all of them are ours."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._routes: set[TproxyRoute] = set()
+        self._addresses: set[str] = set()
+
+    def find(self, marks: Marks) -> tuple[TproxyRoute, ...]:  # noqa: ARG002 - all are ours
         """List the policy routes in place."""
         return tuple(sorted(self._routes, key=lambda route: (tuple(Family).index(route.family), route)))
 
-    def add_route(self, route: TproxyRoute) -> bool:
+    def add(self, route: TproxyRoute) -> bool:
         """Remember a policy route."""
         missing = route not in self._routes
         self._routes.add(route)
         return missing
 
-    def delete_route(self, route: TproxyRoute, *, only_ours: bool = False) -> None:  # noqa: ARG002 - all are ours
+    def delete(self, route: TproxyRoute, *, only_ours: bool) -> None:  # noqa: ARG002 - all are ours
         """Forget a policy route."""
         self._routes.discard(route)
 
@@ -102,10 +121,6 @@ class FakeBackend(Backend):
     def delete_address(self, cidr: str) -> None:
         """Forget an address of lo."""
         self._addresses.discard(cidr)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        yield
 
 
 def _made(tables: Snapshot, change: TableChange) -> TableState:

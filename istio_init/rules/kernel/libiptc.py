@@ -32,8 +32,8 @@ from istio_init.rules.kernel.legacy import (
     own_lock_file,
 )
 from istio_init.rules.kernel.locks import flock
-from istio_init.rules.kernel.others import OF_VARIANT, find
 from istio_init.rules.kernel.remedies import missing_capability
+from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import (
     Family,
     KernelRule,
@@ -93,6 +93,7 @@ class LibiptcBackend(Backend):
     """
 
     name = "libiptc"
+    rule_sets = frozenset({RuleSet.LEGACY})
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Tell the only variant that libiptc knows."""
@@ -101,10 +102,6 @@ class LibiptcBackend(Backend):
     def read(self, families: tuple[Family, ...]) -> Snapshots:
         """Read the tables that exist, and make none."""
         return {family: _apart(_read_family, family) for family in families}
-
-    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Find rules of ours in nf_tables, those of iptables-nft and of native nftables."""
-        yield from find(families, OF_VARIANT[Variant.LEGACY], self.lock_wait, lambda _: None)
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Open each table, add an empty chain, commit, and take it back."""
@@ -127,9 +124,10 @@ class LibiptcBackend(Backend):
         return failed
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Take the lock of iptables-legacy as well, which python-iptables does not."""
         path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
-        with super()._locked(), _lock_file(path, self._notices.append) as lock:
+        with super().locked(), _lock_file(path, self.notices.append) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
             yield
 

@@ -18,13 +18,13 @@ from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
 from istio_init.rules.kernel.locks import LOCK_WAIT
 from istio_init.rules.kernel.modules import missing_of_nft
-from istio_init.rules.kernel.others import RuleSet, find
 from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import NFT_TABLE, Family, Match, MatchKind, Rule, Snapshot, Table, Target, TargetKind, Variant
 from istio_init.rules.render.nft import FAMILIES, canonical_tables, render_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from istio_init.core.runner import Observer
 
@@ -50,6 +50,8 @@ class NftBackend(Backend):
     """
 
     name = "nft"
+    rule_sets = frozenset({RuleSet.NATIVE})
+    all_or_nothing = True
 
     def __init__(self, lock_wait: int = LOCK_WAIT, observe: Observer = lambda _: None) -> None:
         super().__init__(lock_wait)
@@ -77,10 +79,6 @@ class NftBackend(Backend):
                 raise _failure(result)
         return found
 
-    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Find rules of ours that were made through iptables, of both variants."""
-        yield from find(families, {RuleSet.NATIVE}, self.lock_wait, self._observe)
-
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Let the kernel check a transaction with one rule for each family."""
         rules = {family: (("OUTPUT", TRIAL.get(table, RETURN)),) for family, table in tables.items()}
@@ -99,27 +97,6 @@ class NftBackend(Backend):
         if wanted and current and not compare(canonical_tables(wanted), current):
             return []
         return compare(wanted, {} if wanted else current)
-
-    def _commit_or_put_back(
-        self,
-        before: Snapshots,  # noqa: ARG002 - a transaction that fails leaves nothing to be put back
-        changes: Changes,
-        optional: frozenset[Family],
-    ) -> dict[Family, str]:
-        """Commit all families at once; without the optional ones that do not work here at all, if it fails with them."""
-        writing = {family: wanted for family, wanted in changes.items() if wanted}
-        skipped: dict[Family, str] = {}
-        failed = self.commit(writing) if writing else {}
-        if failed:
-            skipped = self._not_working({family: writing[family][0].table for family in failed if family in optional})
-            rest = {family: wanted for family, wanted in writing.items() if family not in skipped}
-            failed = self.commit(rest) if skipped and rest else {family: failed[family] for family in rest}
-        for error in failed.values():
-            error.add_note("nothing had been changed")
-            raise error
-        for family in skipped:
-            changes[family] = []
-        return skipped
 
     def _run(self, commands: list[Command]) -> list[Result]:
         results = run_all(commands, PATIENCE, self._observe)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Family, Variant
 
 
-class Surroundings(NamedTuple):
-    """What was changed besides rules: see `Report`."""
+class RoutesChanged(NamedTuple):
+    """What was changed besides rules: policy routes, and addresses of lo."""
 
     routed: bool = False
     addressed: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.core.errors import CommandError, IstioInitError, LockHeld, NotPermitted
-from istio_init.core.runner import Command, Result, run_all
+from istio_init.core.runner import NOT_FOUND, Command, Result, run_all
 from istio_init.rules.changes import compare
 from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
 from istio_init.rules.kernel.legacy import (
@@ -24,8 +24,8 @@ from istio_init.rules.kernel.legacy import (
 )
 from istio_init.rules.kernel.locks import LOCK_WAIT
 from istio_init.rules.kernel.modules import missing_part
-from istio_init.rules.kernel.others import OF_VARIANT, find
 from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.rule_sets import OF_VARIANT
 from istio_init.rules.model import Family, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import command_name, parse_save, render_changes
 
@@ -70,6 +70,7 @@ class RestoreBackend(Backend):
     ) -> None:
         super().__init__(lock_wait)
         self._candidates = CANDIDATES if variant is None else (variant,)
+        self.rule_sets = frozenset(rule_set for one in self._candidates for rule_set in OF_VARIANT[one])
         self._chosen: dict[Family, Variant] = {}
         self._readable: set[Family] = set()
         self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
@@ -87,12 +88,15 @@ class RestoreBackend(Backend):
         self._besides.clear()
         return {family: self._settle(family, found[family]) for family in families}
 
-    def others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Find rules of ours in the variants that are not the chosen one, and in native nftables."""
+    def besides(self) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        """Give backends for the variants that have rules of ours and are not the chosen one."""
         for variant, where in self._besides.items():
             yield RestoreBackend(variant, self.lock_wait, self._observe), where
-        known = frozenset(rule_set for variant in self._candidates for rule_set in OF_VARIANT[variant])
-        yield from find(families, known, self.lock_wait, self._observe)
+
+    def is_unusable(self) -> bool:
+        """Tell whether there is no iptables at all; one that exists and fails may hide rules of ours."""
+        are_missing = all(isinstance(e, CommandError) and e.stderr == NOT_FOUND for e in self._unreadable.values())
+        return not self._chosen and are_missing
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Write and take back a rule; a family works when one of the variants left for it takes the rule."""
@@ -217,7 +221,7 @@ class RestoreBackend(Backend):
         if failed and not (self._lock_path or is_lock_chosen()):
             self._lock_path = lock_path(own_lock_file())
             reason = results[failed[0]].stderr.rpartition(": ")[2]
-            self._notices.append(lock_notice(reason, self._lock_path))
+            self.notices.append(lock_notice(reason, self._lock_path))
             again = [self._with_own_lock(commands[number]) for number in failed]
             for number, result in zip(failed, run_all(again, self.lock_wait + PATIENCE, self._observe), strict=True):
                 results[number] = result

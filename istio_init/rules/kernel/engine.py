@@ -1,0 +1,355 @@
+"""What makes a change safe, whichever backend makes it.
+
+One writer at a time, compare first, captures gained before captures lost, rules of ours that other backends made removed
+once the new ones are in place, and the state before put back when a part fails.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_init.core.errors import CommandError, IstioInitError
+from istio_init.rules.changes import desired, shadows
+from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Changes, Snapshots
+from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
+from istio_init.rules.kernel.report import Report, RoutesChanged, means
+from istio_init.rules.kernel.rule_sets import occupied
+from istio_init.rules.model import NO_MARK, PROXY_SOURCE_IPV6, Family, Match, MatchKind, Plan, Rule, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from istio_init.core.runner import Observer
+    from istio_init.rules.model import Marks, Snapshot, Variant
+
+NO_PLAN = Plan("", ())
+UNCHANGED = "nothing had been changed"
+
+
+class Other(NamedTuple):
+    """Rules of ours that were made through another backend than the one at work, and the changes that remove them."""
+
+    backend: Backend
+    before: Snapshots
+    changes: Changes
+
+    @property
+    def means(self) -> str:
+        """How they are reached, such as `restore; ipv4 legacy`."""
+        return means(self.backend.name, self.backend.variants(tuple(self.changes)))
+
+
+def open_engine(
+    name: str = AUTO,
+    variant: Variant | None = None,
+    lock_wait: int = LOCK_WAIT,
+    observe: Observer = lambda _: None,
+) -> Engine:
+    """Make an engine by the names that the command line uses.
+
+    Args:
+        name: a backend of `registry.BACKENDS`, or `auto`: iptables where one of its variants works, else native nftables.
+            iptables comes first, for whoever looks for our rules looks there.
+        variant: which iptables is meant; None finds out.
+        lock_wait: seconds to wait for another program that holds a lock.
+        observe: is told what is done.
+
+    Raises:
+        InvalidInput: there is no such backend, or it contradicts the variant.
+    """
+    if name != AUTO:
+        return Engine(open_backend(name, variant, lock_wait, observe), observe)
+
+    def fall_back() -> Backend:
+        return open_backend(FALLBACK, None, lock_wait, observe)
+
+    preferred = open_backend(PREFERRED, variant, lock_wait, observe)
+    return Engine(preferred, observe, fall_back if variant is None else None)
+
+
+class Engine:
+    """Brings a network namespace to a plan, or removes all that is ours, through one backend.
+
+    Args:
+        backend: reads and writes rules.
+        observe: is told what is done.
+        fall_back: makes the backend that is tried where nothing that `backend` works through exists; None for none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        observe: Observer = lambda _: None,
+        fall_back: Callable[[], Backend] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._observe = observe
+        self._fall_back = fall_back
+
+    def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Bring the kernel to `plan`: afterwards all of it is in place, or all is as it was.
+
+        Nothing is written when the plan is in place already. Rules of ours that were made through another backend are
+        removed once those of this one are in place. Foreign rules and chains are not touched.
+
+        Raises:
+            InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
+        """
+        return self._or_else(lambda: self._apply(plan.only(families), families), lambda other: other.apply(plan, families))
+
+    def _apply(self, plan: Plan, families: tuple[Family, ...]) -> Report:
+        with self._backend.locked():
+            before = self._backend.read(families)
+            others, hidden = self._read_others(families)
+            wanted = {family: desired(plan, family) for family in families}
+            changes = {family: self._backend.difference(wanted[family], before[family]) for family in families}
+            with self._surroundings_added(plan) as added:
+                skipped = self._commit_or_put_back(before, changes, plan.optional)
+                self._remove_others(others, before)
+            # The rules of an earlier plan tell what it had besides, so that pods without any of it need not look.
+            seen = [before, *(other.before for other in others)]
+            gone = RoutesChanged(
+                routed=bool(_marks(seen)) and self._delete_routes(seen, families, plan),
+                addressed=_have_proxy_source(seen) and self._delete_addresses(plan),
+            )
+            left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
+            unread = {family: why for family, why in self._backend.unread().items() if family not in skipped}
+            replaced = [f"rules of ours that were made through another backend ({o.means}) were removed" for o in others]
+            shadowed = [line for family in families for line in _shadowed(family, wanted[family], before[family])]
+            warnings = (*left_out, *_unseen(unread), *hidden, *replaced, *shadowed)
+            return self._report(families, (changes, *(other.changes for other in others)), warnings, added, gone)
+
+    def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+        """Remove all that is ours and nothing else, whichever backend made it; it is no error when there is nothing.
+
+        Raises:
+            NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
+        """
+        return self._or_else(lambda: self._remove(families), lambda other: other.remove(families))
+
+    def _remove(self, families: tuple[Family, ...]) -> Report:
+        with self._backend.locked():
+            before = self._backend.read(families)
+            warnings: list[str] = []
+            for family, error in self._backend.unread().items():
+                if family in self._backend.seen_in_part():
+                    warnings += _unseen({family: error})
+                    continue
+                if family is Family.IPV4 or families != BOTH_FAMILIES:
+                    raise error
+                warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
+            others, hidden = self._read_others(families)
+            changes = {family: self._backend.difference({}, before[family]) for family in families}
+            self._commit_or_put_back(before, changes, frozenset())
+            self._remove_others(others, before)
+            # A family whose rules cannot be read keeps what they may need.
+            read = tuple(family for family in families if family not in self._backend.unread())
+            gone = RoutesChanged(
+                routed=self._delete_routes([before, *(other.before for other in others)], read, NO_PLAN),
+                addressed=Family.IPV6 in read and self._delete_addresses(NO_PLAN),
+            )
+            made = (changes, *(other.changes for other in others))
+            report = self._report(families, made, (*warnings, *hidden), gone)
+            return report._replace(backend=" and ".join((self._backend.name, *(other.backend.name for other in others))))
+
+    def _or_else(self, first: Callable[[], Report], second: Callable[[Engine], Report]) -> Report:
+        """Work through the backend, or through the one to fall back to where nothing of the first one exists here."""
+        try:
+            return first()
+        except CommandError as error:
+            if self._fall_back is None or not self._backend.is_unusable():
+                raise
+            self._observe(f"{self._backend.name} cannot be used here: {error}")
+            try:
+                return second(Engine(self._fall_back(), self._observe))
+            except IstioInitError as other:
+                error.add_note(f"without iptables, too: {other}")
+                raise error from None
+
+    @contextmanager
+    def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
+        """Make sure of the plan's addresses and routes for a block, and take back those that were made if it fails."""
+        if not (plan.addresses or plan.routes):
+            yield RoutesChanged()
+            return
+        surroundings = self._backend.surroundings()
+        with ExitStack() as undo:
+            addresses, routes = [], []
+            for cidr in plan.addresses:
+                if surroundings.add_address(cidr):
+                    addresses.append(cidr)
+                    undo.callback(surroundings.delete_address, cidr)
+            for route in plan.routes:
+                if surroundings.add(route):
+                    routes.append(route)
+                    undo.callback(surroundings.delete, route, only_ours=True)
+            yield RoutesChanged(bool(routes), bool(addresses))
+            undo.pop_all()
+
+    def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
+        """Read the rules of ours that were made through other backends, and say what cannot be read."""
+        found, hidden = [], []
+        for backend, where in self._others(families):
+            try:
+                before = backend.read(where)
+            except IstioInitError as error:
+                hidden += _unseen(dict.fromkeys(where, error))
+                continue
+            hidden += _unseen(backend.unread())
+            changes = {family: backend.difference({}, before[family]) for family in where}
+            if any(changes.values()):
+                found.append(Other(backend, before, {family: made for family, made in changes.items() if made}))
+        return found, hidden
+
+    def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        """Find the backends that may hold rules of ours besides those of the last `read`, each with the families of them."""
+        yield from self._backend.besides()
+        for rule_set, where in occupied(families, self._backend.rule_sets).items():
+            yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
+
+    def _remove_others(self, others: Sequence[Other], before: Snapshots) -> None:
+        """Remove what other backends made, or put back all that was there before."""
+        try:
+            for other in others:
+                for failure in other.backend.commit(other.changes).values():
+                    raise failure
+        except IstioInitError as error:
+            _put_back([(self._backend, before), *((other.backend, other.before) for other in others)], error)
+            raise
+
+    def _delete_routes(self, seen: Sequence[Snapshots], families: tuple[Family, ...], keep: Plan) -> bool:
+        """Remove the routes of `families` that a plan does not have."""
+        surroundings = self._backend.surroundings()
+        # A route of ours that another's rule leads to is part of the one that is kept.
+        kept = (*keep.routes, *(route._replace(mark=NO_MARK) for route in keep.routes))
+        stale = [route for route in surroundings.find(_marks(seen)) if route.family in families and route not in kept]
+        for route in stale:
+            surroundings.delete(route, only_ours=False)
+        return bool(stale)
+
+    def _delete_addresses(self, keep: Plan) -> bool:
+        """Remove the addresses that a plan does not have."""
+        surroundings = self._backend.surroundings()
+        stale = [cidr for cidr in surroundings.addresses() if cidr not in keep.addresses]
+        for cidr in stale:
+            surroundings.delete_address(cidr)
+        return bool(stale)
+
+    def _commit_or_put_back(
+        self,
+        before: Snapshots,
+        changes: Changes,
+        optional: frozenset[Family],
+    ) -> dict[Family, str]:
+        """Commit; give the optional families that turn out not to work here at all, and why, and drop their changes."""
+        writing = {family: wanted for family, wanted in changes.items() if wanted}
+        if not writing:
+            return {}
+        try:
+            skipped = self._commit(writing, optional)
+        except IstioInitError as error:
+            if self._backend.all_or_nothing:
+                error.add_note(UNCHANGED)
+            else:
+                _put_back([(self._backend, {family: before[family] for family in writing})], error)
+            raise
+        for family in skipped:
+            changes[family] = []
+        return skipped
+
+    def _commit(self, changes: Changes, optional: frozenset[Family]) -> dict[Family, str]:
+        """Commit, and give the optional families that do not work here; without them, if one transaction is for all.
+
+        Raises:
+            IstioInitError: the failure of a family that is not optional, or that does work here.
+        """
+        failed = self._backend.commit(changes)
+        skipped = self._not_working({family: changes[family][0].table for family in failed if family in optional})
+        if skipped and self._backend.all_or_nothing:
+            rest = {family: wanted for family, wanted in changes.items() if family not in skipped}
+            failed = self._backend.commit(rest) if rest else {}
+        for family, error in failed.items():
+            if family not in skipped:
+                raise error
+        return skipped
+
+    def _not_working(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
+        return self._backend.probe(tables) if tables else {}
+
+    def _report(
+        self, families: tuple[Family, ...], sets: Sequence[Changes], warnings: tuple[str, ...], *besides: RoutesChanged
+    ) -> Report:
+        made = [change for changes in sets for wanted in changes.values() for change in wanted]
+        return Report(
+            backend=self._backend.name,
+            variants=self._backend.variants(families),
+            chains=sum(len(change.chains) + len(change.dropped) for change in made),
+            rules=sum(
+                sum(map(len, change.chains.values())) + len(change.added_jumps) + len(change.inserted_jumps)
+                for change in made
+            ),
+            changed=bool(made) or any(map(any, besides)),
+            routed=any(changed.routed for changed in besides),
+            addressed=any(changed.addressed for changed in besides),
+            warnings=(*warnings, *self._backend.notices),
+        )
+
+
+def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
+    """Tell the foreign rules that keep connections from ours."""
+    return [
+        f"a rule of others stands before ours in {table} {chain} ({family}), and what it matches does not reach the proxy: "
+        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if that is not meant"
+        for (table, chain), rules in shadows(wanted, current).items()
+    ]
+
+
+def _unseen(unread: Mapping[Family, IstioInitError]) -> list[str]:
+    return [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
+
+
+def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError) -> None:
+    """Bring the rules of backends back to what they were, and note it on the error that made it necessary."""
+    try:
+        undone = [_undo(backend, before) for backend, before in parts]
+    except IstioInitError as error:
+        message = f"{cause}; putting back what was there before failed too: {error}"
+        raise IstioInitError(message) from cause
+    cause.add_note("what was there before is in place again" if any(undone) else UNCHANGED)
+
+
+def _undo(backend: Backend, before: Snapshots) -> bool:
+    """Bring the rules of a backend back to what they were, and return whether any were different.
+
+    Raises:
+        IstioInitError: a transaction failed.
+    """
+    now = backend.read(tuple(before))
+    changes = {family: backend.difference(before[family], now[family]) for family in before}
+    changes = {family: wanted for family, wanted in changes.items() if wanted}
+    if changes:
+        for failure in backend.commit(changes).values():
+            raise failure
+    return bool(changes)
+
+
+def _marks(seen: Iterable[Snapshots]) -> Marks:
+    """Give the marks that rules of ours, or of Istio's own tools, divert packets with."""
+    return frozenset(
+        (family, rule.target.mark)
+        for snapshots in seen
+        for family, tables in snapshots.items()
+        if Table.MANGLE in tables
+        for rule in tables[Table.MANGLE].chains.get("ISTIO_DIVERT", ())
+        if isinstance(rule, Rule) and rule.target.mark is not None
+    )
+
+
+def _have_proxy_source(seen: Iterable[Snapshots]) -> bool:
+    """Tell whether rules look for what the proxy sends from the address that it has on lo in IPv6."""
+    states = (state for snapshots in seen for state in snapshots.get(Family.IPV6, {}).values())
+    rules = (rule for state in states for chain in state.chains.values() for rule in chain)
+    wanted = Match(MatchKind.SOURCE, PROXY_SOURCE_IPV6)
+    return any(isinstance(rule, Rule) and wanted in rule.matches for rule in rules)

@@ -1,0 +1,53 @@
+"""The kernel's sets of rules, and which of them may hold rules of ours.
+
+Three sets apply to each packet and cannot see each other: legacy xtables, nf_tables as iptables uses it, and native
+nftables. So that a pod that was set up through another backend does not keep both plans, the engine asks here for the sets
+that the backend at work does not read itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from istio_init.rules.kernel.legacy import legacy_tables
+from istio_init.rules.kernel.nf_tables import chains
+from istio_init.rules.model import NFT_TABLE, OWN_CHAINS, Table, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from istio_init.rules.model import Family
+
+TABLES = frozenset(table.value for table in Table)
+
+
+class RuleSet(StrEnum):
+    """One of the kernel's sets of rules that can hold ours."""
+
+    LEGACY = "iptables-legacy"
+    IPTABLES_NFT = "iptables-nft"
+    NATIVE = "nft"
+
+
+OF_VARIANT = {
+    Variant.LEGACY: frozenset({RuleSet.LEGACY}),
+    Variant.NFT: frozenset({RuleSet.IPTABLES_NFT}),
+    Variant.PLAIN: frozenset({RuleSet.LEGACY, RuleSet.IPTABLES_NFT}),  # one of the two, and nobody knows which
+}
+
+
+def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[RuleSet, tuple[Family, ...]]:
+    """Tell which sets but the known ones may hold rules of ours, and of which families."""
+    found: dict[RuleSet, tuple[Family, ...]] = {}
+    for family in families:
+        in_nf_tables = chains(family)
+        present = {
+            RuleSet.LEGACY: RuleSet.LEGACY not in known and bool(legacy_tables(family)),
+            RuleSet.IPTABLES_NFT: any(table in TABLES and name in OWN_CHAINS for table, name in in_nf_tables),
+            RuleSet.NATIVE: any(table == NFT_TABLE for table, _ in in_nf_tables),
+        }
+        for rule_set, is_there in present.items():
+            if is_there and rule_set not in known:
+                found[rule_set] = (*found.get(rule_set, ()), family)
+    return found
