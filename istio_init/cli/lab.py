@@ -143,13 +143,13 @@ def down(name: str) -> None:
 def _contradictions(settings: LabSettings) -> tuple[str, ...]:
     """Say where rules and proxies of a lab do not fit each other; a proxy's bad flag is refused."""
     from istio_init.cli.agreement import parse_words, read_rules
-    from istio_init.cli.bootstrap_options import Wanted
+    from istio_init.cli.bootstrap_options import BootstrapRequest
     from istio_init.cli.proxy import proxy
     from istio_init.kubernetes.agreement import Pair, contradictions
 
     pod = mesh_pods(settings)[0]
     given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")
-    wanted = Wanted.take(given.pop("role"), given, proxy_environment(settings, pod))
+    wanted = BootstrapRequest.take(given.pop("role"), given, proxy_environment(settings, pod))
     return contradictions(Pair(read_rules((f"--layout={settings.layout}", *settings.flags), {}, "lab up"), wanted.settings))
 
 

@@ -193,7 +193,7 @@ class Supervisor:
             time.sleep(POLL)
 
     def _reap(self) -> None:
-        for child in self._system.ended():
+        for child in self._system.reap():
             for key, one in self._running.items():
                 if one.pid == child.pid:
                     self._running[key] = one._replace(status=child.status)

@@ -101,11 +101,11 @@ def test_an_update_that_envoy_rejects_is_reported_and_traffic_goes_on(lab: Live)
 def test_a_killed_envoy_is_started_again(lab: Live) -> None:
     first = lab.admin("reviews", "/server_info")["uptime_all_epochs"]
     assert first.endswith("s")
-    killed = lab.log("reviews").count("was ended by SIGKILL")
+    killed = lab.log("reviews").count("was terminated by SIGKILL")
     lab.run("reviews", "pkill", "-KILL", "-P", str(lab.program("reviews")["pid"]), uid=0)
     wait_for("the new Envoy", lambda: lab.run("client", "curl", "-sf", READY, check=False).returncode == 0)
     wait_for("traffic", lambda: lab.run("productpage", "curl", "-sf", URL, check=False).returncode == 0)
-    assert lab.log("reviews").count("was ended by SIGKILL") == killed + 1
+    assert lab.log("reviews").count("was terminated by SIGKILL") == killed + 1
     assert lab.program("reviews")["status"] is None, "the launcher itself went on"
 
 
@@ -188,7 +188,7 @@ def test_a_control_plane_with_the_wrong_identity_is_refused() -> None:
 
 def test_a_lab_whose_proxies_do_not_get_ready_is_taken_down_and_says_why() -> None:
     settings = LabSettings(mutual_tls=True, control_plane_account="impostor", patience=2)
-    with pytest.raises(IstioInitError, match="not ready: Envoy waits for its control plane"):
+    with pytest.raises(IstioInitError, match="not ready: waiting for the control plane"):
         Lab.up("test-impostor", settings, lambda _: None)
     with pytest.raises(IstioInitError, match="no lab 'test-impostor' is up"):
         Lab.find("test-impostor")

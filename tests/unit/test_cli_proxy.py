@@ -366,7 +366,7 @@ def test_an_envoy_that_the_system_cannot_run_is_told(stage: Stage) -> None:
     until(lambda: "trying again" in "".join(stage.messages()), "the first try")
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 143
-    assert re.search(r"envoy' cannot be started: .*; trying again in 0\.2 s", stage.messages()[0])
+    assert re.search(r"cannot start '.*envoy': .*; trying again in 0\.2 s", stage.messages()[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -387,7 +387,7 @@ def test_an_envoy_that_a_signal_ended_gives_the_signals_status(stage: Stage) -> 
     until(stage.pids, "the start")
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 143
-    assert stage.messages()[-1] == "istio-init: envoy, epoch 0, was ended by SIGTERM"
+    assert stage.messages()[-1] == "istio-init: envoy, epoch 0, was terminated by SIGTERM"
 
 
 def test_an_interrupt_at_a_terminal_reaches_envoy_only_through_the_program(stage: Stage) -> None:
@@ -407,9 +407,9 @@ def test_an_end_is_noticed_also_where_ends_of_children_were_ignored(stage: Stage
 def test_a_signal_that_comes_at_the_very_end_changes_nothing() -> None:
     program = """
 import os, signal
-from istio_init.core.processes import notice, signals_awaited
-with signals_awaited():
-    notice()
+from istio_init.core.processes import block_signals, wake_up
+with block_signals():
+    wake_up()
     os.kill(os.getpid(), signal.SIGTERM)
 print("the end")
 """
@@ -426,7 +426,7 @@ def test_readiness_is_served_while_envoy_runs(stage: Stage) -> None:
         connection.request("GET", "/healthz/ready")
         response = connection.getresponse()
         assert response.status == 503
-        assert b"Envoy's administration does not answer" in response.read()
+        assert b"Envoy's admin interface does not respond" in response.read()
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 0
 
