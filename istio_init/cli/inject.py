@@ -99,7 +99,7 @@ def inject(**options: Any) -> None:
     log = take_log(options)
     webhook = WebhookOptions.take(options)
     settings = InjectSettings(**{name: options.pop(name) for name in InjectSettings._fields}).checked()
-    if webhook.wanted:
+    if webhook.enabled:
         if any(options.values()):
             raise InvalidInput("--webhook", "it reads and writes no manifest", "without files, --output and --in-place")
         serve_webhook(webhook, _injector(settings), log)

@@ -29,7 +29,7 @@ MAKE_CERTIFICATES = ROOT / "docker" / "kubernetes" / "webhook" / "make-certifica
 ADDRESS = "127.0.0.1"
 JSON_TYPE = {"Content-Type": "application/json"}
 PATIENCE = 20.0  # seconds for whatever must come
-LISTENING = re.compile(r"serves https://127\.0\.0\.1:(\d+)/inject, and http://127\.0\.0\.1:(\d+) ")
+LISTENING = re.compile(r"serving https://127\.0\.0\.1:(\d+)/inject, and http://127\.0\.0\.1:(\d+) ")
 
 
 def eventually(found: Callable[[], bool], what: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GOOD = encoded(review(POD))
-TOO_LARGE = server.LARGEST_BODY + 1
+TOO_LARGE = server.MAX_BODY + 1
 
 
 def still_serves(webhook: Webhook) -> None:
@@ -65,7 +65,7 @@ def test_a_denied_pod_and_one_left_alone_are_answers_too(stand_in: Webhook) -> N
     assert alone["warnings"]
 
 
-@pytest.mark.parametrize("size", [1_000_000, server.LARGEST_BODY - 100_000])
+@pytest.mark.parametrize("size", [1_000_000, server.MAX_BODY - 100_000])
 def test_a_large_pod_is_injected(size: int, stand_in: Webhook) -> None:
     large = pod(large="x" * size)
     assert patched(large, stand_in.review(review(large)))["spec"]["containers"][-1]["name"] == "stand-in"
@@ -194,14 +194,14 @@ def silent(_message: str) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "READ_PATIENCE", 0.05)
+    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.05)
 
     async def post() -> int:
         async def body() -> object:
             yield GOOD[:10]
             await asyncio.get_running_loop().create_future()
 
-        application = server.Webhook(injector.inject, server.Voice(silent, silent, silent)).reviews()
+        application = server.Webhook(injector.inject, server.Logger(silent, silent, silent)).reviews()
         async with TestClient(TestServer(application)) as client:
             reply = await client.post("/inject", data=body(), headers={"Content-Type": "application/json"})
             return reply.status
@@ -216,7 +216,7 @@ def test_a_pod_that_the_injector_stumbles_over_does_not_end_the_service(
     reply = stand_in.post(encoded(review(pod(test=annotation))))
     assert reply.status == status
     still_serves(stand_in)
-    assert f"a request is refused with {status}" in stand_in.log()
+    assert f"rejected a request with status {status}" in stand_in.log()
 
 
 # Under load.
