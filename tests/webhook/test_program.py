@@ -147,7 +147,7 @@ def test_bad_options_are_refused_in_one_line(certificates: Certificates, tmp_pat
         bad = {
             "--webhook: API servers require HTTPS": ("--webhook", "--tls-cert", cert),
             "--tls-cert, --tls-key: have no effect without --webhook": ("--tls-key", key, "-f", "-"),
-            "--webhook: it reads and writes no manifest": ("--webhook", *files, "-f", str(tmp_path / "pod.json")),
+            "--webhook: does not read or write manifests": ("--webhook", *files, "-f", str(tmp_path / "pod.json")),
             "KEY_VALUES_MISMATCH": ("--webhook", "--tls-cert", cert, "--tls-key", str(other.key)),
             "/nowhere": ("--webhook", "--tls-cert", cert, "--tls-key", "/nowhere"),
             "--webhook-port": ("--webhook", *files, "--webhook-port", "65536"),
