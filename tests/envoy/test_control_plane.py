@@ -25,7 +25,7 @@ from istio_init.lab.ads import version
 from istio_init.lab.certificates import Authority
 from istio_init.lab.messages import CLASSES
 from istio_init.lab.resources import Kind, resources
-from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
+from istio_init.lab.world import SHAPES, Extra, LabPod, Service, World
 from istio_init.sidecar.bootstrap import render_bootstrap
 from istio_init.sidecar.bootstrap.common import CERTIFICATES
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -58,8 +58,8 @@ def world(shape: str = "istio-1.0", mode: str = "REDIRECT", *, port: int = 9080,
         Service("ratings", "default", ("10.96.0.11",), 9080, ("ratings-v1",)),
     )
     pods = (
-        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 9080, "reviews"),
-        Pod("ratings-v1", "default", ("10.77.0.3",), mode, port, "ratings"),
+        LabPod("reviews-v1", "default", ("10.77.0.2",), mode, 9080, "reviews"),
+        LabPod("ratings-v1", "default", ("10.77.0.3",), mode, port, "ratings"),
     )
     return World(shape, services, pods, extra)
 
@@ -235,7 +235,7 @@ def test_what_was_sent_and_taken_is_in_the_log_and_in_the_status(plane: Plane) -
         assert plane.logged("ads push") == [f"ads push type=LDS version={version} nonce={nonce} resources=3 node={NODE}"]
         assert acked == f"ads ack type=LDS version={version} nonce={nonce} node={NODE}"
         becomes(plane.status, {NODE: {"LDS": {"sent": version, "acked": version, "nack": None}}})
-    assert plane.wait_for("ads gone") == [f"ads gone node={NODE}"]
+    assert plane.wait_for("ads disconnected") == [f"ads disconnected node={NODE}"]
     becomes(plane.status, {})
 
 
@@ -358,12 +358,12 @@ def test_a_world_that_cannot_be_read_changes_nothing(plane: Plane) -> None:
     with client(plane) as asked:
         asked.get(Kind.EDS, RATINGS)
         plane.serve("{")
-        (refused,) = plane.wait_for("world refused")
-        assert "this is no JSON" in refused
+        (refused,) = plane.wait_for("world rejected")
+        assert "not valid JSON" in refused
         plane.serve(world(extra=Extra(clusters=({"name": "mine", "colour": "red"},))))
-        assert "colour" in plane.wait_for("world refused", 2)[1]
+        assert "colour" in plane.wait_for("world rejected", 2)[1]
         (plane.directory / "world.json").unlink()
-        assert "No such file" in plane.wait_for("world refused", 3)[2]
+        assert "No such file" in plane.wait_for("world rejected", 3)[2]
         plane.serve(world(port=9081))
         assert ports_of(asked.answer()) == {9081}, "nothing was sent for the worlds before"
 
@@ -390,8 +390,8 @@ def test_an_unknown_kind_is_logged_and_the_stream_goes_on(plane: Plane) -> None:
         asked.get(Kind.CDS)
         asked.send(DiscoveryRequest(type_url="type.googleapis.com/no.such.Kind"))
         assert kind_of(asked.get(Kind.LDS)) is Kind.LDS
-        expected = f"ads unknown type=type.googleapis.com/no.such.Kind node={NODE}"
-        assert plane.wait_for("ads unknown") == [expected]
+        expected = f"ads unsupported type=type.googleapis.com/no.such.Kind node={NODE}"
+        assert plane.wait_for("ads unsupported") == [expected]
 
 
 def test_a_proxy_without_a_name_is_refused(plane: Plane) -> None:
@@ -424,7 +424,7 @@ def test_the_old_stream_of_a_proxy_that_came_back_takes_nothing_with_it(plane: P
         with client(plane) as before:
             before.get(Kind.CDS)
             after.get(Kind.LDS)
-        plane.wait_for("ads gone")
+        plane.wait_for("ads disconnected")
         assert list(plane.status()[NODE]) == ["LDS"]
 
 

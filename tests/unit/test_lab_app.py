@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from istio_init.core.errors import InvalidInput
-from istio_init.lab.app import App, Identity, Wish
+from istio_init.lab.app import App, Identity, ResponseOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,18 +120,19 @@ def test_a_caller_may_ask_for_a_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wish"), [("", Wish()), ("delay=1000", Wish(60.0)), ("status=503&delay=.5", Wish(0.5, 503))]
+    ("query", "options"),
+    [("", ResponseOptions()), ("delay=1000", ResponseOptions(60.0)), ("status=503&delay=.5", ResponseOptions(0.5, 503))],
 )
-def test_a_wish_is_read_and_a_delay_is_bounded(query: str, wish: Wish) -> None:
-    assert Wish.from_query(query) == wish
+def test_response_options_are_read_and_a_delay_is_bounded(query: str, options: ResponseOptions) -> None:
+    assert ResponseOptions.from_query(query) == options
 
 
 @pytest.mark.parametrize(
     "query", ["delay=x", "delay=-1", "delay=nan", "status=x", "status=100", "status=204", "status=304", "status=600"]
 )
-def test_a_wish_that_cannot_be_granted_is_a_bad_request(query: str) -> None:
+def test_bad_response_options_are_a_bad_request(query: str) -> None:
     with pytest.raises(InvalidInput, match="query"):
-        Wish.from_query(query)
+        ResponseOptions.from_query(query)
     with app() as serving, connection_to(serving) as connection:
         status, told = get(connection, f"/?{query}")
     assert status == HTTPStatus.BAD_REQUEST
