@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 ENVOY = Path(sys.executable).with_name("envoy")
 NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
 STRANGER = "sidecar~10.77.0.99~x.default~default.svc.cluster.local"
@@ -66,7 +66,7 @@ def world(shape: str = "istio-1.0", mode: str = "REDIRECT", *, port: int = 9080,
 
 def eventually(get: Callable[[], T], wanted: Callable[[T], bool], tell: Callable[[], object] = lambda: "") -> T:
     """Ask until the answer is the wanted one."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not wanted(got := get()):
         assert time.monotonic() < deadline, f"still {got!r} {tell()}"
         time.sleep(0.02)
@@ -115,7 +115,7 @@ class Plane:
 
     def stop(self) -> int:
         self.program.send_signal(signal.SIGTERM)
-        status = self.program.wait(PATIENCE)
+        status = self.program.wait(TIMEOUT)
         self._reader.join()
         return status
 
@@ -150,7 +150,7 @@ class Client:
         self._node = node
         self._requests: queue.Queue[DiscoveryRequest | None] = queue.Queue()
         self.call = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources(
-            iter(self._requests.get, None), timeout=2 * PATIENCE
+            iter(self._requests.get, None), timeout=2 * TIMEOUT
         )
 
     def ask(
@@ -446,7 +446,7 @@ def test_a_port_that_is_taken_is_an_error(plane: Plane) -> None:
 def start(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     files = ("--world", str(directory / "world.json"), "--status", str(directory / "other.json"))
     argv = [sys.executable, "-m", "istio_init.lab.control_plane", *files, *words]
-    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_with_certificates_it_talks_to_those_alone_who_have_one_too(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def greeting(port: int, certificates: Path) -> bool:
     if certificates.name in ("proxy", "stranger"):
         context.load_cert_chain(certificates / "cert-chain.pem", certificates / "key.pem")
     with (
-        socket.create_connection((LOCALHOST, port), timeout=PATIENCE) as plain,
+        socket.create_connection((LOCALHOST, port), timeout=TIMEOUT) as plain,
         context.wrap_socket(plain) as connection,
     ):
         try:
@@ -495,7 +495,7 @@ class Lab(NamedTuple):
 
     def admin(self, path: str) -> str:
         def get() -> str:
-            connection = http.client.HTTPConnection(LOCALHOST, 15000, timeout=PATIENCE)
+            connection = http.client.HTTPConnection(LOCALHOST, 15000, timeout=TIMEOUT)
             try:
                 connection.request("GET", path)
                 return connection.getresponse().read().decode()

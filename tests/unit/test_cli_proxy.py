@@ -24,7 +24,7 @@ from tests.unit.program import call, command, refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE = 30.0  # seconds for anything to happen
+TIMEOUT = 30.0  # seconds for anything to happen
 POLL = 0.02
 SLEEP = shutil.which("sleep") or "sleep"
 
@@ -148,7 +148,7 @@ class Stage:
         for program in self._programs:
             if program.poll() is None:
                 program.kill()
-            program.wait(PATIENCE)
+            program.wait(TIMEOUT)
         for pid in self.pids():
             with suppress(ProcessLookupError, FileNotFoundError):
                 if str(self.envoy).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -163,11 +163,11 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def ended(program: subprocess.Popen[bytes]) -> int:
-    return program.wait(PATIENCE)
+    return program.wait(TIMEOUT)
 
 
 def until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
         assert time.monotonic() < deadline, f"it took too long: {what}"
         time.sleep(POLL)
@@ -321,7 +321,7 @@ def signals(stage: Stage) -> list[int]:
 
 
 def test_envoy_is_started_with_the_signals_of_the_program(stage: Stage) -> None:
-    subprocess.run([str(stage.envoy)], check=True, timeout=PATIENCE)
+    subprocess.run([str(stage.envoy)], check=True, timeout=TIMEOUT)
     blocked, ignored = signals(stage)
     assert blocked == 0
     assert stage.run() == 0
@@ -413,7 +413,7 @@ with block_signals():
     os.kill(os.getpid(), signal.SIGTERM)
 print("the end")
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
@@ -422,7 +422,7 @@ def test_readiness_is_served_while_envoy_runs(stage: Stage) -> None:
     port = free_port()
     program = stage.start(statusPort=str(port))
     until(stage.pids, "the start")
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
         connection.request("GET", "/healthz/ready")
         response = connection.getresponse()
         assert response.status == 503

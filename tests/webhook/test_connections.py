@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from istio_init.kubernetes.webhook.connections import HEAD_TIMEOUT, KEEP_ALIVE_TIMEOUT, MAX_CONNECTIONS, Connections
-from tests.webhook.live import ADDRESS, PATIENCE, Webhook
+from tests.webhook.live import ADDRESS, TIMEOUT, Webhook
 from tests.webhook.reviews import bare_pod, encoded, review
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_of_too_many_connections_those_that_wait_longest_are_ended() -> None:
 @pytest.mark.parametrize("half", [b"", b"POST /inject HTTP/1.1\r\nHost: webhook\r\nX-Ha"], ids=["nothing", "half a head"])
 def test_a_client_that_never_asks_is_hung_up_on_and_another_is_not(half: bytes, webhook: Webhook) -> None:
     def wait(port: int, trust: ssl.SSLContext | None) -> bytes:
-        with socket.create_connection((ADDRESS, port), PATIENCE) as plain:
+        with socket.create_connection((ADDRESS, port), TIMEOUT) as plain:
             client = trust.wrap_socket(plain, server_hostname=ADDRESS) if trust else plain
             client.sendall(half)
             try:
@@ -74,7 +74,7 @@ def test_a_client_that_never_asks_is_hung_up_on_and_another_is_not(half: bytes, 
     assert kept.getresponse().read()
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(wait, webhook.port, webhook.trust), pool.submit(wait, webhook.status_port, None)]
-        assert [one.result(timeout=PATIENCE) for one in waiting] == [b"", b""]
+        assert [one.result(timeout=TIMEOUT) for one in waiting] == [b"", b""]
     kept.request("POST", "/inject", encoded(review(bare_pod("p"))), {"Content-Type": "application/json"})
     assert kept.getresponse().status == 200
     kept.close()
