@@ -1,7 +1,7 @@
-"""Puts the files of an image together: those of some Debian packages, and of what they need, and of /opt/istio-init.
+"""Assembles the root file system of an image from some Debian packages, their dependencies, and /opt/istio-init.
 
-It runs in a stage of the Dockerfile, where all of it is installed: `rootfs.py init /rootfs iptables ...`. Nothing but files
-is copied, so what a package does when it is installed is done here: links of alternatives, accounts, compiled Python.
+Runs in a build stage of the Dockerfile in which all of these are installed: `rootfs.py init /rootfs iptables ...`. As only
+files are copied, this program replaces the packages' maintainer scripts: alternatives, accounts, compiled Python.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from py_compile import PycInvalidationMode
 from sbom import write_sbom
 
 VENV = Path("/opt/istio-init")
-# Packages that others depend on only to be installed.
+# Dependencies that are only needed by maintainer scripts.
 LEFT_OUT = {"debconf", "dpkg", "mawk"}
-# Of what packages of Python bring along to be run, nothing else is.
+# The programs to keep in the virtual environment.
 PROGRAMS = re.compile(r"istio-init|python[\d.]*")
 SHELL_SCRIPT = re.compile(rb"#! ?/(usr/)?bin/(env )?(ba|da)?sh\b")
-# Licences stay.
+# Licences are kept.
 UNWANTED = re.compile(
     r"/usr/share/(doc/.*/(?!copyright)[^/]*$|man/|locale/|info/|lintian/|bug/|bash-completion/)"
     r"|/usr/lib/python3[.\d]*/(lib2to3|pydoc_data|ensurepip|idlelib|turtledemo|test)/|/(systemd|apport)/"
@@ -48,22 +48,22 @@ FILES = {
     "etc/group": "root:x:0:\nistio-proxy:x:1337:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
-# Not those of legacy tables, which only root may list.
+# Not for legacy iptables, whose tables only root can list.
 CAPABILITIES = {
     "usr/sbin/nft": "cap_net_admin+ep",
     "usr/sbin/xtables-nft-multi": "cap_net_admin+ep",
 }
-# Two builds of the same parts are the same image; a file's age says nothing here.
+# A fixed timestamp for reproducible builds.
 EPOCH = 0  # seconds
 
 
 def query(*arguments: str) -> list[str]:
-    """Ask dpkg, and give the lines of its answer."""
+    """Query dpkg, and return the lines of its output."""
     return subprocess.run(["dpkg-query", *arguments], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def needed(wanted: list[str]) -> list[str]:
-    """List packages with all that they depend on, as far as it is installed."""
+    """List packages with their installed dependencies."""
     providers: dict[str, str] = {}
     depends: dict[str, list[str]] = {}
     for line in query("-W", "-f", "${Package}\t${Provides}\t${Pre-Depends}, ${Depends}\n"):
@@ -86,24 +86,24 @@ def needed(wanted: list[str]) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    """List the names in a relation between packages: `a (>= 1) | b:any, c`."""
+    """List the names in a package relationship field: `a (>= 1) | b:any, c`."""
     return re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", text)
 
 
 def copy_package(package: str, root: Path) -> None:
-    """Copy the files of a package, and what dpkg knows of it."""
+    """Copy the files of a package, and its dpkg status."""
     for name in query("-L", package):
         source = Path(name)
         unwanted = UNWANTED.search(f"{name}/" if source.is_dir() else name) or _is_shell_script(source)
         if not unwanted and (source.is_symlink() or not source.is_dir()):
             copy(source, root)
-    status = root / "var/lib/dpkg/status.d" / package  # where scanners look in an image without dpkg
+    status = root / "var/lib/dpkg/status.d" / package  # where scanners look in images without dpkg
     status.parent.mkdir(parents=True, exist_ok=True)
     status.write_text("\n".join(query("-s", package)) + "\n", encoding="utf-8")
 
 
 def _is_shell_script(source: Path) -> bool:
-    """Tell whether a file is for the shell that the image does not have."""
+    """Return whether a file is a shell script, useless in an image without a shell."""
     if not source.is_file():
         return False
     with source.open("rb") as file:
@@ -111,9 +111,9 @@ def _is_shell_script(source: Path) -> bool:
 
 
 def copy(source: Path, root: Path) -> None:
-    """Copy one file, or one link; directories that are links, as /lib is, stay what they are."""
+    """Copy a file or a link; symlinked directories, such as /lib, stay links."""
     if not source.is_symlink() and not source.exists():
-        return  # removed here, as a slim image removes documentation
+        return  # not installed, such as documentation in slim base images
     directory = source.parent.resolve()
     target = root / directory.relative_to("/") / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def copy(source: Path, root: Path) -> None:
 
 
 def copy_alternatives(root: Path) -> None:
-    """Copy the links of update-alternatives(1) to programs that are there."""
+    """Copy the links of update-alternatives(1) for programs in the image."""
     for link in Path("/usr/sbin").iterdir():
         if link.is_symlink() and str(link.readlink()).startswith("/etc/alternatives/"):
             chosen = link.readlink()
@@ -132,7 +132,7 @@ def copy_alternatives(root: Path) -> None:
 
 
 def make_skeleton(root: Path) -> None:
-    """Make what no package brings: mount points, links such as /lib, accounts."""
+    """Create what is not part of any package: mount points, links such as /lib, accounts."""
     for name, mode in DIRECTORIES.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name).chmod(mode)
@@ -144,7 +144,7 @@ def make_skeleton(root: Path) -> None:
 
 
 def copy_program(root: Path) -> None:
-    """Copy the virtual environment, and name the Envoy in it, if there is one, as pods do."""
+    """Copy the virtual environment, and link its Envoy, if there is one, to the path used by pods."""
     shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True, ignore=_other_programs)
     for program in VENV.glob("lib/python*/site-packages/envoy/_bin/envoy"):
         link = root / "usr/local/bin/envoy"
@@ -157,7 +157,7 @@ def _other_programs(directory: str, names: list[str]) -> list[str]:
 
 
 def compile_python(root: Path) -> None:
-    """Compile all of Python; its files never change, so nobody need look whether they have."""
+    """Compile all Python files, without invalidation: the image's files never change."""
     for place in (*root.glob("usr/lib/python3*"), root / VENV.relative_to("/")):
         compileall.compile_dir(
             place, quiet=2, stripdir=root, prependdir="/", invalidation_mode=PycInvalidationMode.UNCHECKED_HASH, workers=0
@@ -165,7 +165,7 @@ def compile_python(root: Path) -> None:
 
 
 def remove_common(root: Path, below: Path) -> None:
-    """Remove what the image below has already."""
+    """Remove files that the base image already has."""
     for directory, _, names in os.walk(root, topdown=False):
         for name in names:
             file = Path(directory, name)
@@ -182,20 +182,18 @@ def _is_plain(file: Path) -> bool:
 
 
 def main() -> None:
-    """Put the files of one image together."""
+    """Assemble the files of one image."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="of the image")
-    parser.add_argument("root", type=Path, help="where its files go")
-    parser.add_argument("packages", nargs="*", help="Debian packages that it has")
-    parser.add_argument(
-        "--below", type=Path, action="append", default=[], help="the files of an image that this one is built on"
-    )
+    parser.add_argument("name", help="name of the image")
+    parser.add_argument("root", type=Path, help="output directory")
+    parser.add_argument("packages", nargs="*", help="Debian packages to include")
+    parser.add_argument("--below", type=Path, action="append", default=[], help="files of a base image")
     parser.add_argument("--file-capabilities", choices=["0", "1"], default="0")
-    given = parser.parse_args()
-    root: Path = given.root
+    arguments = parser.parse_args()
+    root: Path = arguments.root
     root.mkdir()
     make_skeleton(root)
-    packages = needed(given.packages)
+    packages = needed(arguments.packages)
     for package in packages:
         copy_package(package, root)
     copy_alternatives(root)
@@ -203,10 +201,10 @@ def main() -> None:
     compile_python(root)
     sbom = root / "usr/share/sbom/image.cdx.json"
     sbom.parent.mkdir(parents=True)
-    write_sbom(sbom, given.name, packages, root / VENV.relative_to("/"))
-    for below in given.below:
+    write_sbom(sbom, arguments.name, packages, root / VENV.relative_to("/"))
+    for below in arguments.below:
         remove_common(root, below)
-    if given.file_capabilities == "1":
+    if arguments.file_capabilities == "1":
         for name, capabilities in CAPABILITIES.items():
             subprocess.run(["setcap", capabilities, root / name], check=True)
     for directory, names, files in os.walk(root):

@@ -1,4 +1,4 @@
-"""Writes what an image is made of (CycloneDX, JSON), from what dpkg and Python's packages say of themselves."""
+"""Writes an image's SBOM (CycloneDX, JSON) from the metadata of dpkg and of Python packages."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def write_sbom(file: Path, name: str, packages: list[str], venv: Path) -> None:
-    """Write the list of an image's parts.
+    """Write the SBOM of an image.
 
     Args:
-        file: where it goes.
-        name: of the image.
+        file: the output file.
+        name: the name of the image.
         packages: the Debian packages.
         venv: the virtual environment with the Python packages.
     """
     parts = [*_debian(packages), *_python(venv)]
     version = next(part.version for part in parts if part.name == "istio-init")
     bom = Bom(components=parts)
-    # Of the same parts, the same list: no time of day, and a name that is made of what it names.
+    # Reproducible: a fixed timestamp, and a serial number derived from the components.
     bom.metadata.timestamp = datetime.fromtimestamp(0, UTC)
     bom.metadata.component = Component(name=name, version=version, type=ComponentType.CONTAINER, bom_ref=f"image:{name}")
     bom.serial_number = uuid5(NAMESPACE_URL, "\n".join([name, *(str(part.purl) for part in parts)]))
@@ -50,18 +50,18 @@ def _debian(packages: list[str]) -> Iterator[Component]:
 
 
 def _python(venv: Path) -> Iterator[Component]:
-    (place,) = venv.glob("lib/python*/site-packages")
-    for one in sorted(distributions(path=[str(place)]), key=lambda one: one.name.lower()):
+    (site_packages,) = venv.glob("lib/python*/site-packages")
+    for one in sorted(distributions(path=[str(site_packages)]), key=lambda one: one.name.lower()):
         url = PackageURL("pypi", None, one.name.lower().replace("_", "-"), one.version)
         yield _component(url, one.metadata.get("License-Expression") or one.metadata.get("License", ""))
 
 
 def _component(url: PackageURL, licence: str = "") -> Component:
-    """Describe a part; for the licences of a Debian package see its file below /usr/share/doc.
+    """Build a component; for the licences of Debian packages, see their files in /usr/share/doc.
 
     Args:
-        url: names it.
-        licence: as its metadata has it, which may be the whole text; then its first line names it.
+        url: the package URL.
+        licence: the licence from the metadata, which may be the full text, starting with the licence's name.
     """
     name = licence.strip().partition("\n")[0]
     return Component(

@@ -40,7 +40,7 @@ TOOLS = ROOT / ".venv"
 ADDRESS = "127.0.0.1"
 CONNECTIONS = 16  # an API server opens as many as it has reviews under way
 WARM_UP = 200  # reviews
-PATIENCE = 20.0  # seconds for the webhook to start
+TIMEOUT = 20.0  # seconds for the webhook to start
 
 
 class Figures(NamedTuple):
@@ -87,7 +87,7 @@ def main() -> None:
 
 def port_of(server: subprocess.Popen[bytes], log: Path) -> str:
     """Wait until the webhook says where it serves."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not (found := re.search(r"https://[\d.]+:(\d+)/", log.read_text(encoding="utf-8"))):
         if server.poll() is not None or time.monotonic() > deadline:
             sys.exit(f"scripts/bench_webhook.py: the webhook does not serve: {log.read_text(encoding='utf-8')}")

@@ -1,7 +1,7 @@
-# ruff: noqa: INP001 - a script, not a module of a package
-"""The demonstration: one request from app to app through two Envoys, each leg with its evidence, and what goes around them.
+# ruff: noqa: INP001 - a script, not part of a package
+"""The demo: one request from app to app through two Envoys, with evidence for each hop, and traffic that bypasses them.
 
-Exits with 0 if every piece of evidence is as it should be, and with 1 if not. Run it as root, through scripts/demo.
+Exits with 0 if all evidence is as expected, else with 1. Run it as root, through scripts/demo.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ EXCLUDED_PORT = 9091
 PRODUCTPAGE, REVIEWS = mesh_pods(LabSettings())
 URL = f"http://{REVIEWS.service}:{APP_PORT}/"
 REQUEST_ID = "one-request"
-PATIENCE = 20.0  # seconds
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}  # the reader's own may name a proxy for curl
-CURL = ("curl", "-q", "-fsS")  # -q, which must come first: no ~/.curlrc
+TIMEOUT = 20.0  # seconds for a program to exit, or for the access log
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}  # the user's own may configure a proxy for curl
+CURL = ("curl", "-q", "-fsS")  # -q, which must be first: ignore ~/.curlrc
 HOST = f"{REVIEWS.service}.{REVIEWS.domain}"
 
-# Reasons of rules, by which their counters are found, and statistics of Envoy.
-DIVERTED = re.compile(r"every other destination is captured")
+# Reasons of rules, to find their counters, and names of Envoy's statistics.
+REDIRECTED = re.compile(r"every other destination is captured")
 OWN_TRAFFIC = re.compile(rf"the proxy's own traffic \(uid {PROXY_UID}\)")
 CAPTURED = re.compile(r"every other port is captured")
 EXCLUDED = re.compile(rf"\b{EXCLUDED_PORT}\b.*excluded \(-d\)")
 TO_REVIEWS = f"outbound|{APP_PORT}||{HOST}"
 OUTBOUND_CLUSTER = f"cluster.{TO_REVIEWS}.upstream_rq_total"
 OUTBOUND_LISTENER = f"listener.0.0.0.0_{APP_PORT}.downstream_cx_total"
-INBOUND = {  # by the shape of listeners: the listener, and the cluster
+INBOUND = {  # shape of listeners → listener's statistic, cluster
     ISTIO_1_0: (
         f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total",
         f"inbound|{APP_PORT}||{HOST}",
@@ -63,14 +63,14 @@ INBOUND = {  # by the shape of listeners: the listener, and the cluster
 }
 SAVED = re.compile(r"\[(\d+):\d+\] (.*)")
 LISTED = re.compile(r'\s*(.*?) ?counter packets (\d+) bytes \d+ (.*) comment "(.*)"')
-ANY_LISTENER = re.compile(r"listener\.[\d.]+_\d+\.downstream_cx_total")  # all but that of the administration
-TAKEN = "connections that any listener of Envoy took"
+ANY_LISTENER = re.compile(r"listener\.[\d.]+_\d+\.downstream_cx_total")  # except the admin listener
+ACCEPTED = "connections accepted by Envoy's listeners"
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class Rule(NamedTuple):
-    """A rule in a pod: its reason, its text, and the packets that it has counted."""
+    """A rule in a pod: its reason, its text, and its packet counter."""
 
     why: str
     text: str
@@ -78,45 +78,45 @@ class Rule(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What a pod has counted so far: packets of rules, and Envoy's statistics with `TAKEN`, the sum over its listeners."""
+    """A pod's counters: rules with their packets, and Envoy's statistics, plus the sum `ACCEPTED` over its listeners."""
 
     rules: tuple[Rule, ...]
     stats: dict[str, int]
 
     def packets(self, reasons: tuple[re.Pattern[str], ...]) -> dict[str, int]:
-        """Give the packets of the rules with these reasons, by the rules' texts."""
+        """Return the packets of the rules with matching reasons, by the rules' text."""
         return {rule.text: rule.packets for rule in self.rules if any(reason.search(rule.why) for reason in reasons)}
 
 
-class Stage(NamedTuple):
-    """The lab, and the outcomes so far."""
+class Demo(NamedTuple):
+    """The lab, and the results of the checks so far."""
 
     lab: Lab
     settings: LabSettings
-    outcomes: list[bool]
+    results: list[bool]
 
     def run(self, pod: str, *argv: str, uid: int = APP_UID) -> str:
-        """Run a program in a pod, and end the demonstration if it fails."""
+        """Run a program in a pod; if it fails, exit the demo."""
         command = self.lab.command(pod, argv, uid)
         try:
-            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, env=ENVIRONMENT)
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT, env=ENVIRONMENT)
         except subprocess.TimeoutExpired:
-            problem = f"no end in {PATIENCE:g} s"
+            problem = f"not finished after {TIMEOUT:g} s"
         except subprocess.CalledProcessError as error:
             problem = f"status {error.returncode}: {error.stderr.strip()}"
         else:
             return done.stdout
-        self.check(escape(f"{' '.join(argv)} in {pod}: {problem}"), right=False)
+        self.check(escape(f"{' '.join(argv)} in {pod}: {problem}"), ok=False)
         sys.exit(1)
 
     def counters(self, pod: str) -> Counters:
-        """Read what a pod has counted."""
+        """Read a pod's counters."""
         stats = {}
         for line in self.run(pod, *CURL, "http://127.0.0.1:15000/stats").splitlines():
             name, _, value = line.rpartition(": ")
             if value.isdecimal():
                 stats[name] = int(value)
-        stats[TAKEN] = sum(value for name, value in stats.items() if ANY_LISTENER.fullmatch(name))
+        stats[ACCEPTED] = sum(value for name, value in stats.items() if ANY_LISTENER.fullmatch(name))
         return Counters(tuple(self._rules(pod)), stats)
 
     def _rules(self, pod: str) -> Iterator[Rule]:
@@ -134,9 +134,9 @@ class Stage(NamedTuple):
                     yield Rule(reasons.get(found[2], ""), found[2], int(found[1]))
 
     def access_log(self, pod: str) -> dict[str, Any]:
-        """Find the request in the access log of a pod's Envoy, which Envoy flushes now and then."""
+        """Find the request in the access log of a pod's Envoy, which is flushed with a delay."""
         log = self.lab.pod(pod)["programs"]["proxy"]["log"]
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             for line in self.run(pod, "cat", log, uid=0).splitlines():
                 if REQUEST_ID in line:
@@ -145,44 +145,44 @@ class Stage(NamedTuple):
             time.sleep(0.2)
         return {}
 
-    def check(self, text: str, *, right: bool) -> None:
-        """Print one piece of evidence."""
-        self.outcomes.append(right)
-        console.print(f"   [green]✓[/green] {text}" if right else f"   [bold red]✗ {text}[/bold red]", soft_wrap=True)
+    def check(self, text: str, *, ok: bool) -> None:
+        """Print one check."""
+        self.results.append(ok)
+        console.print(f"   [green]✓[/green] {text}" if ok else f"   [bold red]✗ {text}[/bold red]", soft_wrap=True)
 
     def check_grown(self, names: Iterable[str], before: dict[str, int], after: dict[str, int]) -> str:
-        """Print each counter that must have grown, and give them, a line each; that there is none is a failure."""
+        """Check that each counter has grown, and that there is one; return them, one per line."""
         found = []
         for name in names:
             then, now = before.get(name, 0), after.get(name, 0)
             found.append(f"{name}  {then} → {now}")
-            self.check(escape(found[-1]), right=now > then)
+            self.check(escape(found[-1]), ok=now > then)
         if not found:
-            self.check("there is no such rule", right=False)
+            self.check("no such rule", ok=False)
         return "\n".join(found)
 
     def check_packets(self, reason: re.Pattern[str], before: Counters, after: Counters) -> str:
-        """Print the counter of the rule with a reason, which must have grown."""
+        """Check that the counter of the rule with a matching reason has grown."""
         now = after.packets((reason,))
         return self.check_grown(now, before.packets((reason,)), now)
 
     def check_same(self, whose: str, name: str, before: dict[str, int], after: dict[str, int]) -> None:
-        """Print a counter that must not have grown."""
+        """Check that a counter has not grown."""
         then, now = before.get(name, 0), after.get(name, 0)
-        self.check(escape(f"{whose}, not grown: {name}  {then} → {now}"), right=then == now)
+        self.check(escape(f"{whose}, unchanged: {name}  {then} → {now}"), ok=then == now)
 
 
 def main() -> int:
-    """Show everything, and take it down again whatever happens."""
-    for number in ENDS:
+    """Run the demo; the lab is stopped in any case."""
+    for number in STOP_SIGNALS:
         signal.signal(number, _end)
     settings = parse_arguments()
-    outcomes: list[bool] = []
+    results: list[bool] = []
     try:
-        with lab(settings) as made:
-            stage = Stage(made, settings, outcomes)
-            notes = show_request(stage)
-            show_bypasses(stage)
+        with lab(settings) as started:
+            demo = Demo(started, settings, results)
+            notes = show_request(demo)
+            show_bypasses(demo)
     except IstioInitError as error:
         console.print(f"   [bold red]✗ {escape(str(error))}[/bold red]", soft_wrap=True)
         return error.exit_code
@@ -190,18 +190,20 @@ def main() -> int:
     PICTURE.write_text(
         draw(((PRODUCTPAGE.name, PRODUCTPAGE.address), (REVIEWS.name, REVIEWS.address)), notes), encoding="utf-8"
     )
-    console.print(f"\nThe picture of this path: {PICTURE.relative_to(ROOT)}")
+    console.print(f"\nPicture of the path: {PICTURE.relative_to(ROOT)}")
     console.print(
-        "Everything is as expected." if all(outcomes) else "[bold red]Not everything is as expected: see ✗ above.[/bold red]"
+        "Everything is as expected." if all(results) else "[bold red]Not everything is as expected: see ✗ above.[/bold red]"
     )
-    return 0 if all(outcomes) else 1
+    return 0 if all(results) else 1
 
 
 def parse_arguments() -> LabSettings:
-    """Read which rules are shown, and how they are written."""
+    """Parse the layout and the backend to demonstrate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layout", choices=LAYOUTS, default=ISTIO_1_0, help="of the rules, and of Envoy's listeners")
-    parser.add_argument("--backend", choices=("auto", "restore", "libiptc", "nft"), default="auto", help="of istio-init")
+    parser.add_argument("--layout", choices=LAYOUTS, default=ISTIO_1_0, help="layout of the rules and of Envoy's listeners")
+    parser.add_argument(
+        "--backend", choices=("auto", "restore", "libiptc", "nft"), default="auto", help="istio-init's backend"
+    )
     options = parser.parse_args()
     ports = (("inbound_ports", "*"), ("inbound_exclude_ports", f"{EXCLUDED_PORT},15020,15090"))
     return LabSettings(layout=options.layout, backend=options.backend, interception=ports)
@@ -209,33 +211,33 @@ def parse_arguments() -> LabSettings:
 
 @contextmanager
 def lab(settings: LabSettings) -> Iterator[Lab]:
-    """Make the lab, and show how far it is."""
-    title("Two pods with apps and real Envoys, rules by istio-init, and a control plane")
+    """Start the lab, and show progress."""
+    title("Starting two pods with apps, Envoys and rules by istio-init, and a control plane")
     begun, name = time.monotonic(), f"demo-{os.getpid()}"
     ours = True
     try:
         try:
             with console.status("starting") as status:
-                made = Lab.up(name, settings, _progress(status.update))
-        except IstioInitError:  # nothing of it is left; if there is one of this name, it is another's
+                started = Lab.up(name, settings, _progress(status.update))
+        except IstioInitError:  # already cleaned up; a lab of this name belongs to another process
             ours = False
             raise
         console.print(f"   istio-init {' '.join(word or chr(39) * 2 for word in settings.rules)}")
         console.print(f"   ready after {time.monotonic() - begun:.1f} s")
-        yield made
+        yield started
     finally:
         if ours:
             take_down(name)
 
 
 def take_down(name: str) -> None:
-    """End the lab, if it is there: found by its name, for it can be up before anybody here was told."""
-    for number in ENDS:
-        signal.signal(number, signal.SIG_IGN)  # a second ctrl-C must not leave half of it
-    with suppress(ProcessLookupError, ConnectionError):  # it is ending by itself
+    """Stop the lab if it is up; found by name, because a signal can arrive before `Lab.up` returns."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleanup
+    with suppress(ProcessLookupError, ConnectionError):  # it is already stopping
         try:
             found = Lab.find(name)
-        except IstioInitError:  # it is not there
+        except IstioInitError:  # it is not up
             return
         found.down()
 
@@ -248,83 +250,83 @@ def _progress(update: Callable[[str], None]) -> Callable[[str], None]:
     return step
 
 
-def show_request(stage: Stage) -> list[Note]:
-    """Send one request, and show each leg of its way."""
-    title(f"productpage's app asks for {URL}")
-    before = {pod: stage.counters(pod) for pod in (PRODUCTPAGE.name, REVIEWS.name)}
-    answer = json.loads(stage.run(PRODUCTPAGE.name, *CURL, "-H", f"x-request-id: {REQUEST_ID}", URL))
-    after = {pod: stage.counters(pod) for pod in before}
-    listener, cluster = INBOUND[stage.settings.listeners]
-    legs: tuple[tuple[str, str, re.Pattern[str] | tuple[str, str]], ...] = (
-        ("the app's connection is diverted to Envoy", PRODUCTPAGE.name, DIVERTED),
-        ("productpage's Envoy takes it: listener, cluster", PRODUCTPAGE.name, (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
-        ("Envoy's own connection leaves the pod as it is", PRODUCTPAGE.name, OWN_TRAFFIC),
-        ("at reviews it is diverted to Envoy", REVIEWS.name, CAPTURED),
-        ("reviews' Envoy takes it: listener, cluster", REVIEWS.name, (listener, f"cluster.{cluster}.upstream_rq_total")),
+def show_request(demo: Demo) -> list[Note]:
+    """Send one request, and show each hop of its path."""
+    title(f"productpage's app requests {URL}")
+    before = {pod: demo.counters(pod) for pod in (PRODUCTPAGE.name, REVIEWS.name)}
+    answer = json.loads(demo.run(PRODUCTPAGE.name, *CURL, "-H", f"x-request-id: {REQUEST_ID}", URL))
+    after = {pod: demo.counters(pod) for pod in before}
+    listener, cluster = INBOUND[demo.settings.listeners]
+    hops: tuple[tuple[str, str, re.Pattern[str] | tuple[str, str]], ...] = (
+        ("the app's connection is redirected to Envoy", PRODUCTPAGE.name, REDIRECTED),
+        ("productpage's Envoy accepts it: listener, cluster", PRODUCTPAGE.name, (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
+        ("Envoy's own connection is not redirected", PRODUCTPAGE.name, OWN_TRAFFIC),
+        ("in reviews' pod it is redirected to Envoy", REVIEWS.name, CAPTURED),
+        ("reviews' Envoy accepts it: listener, cluster", REVIEWS.name, (listener, f"cluster.{cluster}.upstream_rq_total")),
     )
     notes = []
-    for number, (what, pod, grown) in enumerate(legs, start=1):
+    for number, (what, pod, grown) in enumerate(hops, start=1):
         console.print(f" [bold]{number}[/bold] {what}")
         then, now = before[pod], after[pod]
         if isinstance(grown, re.Pattern):
-            evidence = stage.check_packets(grown, then, now)
+            evidence = demo.check_packets(grown, then, now)
         else:
-            evidence = stage.check_grown(grown, then.stats, now.stats)
+            evidence = demo.check_grown(grown, then.stats, now.stats)
         notes.append(Note(number, what, evidence))
-    notes.append(Note(6, "the app answers", show_answer(stage, answer)))
+    notes.append(Note(6, "the app responds", show_answer(demo, answer)))
     return notes
 
 
-def show_answer(stage: Stage, answer: dict[str, Any]) -> str:
-    """Show what the app saw, and what both access logs say of the same request."""
-    console.print(" [bold]6[/bold] the app answers, and both access logs have the request")
+def show_answer(demo: Demo, answer: dict[str, Any]) -> str:
+    """Show the request as seen by the app, and in both access logs."""
+    console.print(" [bold]6[/bold] the app responds, and both access logs have the request")
     seen = f"reviews saw caller {answer['caller']}, host {answer['headers'].get('host')}, x-request-id "
     seen += str(answer["headers"].get("x-request-id"))
-    stage.check(seen, right=answer["service"] == REVIEWS.service and answer["headers"].get("x-request-id") == REQUEST_ID)
-    to_app = INBOUND[stage.settings.listeners][1]
+    demo.check(seen, ok=answer["service"] == REVIEWS.service and answer["headers"].get("x-request-id") == REQUEST_ID)
+    to_app = INBOUND[demo.settings.listeners][1]
     for pod, direction, cluster in ((PRODUCTPAGE.name, "outbound", TO_REVIEWS), (REVIEWS.name, "inbound", to_app)):
-        entry = stage.access_log(pod)
+        entry = demo.access_log(pod)
         way = " → ".join(str(entry.get(word)) for word in ("downstream_local_address", "upstream_cluster", "upstream_host"))
         found = entry.get("direction"), entry.get("response_code"), entry.get("upstream_cluster")
-        stage.check(f"{pod} logs {found[0]} {found[1]}: {way}", right=found == (direction, 200, cluster))
+        demo.check(f"{pod} logs {found[0]} {found[1]}: {way}", ok=found == (direction, 200, cluster))
     return seen
 
 
-def show_bypasses(stage: Stage) -> None:
-    """Show what goes around the Envoys, and by which rule."""
-    title("What goes around Envoy")
+def show_bypasses(demo: Demo) -> None:
+    """Show traffic that bypasses the Envoys, and the rules responsible."""
+    title("Traffic that bypasses Envoy")
     console.print(
-        f" [bold]•[/bold] port {EXCLUDED_PORT} of reviews is excluded (-d), and a client outside the mesh asks there"
+        f" [bold]•[/bold] port {EXCLUDED_PORT} of reviews is excluded (-d); a client outside the mesh connects to it"
     )
-    with server_on_excluded_port(stage):
-        before = stage.counters(REVIEWS.name)
-        answer = json.loads(stage.run("client", *CURL, f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
-        after = stage.counters(REVIEWS.name)
-    stage.check_packets(EXCLUDED, before, after)
-    stage.check_same("reviews", TAKEN, before.stats, after.stats)
+    with server_on_excluded_port(demo):
+        before = demo.counters(REVIEWS.name)
+        answer = json.loads(demo.run("client", *CURL, f"http://{REVIEWS.address}:{EXCLUDED_PORT}/"))
+        after = demo.counters(REVIEWS.name)
+    demo.check_packets(EXCLUDED, before, after)
+    demo.check_same("reviews", ACCEPTED, before.stats, after.stats)
     caller = answer["caller"].rpartition(":")[0]
-    stage.check(f"the app saw {caller}, the client itself", right=caller == client_pod(stage.settings).address)
+    demo.check(f"the app saw {caller}, the client itself", ok=caller == client_pod(demo.settings).address)
 
-    console.print(f" [bold]•[/bold] what the proxy's user (uid {PROXY_UID}) sends is not diverted")
-    before = stage.counters(PRODUCTPAGE.name)
-    stage.run(PRODUCTPAGE.name, *CURL, f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
-    after = stage.counters(PRODUCTPAGE.name)
-    stage.check_packets(OWN_TRAFFIC, before, after)
-    diverted = after.packets((DIVERTED,))
-    for rule in diverted:
-        stage.check_same("productpage", rule, before.packets((DIVERTED,)), diverted)
-    stage.check_same("productpage", TAKEN, before.stats, after.stats)
+    console.print(f" [bold]•[/bold] traffic from the proxy's user (uid {PROXY_UID}) is not redirected")
+    before = demo.counters(PRODUCTPAGE.name)
+    demo.run(PRODUCTPAGE.name, *CURL, f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
+    after = demo.counters(PRODUCTPAGE.name)
+    demo.check_packets(OWN_TRAFFIC, before, after)
+    redirected = after.packets((REDIRECTED,))
+    for rule in redirected:
+        demo.check_same("productpage", rule, before.packets((REDIRECTED,)), redirected)
+    demo.check_same("productpage", ACCEPTED, before.stats, after.stats)
 
 
 @contextmanager
-def server_on_excluded_port(stage: Stage) -> Iterator[None]:
-    """Run one more app in the pod of reviews; it ends with the lab."""
+def server_on_excluded_port(demo: Demo) -> Iterator[None]:
+    """Run a second app in reviews' pod, on the excluded port."""
     argv = (sys.executable, "-m", "istio_init.lab.app", "--service", "excluded", "--port", str(EXCLUDED_PORT))
-    command = stage.lab.command(REVIEWS.name, argv)
+    command = demo.lab.command(REVIEWS.name, argv)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
         try:
             assert server.stdout, "it was started with a pipe"  # noqa: S101 - for the type checker
-            server.stdout.readline()  # it says where it listens
+            server.stdout.readline()  # wait until it listens
             yield
         finally:
             server.terminate()
@@ -336,7 +338,7 @@ def title(text: str) -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    for each in ENDS:
+    for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 

@@ -1,5 +1,5 @@
-# ruff: noqa: INP001 - a part of a script, not a module of a package
-"""The demonstration's picture: two pods, and the legs of one request between them, as SVG. Pure."""
+# ruff: noqa: INP001 - part of a script, not of a package
+"""The demo's picture: two pods, and the hops of one request between them, as SVG. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ POD_WIDTH, POD_TOP, POD_HEIGHT = 650, 110, 320
 BOX_WIDTH, BOX_HEIGHT = 190, 74
 RULES_WIDTH = 160
 APP_Y, ENVOY_Y, RULES_Y = POD_TOP + 76, POD_TOP + 216, POD_TOP + 76  # the tops of the boxes
-IN_Y, OUT_Y = ENVOY_Y + 22, ENVOY_Y + 56  # where a diverted connection enters Envoy, and where Envoy's own leaves it
+IN_Y, OUT_Y = ENVOY_Y + 22, ENVOY_Y + 56  # where a redirected connection enters Envoy, and where Envoy's own leaves it
 LINE = 19  # pixels between two lines of text
 INK, PAPER, FRAME, APP, ENVOY, PATH, QUIET = "#1f2933", "#ffffff", "#cbd2d9", "#e3f8ff", "#efe7fd", "#d64545", "#616e7c"
 RULES = "#fff3c4"
-WRAP = 84  # characters of a note in one line: its column is as wide as a pod
-LEGS_OF_FIRST_POD = 3
+WRAP = 84  # characters per line of a note, whose column is as wide as a pod
+HOPS_IN_FIRST_POD = 3
 
 
 class Note(NamedTuple):
-    """What is said of one leg: its number in the picture, what it is, and the evidence, a line a piece."""
+    """A note about one hop: its number in the picture, its title, and its evidence, one item per line."""
 
     number: int
     title: str
@@ -29,7 +29,7 @@ class Note(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How a text looks."""
+    """The style of a text."""
 
     size: int
     colour: str = INK
@@ -48,7 +48,7 @@ HEAD = f'<path d="M0,0 L10,5 L0,10 z" fill="{PATH}"/>'
 
 
 class Box(NamedTuple):
-    """A process of a pod, or its rules."""
+    """A box for a process of a pod, or for its rules."""
 
     x: int
     y: int
@@ -60,7 +60,7 @@ class Box(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Where the boxes of a pod begin: its rules stand towards the other pod, its processes away from it."""
+    """The x positions of a pod's boxes: its rules are next to the other pod, its processes on the far side."""
 
     pod: int
     process: int
@@ -75,10 +75,10 @@ def draw(pods: tuple[tuple[str, str], tuple[str, str]], notes: list[Note]) -> st
     """Draw the path.
 
     Args:
-        pods: name and address of the pod that calls, and of the one that is called.
-        notes: one for each leg, in order.
+        pods: name and address of the client's pod and of the server's.
+        notes: one per hop, in order.
     """
-    columns = [_wrapped(notes[:LEGS_OF_FIRST_POD]), _wrapped(notes[LEGS_OF_FIRST_POD:])]
+    columns = [_wrapped(notes[:HOPS_IN_FIRST_POD]), _wrapped(notes[HOPS_IN_FIRST_POD:])]
     below = POD_TOP + POD_HEIGHT
     height = below + 60 + max(sum(LINE * (len(evidence) + 1) + 12 for _, evidence in lines) for lines in columns)
     parts = [
@@ -87,7 +87,7 @@ def draw(pods: tuple[tuple[str, str], tuple[str, str]], notes: list[Note]) -> st
         f"{HEAD}</marker></defs>",
         f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>',
         _text(MARGIN, 50, "One request, from app to app through both Envoys", HEADLINE),
-        _text(MARGIN, 80, "The numbers are those of the evidence below each pod, all of it from this run.", SUBTITLE),
+        _text(MARGIN, 80, "The numbers refer to the evidence below each pod, all of it from this run.", SUBTITLE),
         *_pod(LEFT.pod, *pods[0]),
         *_pod(RIGHT.pod, *pods[1]),
         *_boxes(),
@@ -131,7 +131,7 @@ def _box(box: Box) -> list[str]:
 
 
 def _arrows() -> list[str]:
-    """Draw the legs: out of the app and back into Envoy, out of Envoy to the other one, and on to the app."""
+    """Draw the hops: from the app to its Envoy, from there to the other Envoy, and on to the other app."""
     app_y, processes = APP_Y + BOX_HEIGHT + 20, LEFT.process + BOX_WIDTH
     turn, entry = LEFT.rules + RULES_WIDTH // 2, RIGHT.rules + RULES_WIDTH // 2
     app_x, up = LEFT.process + BOX_WIDTH // 2, RIGHT.process + BOX_WIDTH // 2

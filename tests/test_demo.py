@@ -35,8 +35,8 @@ def script(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> M
 
 
 @pytest.mark.parametrize("script", ["demo_picture"], indirect=True)
-def test_the_picture_has_each_leg_with_all_of_its_evidence(script: ModuleType) -> None:
-    notes = [script.Note(number, f"leg <{number}> & more", f"rule {number}\nlong " + "word " * 60) for number in range(1, 7)]
+def test_the_picture_has_each_hop_with_all_of_its_evidence(script: ModuleType) -> None:
+    notes = [script.Note(number, f"hop <{number}> & more", f"rule {number}\nlong " + "word " * 60) for number in range(1, 7)]
     drawn = ET.fromstring(script.draw((("caller", "10.0.0.1"), ("callee", "10.0.0.2")), notes))  # noqa: S314 - it is our own
     texts = [element.text or "" for element in drawn.iter(TEXT)]
     for note in notes:
@@ -49,11 +49,11 @@ def test_the_picture_has_each_leg_with_all_of_its_evidence(script: ModuleType) -
 
 
 @pytest.mark.parametrize("script", ["demo"], indirect=True)
-def test_a_counter_that_does_not_grow_is_told(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    outcomes: list[bool] = []
-    stage = script.Stage(None, None, outcomes)
-    evidence = stage.check_grown(("grows", "stays"), {"grows": 1, "stays": 2}, {"grows": 3, "stays": 2})
-    assert outcomes == [True, False]
+def test_a_counter_that_does_not_grow_is_reported(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    results: list[bool] = []
+    demo = script.Demo(None, None, results)
+    evidence = demo.check_grown(("grows", "stays"), {"grows": 1, "stays": 2}, {"grows": 3, "stays": 2})
+    assert results == [True, False]
     assert evidence.splitlines() == ["grows  1 → 3", "stays  2 → 2"]
     shown = capsys.readouterr().out
     assert "✓ grows" in shown
@@ -62,7 +62,7 @@ def test_a_counter_that_does_not_grow_is_told(script: ModuleType, capsys: pytest
 
 @pytest.fixture
 def drawn(script: ModuleType) -> ET.Element:
-    notes = [script.Note(number, f"leg {number}", "\n".join(EVIDENCE)) for number in range(1, 7)]
+    notes = [script.Note(number, f"hop {number}", "\n".join(EVIDENCE)) for number in range(1, 7)]
     return ET.fromstring(script.draw((("caller", "10.0.0.1"), ("callee", "10.0.0.2")), notes))  # noqa: S314 - it is our own
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("dockerd", "docker", "docker-compose", "podman", "netavark", "aardvark-dns", "newuidmap", "catatonit", "runc")
 ENDLESS = '#!/bin/sh\necho $$ >"$STARTED"\nsleep 120 &\nwait\n'
-PATIENCE = 15.0  # seconds; a signal that waits for the step's end would take longer
+TIMEOUT = 15.0  # seconds; a signal that waits for the step's end would take longer
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def running(checkout: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def until(look: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not look():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -91,7 +91,7 @@ def test_a_signal_ends_a_long_step_at_once_and_leaves_nothing(checkout: Path, nu
         assert len(places(checkout, script)) == 1
         assert len(session(step)) == 2
         script.send_signal(number)
-        assert script.wait(PATIENCE) == 128 + number
+        assert script.wait(TIMEOUT) == 128 + number
         assert session(step) == []
     assert places(checkout, script) == []
     assert list((checkout / "cache" / "istio-init").iterdir()) == []
@@ -107,7 +107,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(checkout: Path) -> None:
     with running(checkout) as (script, _):
         assert places(checkout, killed) == []
         script.terminate()
-        assert script.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert script.wait(TIMEOUT) == 128 + signal.SIGTERM
 
 
 def test_two_runs_in_one_checkout_wait_for_each_other(checkout: Path) -> None:
@@ -118,6 +118,6 @@ def test_two_runs_in_one_checkout_wait_for_each_other(checkout: Path) -> None:
             assert other.stderr is not None
             assert b"waiting for another run in this checkout" in other.stderr.readline()
             other.terminate()
-            assert other.wait(PATIENCE) == -signal.SIGTERM
+            assert other.wait(TIMEOUT) == -signal.SIGTERM
         script.terminate()
-        assert script.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert script.wait(TIMEOUT) == 128 + signal.SIGTERM

@@ -1,4 +1,4 @@
-"""`istio-init bootstrap`: print the file that Envoy starts from."""
+"""`istio-init bootstrap`: print Envoy's bootstrap file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from istio_init.cli.agreement import Pod, agreement_options, require_agreement
-from istio_init.cli.bootstrap_options import VARIABLES, Wanted, bootstrap_options
+from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest, bootstrap_options
 from istio_init.cli.options import log_options, take_log
 from istio_init.core.errors import CommandError
 from istio_init.core.files import write_text
 from istio_init.core.log import Level, Log
 from istio_init.core.runner import Command, run_all
 
-VALIDATION_PATIENCE = 60.0  # seconds
+VALIDATION_TIMEOUT = 60.0  # seconds
 
 EPILOG = f"""\b
 Examples:
@@ -32,17 +32,17 @@ Examples:
 @bootstrap_options
 @agreement_options
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
-@click.option("--check", is_flag=True, help="Let the Envoy on the PATH, if there is one, validate the result.")
+@click.option("--check", is_flag=True, help="Validate the result with the Envoy on the PATH, if there is one.")
 @log_options
 def bootstrap(role: str, **options: Any) -> None:
-    """Print the bootstrap file of a pod's Envoy: who it is, its administration port, and its control plane."""
+    """Print the bootstrap file of a pod's Envoy: its identity, admin port and control plane."""
     log = take_log(options)
     pod = Pod.take(role, options)
-    wanted = Wanted.take(pod.role, pod.options, pod.environ)
-    text = wanted.text()
-    require_agreement(pod, wanted.settings, text, log)
+    request = BootstrapRequest.take(pod.role, pod.options, pod.environ)
+    text = request.text()
+    require_agreement(pod, request.settings, text, log)
     if options["check"]:
-        _validate(text, Path(wanted.settings.custom_config_file).suffix or ".json", log)
+        _validate(text, Path(request.settings.custom_config_file).suffix or ".json", log)
     if options["output"] is None:
         click.echo(text, nl=False)
     else:
@@ -50,13 +50,13 @@ def bootstrap(role: str, **options: Any) -> None:
 
 
 def _validate(text: str, suffix: str, log: Log) -> None:
-    # Envoy tells JSON from YAML by the name.
+    # Envoy distinguishes JSON from YAML by the file's suffix.
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=suffix) as file:
         file.write(text)
         file.flush()
         command = Command(("envoy", "--mode", "validate", "--log-level", "error", "-c", file.name))
-        (result,) = run_all([command], VALIDATION_PATIENCE, log.debug)
+        (result,) = run_all([command], VALIDATION_TIMEOUT, log.debug)
     if result.missing:
-        log.write(Level.WARNING, "there is no envoy on the PATH, so the bootstrap was not validated")
+        log.write(Level.WARNING, "the bootstrap was not validated: there is no envoy on the PATH")
     elif result.status != 0:
-        raise CommandError(result.argv, result.status, result.stderr, "change what its message names")
+        raise CommandError(result.argv, result.status, result.stderr, "fix what Envoy's message reports")

@@ -1,4 +1,4 @@
-"""What `bootstrap` and `proxy` share: the proxy's flags, and the text of its bootstrap file."""
+"""Shared by `bootstrap` and `proxy`: the proxy's flags, and rendering its bootstrap file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VARIABLES = """\b
-Variables: INSTANCE_IP, POD_NAME, POD_NAMESPACE, ISTIO_NAMESPACE; each ISTIO_META_X becomes metadata X of the node,
-and the members of each ISTIO_METAJSON_* (a JSON object) become metadata too.
+Variables: INSTANCE_IP, POD_NAME, POD_NAMESPACE, ISTIO_NAMESPACE; each ISTIO_META_X becomes node metadata X,
+and the members of each ISTIO_METAJSON_* (a JSON object) become node metadata.
 """
 
 
-class Wanted(NamedTuple):
-    """The bootstrap file that was asked for.
+class BootstrapRequest(NamedTuple):
+    """A requested bootstrap file.
 
     Attributes:
-        settings: the proxy's.
+        settings: the proxy's settings.
         flavour: `v3` or `v2`.
-        override: a user's own additions, or None.
+        override: the user's override, or None.
     """
 
     settings: ProxySettings
@@ -36,24 +36,24 @@ class Wanted(NamedTuple):
     override: dict[str, Any] | None
 
     @classmethod
-    def take(cls, role: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> Wanted:
-        """Read the options of `bootstrap_options`, and the proxy's environment.
+    def take(cls, role: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> BootstrapRequest:
+        """Take the options of `bootstrap_options`, and read the proxy's environment.
 
         Raises:
-            InvalidInput: the first value that is not allowed.
+            InvalidInput: a value is not allowed; the first one is reported.
         """
         settings = parse_proxy_settings(role, options, environ, _first_address(options, environ))
         override = options["bootstrap_override"]
         if settings.custom_config_file and override:
-            problem = "a custom file is used as it is, and --bootstrap-override would have no effect"
+            problem = "a custom file is used unchanged, so --bootstrap-override would have no effect"
             raise InvalidInput("--customConfigFile", problem, "one of the two")
         return cls(settings, options["envoy_api"], _load(override) if override else None)
 
     def text(self) -> str:
-        """Render the file, or read the user's own.
+        """Render the file, or read the user's custom file.
 
         Raises:
-            InvalidInput: the user's file cannot be read.
+            InvalidInput: the custom file cannot be read.
         """
         if self.settings.custom_config_file:
             return _custom_text(self.settings.custom_config_file)
@@ -61,7 +61,7 @@ class Wanted(NamedTuple):
 
 
 def bootstrap_options(command: Function) -> Function:
-    """Add the role and the flags of Istio 1.0's `pilot-agent proxy`; what is not given arrives as None."""
+    """Add the role and the flags of Istio 1.0's `pilot-agent proxy`; a flag that is not given is None."""
     flags = [
         click.option(
             f"--{option.name}",
@@ -78,9 +78,14 @@ def bootstrap_options(command: Function) -> Function:
         [
             click.argument("role", default=ROLES[0], metavar=f"[{'|'.join(ROLES)}]"),
             *flags,
-            click.option("--envoy-api", type=api, default="v3", help="v2 is for an Envoy of Istio 1.0. Default: v3."),
             click.option(
-                "--bootstrap-override", metavar="FILE", help="JSON or YAML that is laid over the result, lists by `name`."
+                "--envoy-api",
+                type=api,
+                default="v3",
+                help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3.",
+            ),
+            click.option(
+                "--bootstrap-override", metavar="FILE", help="JSON or YAML to merge into the result; lists merge by `name`."
             ),
         ],
     )
@@ -95,12 +100,12 @@ def _first_address(values: Mapping[str, str | None], environ: Mapping[str, str])
 
 
 def _load(path: str) -> dict[str, Any]:
-    """Read an override."""
+    """Read an override file."""
     return _object(read_text(path, "--bootstrap-override"), path, "--bootstrap-override")
 
 
 def _custom_text(path: str) -> str:
-    """Read a user's own bootstrap file, which must at least be an object; what is in it, Envoy says."""
+    """Read a custom bootstrap file, which must be an object; Envoy validates its contents."""
     text = read_text(path, "--customConfigFile")
     _object(text, path, "--customConfigFile")
     return text
@@ -112,9 +117,9 @@ def _object(text: str, path: str, where: str) -> dict[str, Any]:
     try:
         documents = json.loads(json.dumps(read_yaml(text), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        problem = f"{path!r} cannot be read as JSON or YAML: {error}"
-        raise InvalidInput(where, problem, "one object of JSON values") from None
+        problem = f"{path!r} is not valid JSON or YAML: {error}"
+        raise InvalidInput(where, problem, "a single object with JSON values") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise InvalidInput(where, f"{path!r} is not one object", "an object, such as {admin: …}")
+        raise InvalidInput(where, f"{path!r} is not a single object", "an object, such as {admin: …}")
     loaded: dict[str, Any] = documents[0]
     return loaded

@@ -1,4 +1,4 @@
-"""`istio-init inject`: add the init container and the proxy to manifests."""
+"""`istio-init inject`: add the init container and the proxy to pods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Examples:
   istio-init inject --webhook --tls-cert tls.crt --tls-key tls.key
 
 \b
-Annotations of a pod win over the defaults; their values are those of the flags of the rules:
+A pod's annotations take precedence over the defaults; those of the rules have the same values as the flags:
   {(chr(10) + "  ").join((INJECT, *TRAFFIC, STATUS_PORT, PROXY_IMAGE_ANNOTATION))}
 """
 
@@ -55,7 +55,7 @@ def _inject_options(command: Function) -> Function:
             click.option(
                 "--native-sidecar",
                 is_flag=True,
-                help="Make the proxy an init container that goes on running (restartPolicy: Always); layout current.",
+                help="Add the proxy as a native sidecar (an init container with restartPolicy: Always); layout current.",
             ),
             click.option(
                 "--discoveryAddress",
@@ -63,20 +63,20 @@ def _inject_options(command: Function) -> Function:
                 type=TextValue(),
                 default="",
                 metavar="HOST:PORT",
-                help="The control plane. Default: istio-pilot.istio-system:15007; current: istiod.istio-system.svc:15010.",
+                help="Control plane. Default: istio-pilot.istio-system:15007; current: istiod.istio-system.svc:15010.",
             ),
             click.option(
                 "--zipkinAddress",
                 "zipkin_address",
                 type=TextValue(),
                 metavar="HOST:PORT",
-                help="Where traces go; empty is nowhere. Default: zipkin.istio-system:9411; current: nowhere.",
+                help="Zipkin collector for traces; empty for none. Default: zipkin.istio-system:9411; current: none.",
             ),
             click.option(
                 "--unprivileged",
                 is_flag=True,
-                help="Layout istio-1.0: give the init container NET_ADMIN and NET_RAW only, where Istio 1.0 made it "
-                "privileged. Layout current always does.",
+                help="Layout istio-1.0: give the init container only NET_ADMIN and NET_RAW instead of running it "
+                "privileged, as Istio 1.0 does. Always on with layout current.",
             ),
         ],
     )
@@ -90,18 +90,18 @@ def _inject_options(command: Function) -> Function:
 def inject(**options: Any) -> None:
     """Add the init container and the proxy to the pods of Kubernetes manifests.
 
-    Manifests of Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of
-    them, in YAML or JSON; what has no pods is handed on. Nothing but what is added changes in the text. A pod that is
-    injected already, that is in its host's network, or that says no, is left alone; a note says so on standard error.
+    Accepts Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of them,
+    in YAML or JSON; other objects pass through. Apart from the additions, the text does not change. Pods that are
+    already injected, use the host network, or opt out are not injected; the reason is logged to standard error.
 
-    With --webhook, an API server sends the pods instead, as it makes them.
+    With --webhook, pods come from an API server instead, as they are created.
     """
     log = take_log(options)
     webhook = WebhookOptions.take(options)
     settings = InjectSettings(**{name: options.pop(name) for name in InjectSettings._fields}).checked()
-    if webhook.wanted:
+    if webhook.enabled:
         if any(options.values()):
-            raise InvalidInput("--webhook", "it reads and writes no manifest", "without files, --output and --in-place")
+            raise InvalidInput("--webhook", "does not read or write manifests", "without files, --output and --in-place")
         serve_webhook(webhook, _injector(settings), log)
         return
     change_manifests(options, log, partial(_inject, settings))

@@ -1,4 +1,4 @@
-"""`istio-init lab`: pods on this machine, to try flags in."""
+"""`istio-init lab`: a service mesh on this machine, to try flags in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from istio_init.lab.protocol import DEFAULT_NAME
 from istio_init.lab.protocol import down as down_command
 from istio_init.lab.settings import (
     APP_UID,
-    PATIENCE,
+    READY_TIMEOUT,
     SHAPES,
     LabSettings,
     mesh_pods,
@@ -32,10 +32,10 @@ from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 if TYPE_CHECKING:
     from istio_init.lab.client import Lab
 
-EXTRA = ("cryptography", "dnslib", "envoy", "grpc")  # what the extra `lab` brings, by the names of the modules
+EXTRA = ("cryptography", "dnslib", "envoy", "grpc")  # the modules of the extra `lab`
 
 name_option = click.option(
-    "--name", default=DEFAULT_NAME, metavar="NAME", help="For several labs side by side. Default: lab."
+    "--name", default=DEFAULT_NAME, metavar="NAME", help="Name of the lab, to run several side by side. Default: lab."
 )
 
 EPILOG = """\b
@@ -52,40 +52,46 @@ Examples:
 
 @click.group(epilog=EPILOG)
 def lab() -> None:
-    """Make pods on this machine: network namespaces with apps, Envoys, a control plane, and rules by istio-init."""
+    """Run a service mesh on this machine: pods as network namespaces with apps, Envoys, rules and a control plane."""
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
-        message = f"the lab needs {', '.join(missing)}; pip install 'istio-init[lab]' brings it"
+        message = f"the lab needs {', '.join(missing)}; run: pip install 'istio-init[lab]'"
         raise Unsupported(message)
 
 
 @lab.command()
 @name_option
-@click.option("--pods", type=click.IntRange(1, 100), default=2, metavar="N", help="Pods with a proxy. Default: 2.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default=ISTIO_1_0, help=f"Of the rules. Default: {ISTIO_1_0}.")
+@click.option("--pods", type=click.IntRange(1, 100), default=2, metavar="N", help="Number of pods with a proxy. Default: 2.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default=ISTIO_1_0, help=f"Layout of the rules. Default: {ISTIO_1_0}.")
 @click.option("--listeners", type=click.Choice(SHAPES), help="Shape of Envoy's listeners. Default: the layout's.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="How istio-init reaches rules. Default: auto.")
-@click.option("--iptables-variant", type=click.Choice(list(VARIANTS)), default="auto", help="Of rules. Default: auto.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="istio-init's backend. Default: auto.")
+@click.option(
+    "--iptables-variant", type=click.Choice(list(VARIANTS)), default="auto", help="iptables to use. Default: auto."
+)
 @click.option(
     "--ip-families",
     default="IPv4",
     metavar="FAMILIES",
-    help=f"IPv4, IPv6, or IPv4,IPv6 for dual stack; IPv6 needs --layout {CURRENT}. The first is that of a pod's own name. "
+    help=f"IPv4, IPv6, or IPv4,IPv6 for dual stack; IPv6 needs --layout {CURRENT}. The first is the pods' primary family. "
     "Default: IPv4.",
 )
-@click.option("--no-wait", is_flag=True, help="Do not wait for proxies: to look at one that does not get ready.")
-@click.option("--mutual-tls", is_flag=True, help="Let proxies and control plane prove who they are.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for proxies to be ready, to debug one that never is.")
+@click.option("--mutual-tls", is_flag=True, help="Use mutual TLS between proxies and control plane.")
 @click.option(
-    "--proxy", "proxy_words", default="", metavar="FLAGS", help="Further flags of `istio-init proxy`, in one word."
+    "--proxy",
+    "proxy_words",
+    default="",
+    metavar="FLAGS",
+    help="More flags for `istio-init proxy`, quoted as one word.",
 )
 @setting_options
 @log_options
 def up(name: str, **options: Any) -> None:
-    """Make the pods, each with an app and an Envoy; rules are by the flags below, over those of an injected pod."""
+    """Start the pods, each with an app and an Envoy. The flags below override those of an injected pod."""
     log = take_log(options)
     layout = options["layout"]
-    read_settings(options, {}, layout)  # a bad value ends the program here
-    given = ((option.name, options.get(option.name)) for option in OPTIONS)
+    read_settings(options, {}, layout)  # fails early on an invalid value
+    values = ((option.name, options.get(option.name)) for option in OPTIONS)
     settings = LabSettings(
         pods=options["pods"],
         layout=layout,
@@ -93,16 +99,16 @@ def up(name: str, **options: Any) -> None:
         backend=options["backend"],
         variant=options["iptables_variant"],
         families=parse_families(options["ip_families"]),
-        interception=tuple((name, value) for name, value in given if value is not None),
+        interception=tuple((name, value) for name, value in values if value is not None),
         proxy=_words(options["proxy_words"]),
         mutual_tls=options["mutual_tls"],
-        patience=0 if options["no_wait"] else PATIENCE,
+        ready_timeout=0 if options["no_wait"] else READY_TIMEOUT,
     )
     for contradiction in _contradictions(settings):
         log.write(Level.WARNING, contradiction)
-    made = _lab().up(name, settings, partial(log.write, Level.INFO))
-    addresses = ", ".join(f"{one['name']} {' '.join(one['addresses'])}" for one in made.status()["pods"])
-    log.write(Level.INFO, f"lab {name!r} is up: {addresses}; `{down_command(name)}` ends it")
+    started = _lab().up(name, settings, partial(log.write, Level.INFO))
+    addresses = ", ".join(f"{one['name']} {' '.join(one['addresses'])}" for one in started.status()["pods"])
+    log.write(Level.INFO, f"lab {name!r} is up: {addresses}; stop it with `{down_command(name)}`")
 
 
 @lab.command(name="exec", context_settings={"ignore_unknown_options": True})
@@ -111,21 +117,21 @@ def up(name: str, **options: Any) -> None:
 @click.argument("pod")
 @click.argument("words", metavar="-- COMMAND", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(name: str, user: int, pod: str, words: tuple[str, ...]) -> None:
-    """Run a command in a pod, by the name of the pod or of its service."""
+    """Run a command in a pod, given by its name or that of its service."""
     argv = _lab().find(name).command(pod, words, user)
-    os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted
+    os.execvp(argv[0], argv)  # noqa: S606 - deliberately without a shell
 
 
 @lab.command()
 @name_option
 def status(name: str) -> None:
-    """Show the pods, their programs, and which configuration each Envoy has taken."""
+    """Show the pods, their programs, and the configuration state of each Envoy."""
     found = _lab().find(name).status()
     click.echo(f"listeners: {found['shape']}\nrules:     istio-init {shlex.join(found['rules'])}")
     for pod in found["pods"]:
         click.echo(f"\n{pod['name']}  {'  '.join(pod['addresses'])}")
         for program, how in pod["programs"].items():
-            state = f"process {how['pid']}" if how["status"] is None else f"ended with status {how['status']}"
+            state = f"process {how['pid']}" if how["status"] is None else f"exited with status {how['status']}"
             click.echo(f"  {program:14} {state:26} log {how['log']}")
         for node, types in found["discovery"].items():
             if node.split("~")[1] == pod["address"]:
@@ -135,20 +141,20 @@ def status(name: str) -> None:
 @lab.command()
 @name_option
 def down(name: str) -> None:
-    """End the lab; nothing of it stays."""
+    """Stop the lab, and remove everything that it created."""
     _lab().find(name).down()
 
 
 def _contradictions(settings: LabSettings) -> tuple[str, ...]:
-    """Say where rules and proxies of a lab do not fit each other; a proxy's bad flag is refused."""
+    """Check the lab's rules and proxy flags for contradictions; rejects invalid proxy flags."""
     from istio_init.cli.agreement import parse_words, read_rules
-    from istio_init.cli.bootstrap_options import Wanted
+    from istio_init.cli.bootstrap_options import BootstrapRequest
     from istio_init.cli.proxy import proxy
     from istio_init.kubernetes.agreement import Pair, contradictions
 
     pod = mesh_pods(settings)[0]
     given = parse_words(proxy, proxy_arguments(settings, pod)[1:], "--proxy")
-    wanted = Wanted.take(given.pop("role"), given, proxy_environment(settings, pod))
+    wanted = BootstrapRequest.take(given.pop("role"), given, proxy_environment(settings, pod))
     return contradictions(Pair(read_rules((f"--layout={settings.layout}", *settings.flags), {}, "lab up"), wanted.settings))
 
 
@@ -160,12 +166,12 @@ def _lab() -> type[Lab]:
 
 def _state(kind: str, how: dict[str, Any]) -> str:
     if how["nack"]:
-        return f"{kind} refused: {how['nack']}"
-    return f"{kind} {'taken' if how['sent'] == how['acked'] else 'sent'}"
+        return f"{kind} rejected: {how['nack']}"
+    return f"{kind} {'accepted' if how['sent'] == how['acked'] else 'sent'}"
 
 
 def _words(text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise InvalidInput("--proxy", f"{text!r}: {error}", "flags as a shell reads them, in one word") from None
+        raise InvalidInput("--proxy", f"{text!r}: {error}", "flags in shell syntax, quoted as one word") from None

@@ -1,4 +1,4 @@
-"""What `inject` and `uninject` share: where manifests come from, and where they go."""
+"""Shared by `inject` and `uninject`: reading and writing manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml", ".json")
 STANDARD_INPUT = "-"
 FLAG = "-f/--filename"
-BETWEEN = "---\n"
+SEPARATOR = "---\n"
 
 
 class Source(NamedTuple):
@@ -30,8 +30,8 @@ class Source(NamedTuple):
 
     Attributes:
         path: its file, or `-`.
-        name: how messages call it.
-        text: what is in it, line breaks as they are.
+        name: its name in messages.
+        text: its contents, with original line breaks.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 
 def manifest_options(command: Function) -> Function:
-    """Add the options that `change_manifests` takes."""
+    """Add the options of `change_manifests`."""
     return decorate(
         command,
         [
@@ -51,40 +51,40 @@ def manifest_options(command: Function) -> Function:
                 "more_paths",
                 multiple=True,
                 metavar="FILE|DIR|-",
-                help=f"A manifest, a directory of them ({', '.join(SUFFIXES)}), or - for standard input; several are fine.",
+                help=f"Manifest, directory of manifests ({', '.join(SUFFIXES)}), or - for standard input; repeatable.",
             ),
             click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output."),
-            click.option("--in-place", is_flag=True, help="Write each file again, where it is."),
+            click.option("--in-place", is_flag=True, help="Update each file in place."),
         ],
     )
 
 
 def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> None:
-    """Read each manifest, change its documents, and write it; nothing is written unless all can be changed.
+    """Read, change and write each manifest; nothing is written unless all can be changed.
 
     Args:
-        options: those of `manifest_options`.
-        log: where notes go.
+        options: the options of `manifest_options`.
+        log: the log for notes.
         change: see `istio_init.kubernetes.inject.text.rewrite`.
 
     Raises:
-        InvalidInput: a manifest cannot be read, changed or written, or flags contradict each other.
-        IstioInitError: the library that reads YAML's positions is not installed.
+        InvalidInput: a manifest cannot be read, changed or written, or options conflict.
+        IstioInitError: the YAML library is not installed.
     """
     output, in_place = options["output"], options["in_place"]
     if in_place and output is not None:
-        raise InvalidInput("--in-place", "it contradicts --output", "one of the two")
+        raise InvalidInput("--in-place", "conflicts with --output", "one of the two")
     sources = _sources((*options["more_paths"], *options["paths"]))
     if in_place and any(source.path == STANDARD_INPUT for source in sources):
-        raise InvalidInput("--in-place", "standard input has no place", "files")
+        raise InvalidInput("--in-place", "standard input cannot be updated in place", "files")
     try:
         from istio_init.kubernetes.inject.text import rewrite
     except ModuleNotFoundError as error:
-        message = f"the library {error.name} is missing; pip install 'istio-init[inject]'"
+        message = f"the module {error.name} is not installed; run: pip install 'istio-init[inject]'"
         raise IstioInitError(message) from None
     done = [(source, *rewrite(source.text, source.name, change)) for source in sources]
     for source, _, notes in done:
-        for note in notes or (f"{source.name}: there is no pod in it",):
+        for note in notes or (f"{source.name}: no pods found",):
             log.write(Level.INFO, note)
     if in_place:
         for source, text, _ in done:
@@ -100,7 +100,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
 
 def _sources(paths: tuple[str, ...]) -> list[Source]:
     if not paths:
-        raise InvalidInput(FLAG, "no manifest was named", "a file, a directory, or - for standard input")
+        raise InvalidInput(FLAG, "no manifest given", "a file, a directory, or - for standard input")
     return [_source(file) for path in paths for file in _files(path)]
 
 
@@ -109,7 +109,7 @@ def _files(path: str) -> list[str]:
         return [path]
     found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not found:
-        raise InvalidInput(FLAG, f"there is no manifest in {path!r}", f"a directory with {', '.join(SUFFIXES)}")
+        raise InvalidInput(FLAG, f"no manifests in {path!r}", f"a directory with {', '.join(SUFFIXES)}")
     return found
 
 
@@ -122,9 +122,9 @@ def _source(path: str) -> Source:
 
 
 def _joined(texts: list[str]) -> str:
-    """Make one stream of several files."""
+    """Join several files into one YAML stream."""
     stream = texts[0]
     for text in texts[1:]:
         end = "" if stream.endswith("\n") else "\n"
-        stream += end + (text if text.startswith("---") else BETWEEN + text)
+        stream += end + (text if text.startswith("---") else SEPARATOR + text)
     return stream

@@ -1,4 +1,4 @@
-"""`istio-init uninject`: take out of manifests what `inject` added."""
+"""`istio-init uninject`: remove what `inject` added to manifests."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Examples:
 @manifest_options
 @log_options
 def uninject(**options: Any) -> None:
-    """Take the init container and the proxy out of the pods of Kubernetes manifests.
+    """Remove the init container and the proxy from the pods of Kubernetes manifests.
 
-    What is taken out is what the annotation sidecar.istio.io/status names. The manifest is again what it was.
+    Removes what the annotation sidecar.istio.io/status lists, which restores the original manifest byte for byte.
     """
     log = take_log(options)
     change_manifests(options, log, uninject_document)

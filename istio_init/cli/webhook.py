@@ -1,4 +1,4 @@
-"""`istio-init inject --webhook`: its options, and its start."""
+"""The options of `istio-init inject --webhook`, and its start."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from istio_init.core.log import Level, Log
 if TYPE_CHECKING:
     from istio_init.kubernetes.webhook.review import Injector
 
-PORT = 15017  # where today's Istio serves its own webhook
-STATUS_PORT = 15014  # and its metrics
+PORT = 15017  # the port of Istio's own webhook
+STATUS_PORT = 15014  # and of its metrics
 FILE = click.Path(exists=True, dir_okay=False)
 PORT_NUMBER = click.IntRange(0, 65535)
 
@@ -26,14 +26,14 @@ class WebhookOptions(NamedTuple):
     """The options of `webhook_options`.
 
     Attributes:
-        wanted: whether the webhook is to be served at all.
-        files: the certificate and its key; None where they were not given.
-        address: one to listen on, or empty for all.
-        port: of the reviews.
-        status_port: of readiness and metrics.
+        enabled: whether to serve the webhook.
+        files: the certificate and its key; None if not given.
+        address: the address to listen on, or empty for all.
+        port: the port for reviews.
+        status_port: the port for health checks and metrics.
     """
 
-    wanted: bool
+    enabled: bool
     files: tuple[str | None, str | None]
     address: str
     port: int
@@ -41,10 +41,10 @@ class WebhookOptions(NamedTuple):
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> WebhookOptions:
-        """Take them out of a command's options.
+        """Remove these options from a command's options.
 
         Raises:
-            InvalidInput: the webhook without a certificate or a key, another option without the webhook, or no address.
+            InvalidInput: the webhook without certificate or key, another option without the webhook, or a bad address.
         """
         found = cls(
             options.pop("webhook"),
@@ -53,14 +53,16 @@ class WebhookOptions(NamedTuple):
             options.pop("webhook_port"),
             options.pop("webhook_status_port"),
         )
-        if found.wanted and None in found.files:
-            problem = "an API server asks over HTTPS only, and there is no certificate or no key"
+        if found.enabled and None in found.files:
+            problem = "API servers require HTTPS, but the certificate or its key is missing"
             raise InvalidInput("--webhook", problem, "with --tls-cert FILE and --tls-key FILE")
-        if not found.wanted and found.files != (None, None):
-            raise InvalidInput("--tls-cert, --tls-key", "they are of no use here", "with --webhook")
-        if not found.wanted and found[2:] != ("", PORT, STATUS_PORT):
+        if not found.enabled and found.files != (None, None):
+            raise InvalidInput("--tls-cert, --tls-key", "have no effect without --webhook", "with --webhook")
+        if not found.enabled and found[2:] != ("", PORT, STATUS_PORT):
             raise InvalidInput(
-                "--webhook-address, --webhook-port, --webhook-status-port", "nothing is served", "with --webhook"
+                "--webhook-address, --webhook-port, --webhook-status-port",
+                "have no effect without --webhook",
+                "with --webhook",
             )
         if found.address:
             _check_address(found.address)
@@ -71,7 +73,9 @@ def _check_address(text: str) -> None:
     try:
         ip_address(text)
     except ValueError:
-        raise InvalidInput("--webhook-address", f"{text!r} is no address", "an IPv4 or IPv6 address of this host") from None
+        raise InvalidInput(
+            "--webhook-address", f"{text!r} is not an IP address", "an IPv4 or IPv6 address of this host"
+        ) from None
 
 
 def webhook_options(command: Function) -> Function:
@@ -82,33 +86,31 @@ def webhook_options(command: Function) -> Function:
             click.option(
                 "--webhook",
                 is_flag=True,
-                help="Read no manifest, but answer an API server's AdmissionReviews over HTTPS at /inject, until SIGTERM.",
+                help="Instead of reading manifests, serve AdmissionReviews over HTTPS at /inject, until SIGTERM.",
             ),
             click.option(
-                "--tls-cert", type=FILE, metavar="FILE", help="The webhook's certificate, PEM; read again when it changes."
+                "--tls-cert", type=FILE, metavar="FILE", help="The webhook's certificate, in PEM; reloaded on change."
             ),
-            click.option(
-                "--tls-key", type=FILE, metavar="FILE", help="Its key, PEM, without a password; read again when it changes."
-            ),
+            click.option("--tls-key", type=FILE, metavar="FILE", help="Its unencrypted key, in PEM; reloaded on change."),
             click.option(
                 "--webhook-address",
                 default="",
                 metavar="ADDRESS",
-                help="Listen on this address only. Default: on all of the host's.",
+                help="Listen on this address only. Default: all addresses.",
             ),
             click.option(
                 "--webhook-port",
                 type=PORT_NUMBER,
                 default=PORT,
                 metavar="PORT",
-                help=f"Port of HTTPS; 0 is any. Default: {PORT}.",
+                help=f"HTTPS port; 0 picks a free one. Default: {PORT}.",
             ),
             click.option(
                 "--webhook-status-port",
                 type=PORT_NUMBER,
                 default=STATUS_PORT,
                 metavar="PORT",
-                help="Port of plain HTTP: /healthz/ready, /healthz/live and /metrics (Prometheus); 0 is any. "
+                help="HTTP port for /healthz/ready, /healthz/live and /metrics (Prometheus); 0 picks a free one. "
                 f"Default: {STATUS_PORT}.",
             ),
         ],
@@ -119,21 +121,21 @@ def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        options: of the command line, with both files.
-        inject: what adds the sidecar to a pod.
-        log: where each review and each new certificate is told.
+        options: the command line's options, with both files.
+        inject: adds the sidecar to a pod.
+        log: the log.
 
     Raises:
-        InvalidInput: the certificate cannot be used, or a port not be listened on.
+        InvalidInput: the certificate is unusable, or cannot listen on a port.
         Unsupported: the extra `webhook` is not installed.
         OSError: the certificate's directory cannot be watched.
     """
     try:
-        from istio_init.kubernetes.webhook.server import Listeners, Voice, run
+        from istio_init.kubernetes.webhook.server import Listeners, Logger, run
     except ImportError as error:
         raise Unsupported(f"--webhook needs the module {error.name}: install istio-init[webhook]") from None
-    gc.freeze()  # modules never become garbage, and looking through them would make a review wait
-    gc.enable()  # the program is started without, for it seldom lives long
+    gc.freeze()  # keeps collections short: modules never become garbage
+    gc.enable()  # disabled at startup for the short-lived commands
     certificate, key = options.files
-    voice = Voice(log.debug, partial(log.write, Level.INFO), partial(log.write, Level.WARNING))
-    run(inject, (certificate or "", key or ""), Listeners(options.address, options.port, options.status_port), voice)
+    logger = Logger(log.debug, partial(log.write, Level.INFO), partial(log.write, Level.WARNING))
+    run(inject, (certificate or "", key or ""), Listeners(options.address, options.port, options.status_port), logger)

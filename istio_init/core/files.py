@@ -1,4 +1,4 @@
-"""Files that users name: read with a clear error, written whole or not at all."""
+"""User-specified files: readable errors, atomic writes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def read_text(path: str, where: str) -> str:
 
     Args:
         path: the file.
-        where: the flag or variable that named it.
+        where: the flag or variable that specified it, for the error.
 
     Raises:
-        InvalidInput: the file cannot be read, or is no UTF-8.
+        InvalidInput: the file cannot be read or is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def read_text(path: str, where: str) -> str:
 
 
 def read_bytes(path: str, where: str) -> bytes:
-    """Read a file as it is, for what must keep its line breaks; otherwise as `read_text`."""
+    """Read a file without newline translation; see `read_text` for arguments and errors."""
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -38,10 +38,10 @@ def read_bytes(path: str, where: str) -> bytes:
 
 
 def decode(data: bytes, path: str, where: str) -> str:
-    """Read bytes as UTF-8.
+    """Decode the contents of `path` as UTF-8.
 
     Raises:
-        InvalidInput: they are none; `path` is where they come from.
+        InvalidInput: they are not valid UTF-8.
     """
     try:
         return data.decode()
@@ -50,16 +50,16 @@ def decode(data: bytes, path: str, where: str) -> str:
 
 
 def write_text(path: str, text: str, where: str, mode: int = PUBLIC) -> None:
-    """Write a whole file or none: a reader never sees half of it. A device or a pipe stays what it is.
+    """Replace a file atomically. Devices and pipes are written to in place.
 
     Args:
         path: the file.
-        text: what is to be in it.
-        where: the flag that named it.
-        mode: of a file that is written.
+        text: its new contents.
+        where: the flag that specified it, for the error.
+        mode: permissions of the new file.
 
     Raises:
-        InvalidInput: the file cannot be written; `where` is the flag that named it.
+        InvalidInput: the file cannot be written.
     """
     file = Path(path)
     try:
@@ -68,26 +68,26 @@ def write_text(path: str, text: str, where: str, mode: int = PUBLIC) -> None:
         else:
             _replace(file.resolve(), text, mode)
     except OSError as error:
-        raise InvalidInput(where, f"cannot write {path!r}: {error}", "a file in a directory that is there") from None
+        raise InvalidInput(where, f"cannot write {path!r}: {error}", "a file in an existing directory") from None
 
 
 def make_private_directory(path: str, where: str) -> None:
-    """Make a directory for this user alone; one that is there stays as it is.
+    """Create a directory that only this user can access; an existing one is left unchanged.
 
     Raises:
-        InvalidInput: it cannot be made; `where` is the flag that named it.
+        InvalidInput: it cannot be created; `where` is the flag that specified it.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
     except OSError as error:
-        raise InvalidInput(where, f"cannot make {path!r}: {error}", "a directory that this user may make") from None
+        raise InvalidInput(where, f"cannot create {path!r}: {error}", "a directory that this user can create") from None
 
 
 def _is_special(path: Path) -> bool:
     try:
         return not stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:  # a loop of links is another error
+    except FileNotFoundError:  # other errors, such as a symlink loop, are reported
         return False
 
 

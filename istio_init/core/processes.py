@@ -1,7 +1,7 @@
-"""Child processes and signals, as the launcher sees them; a test gives it others.
+"""Child processes and signals for the launcher, behind a protocol that tests replace.
 
-The signals that the launcher waits for are blocked in every thread, and taken one at a time with sigtimedwait(2): so
-none is lost, also for process 1 of a container, to which the kernel gives no default actions.
+The signals that the launcher handles are blocked in every thread and received one at a time with sigtimedwait(2), so none
+is lost. This also works for PID 1 of a container, for which the kernel ignores default signal actions.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOTICE = signal.SIGUSR1  # sent to ourselves, by the thread that watches certificates
-STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
-AWAITED = STOPPING | {signal.SIGCHLD, NOTICE}
+WAKE_UP = signal.SIGUSR1  # sent to this process by the thread that watches certificates
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+HANDLED_SIGNALS = STOP_SIGNALS | {signal.SIGCHLD, WAKE_UP}
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-class Ended(NamedTuple):
-    """A child that has ended.
+class ExitedChild(NamedTuple):
+    """A child process that has exited.
 
     Attributes:
-        pid: its process id.
-        status: its exit status; negative for a signal.
+        pid: its process ID.
+        status: its exit status, or the negated signal number.
     """
 
     pid: int
@@ -34,76 +34,76 @@ class Ended(NamedTuple):
 
 
 class Processes(Protocol):
-    """What the launcher asks of the system."""
+    """The system interface of the launcher."""
 
     def now(self) -> float:
-        """Give the time in seconds, from any fixed point."""
+        """Return a monotonic time in seconds."""
 
     def wait(self, seconds: float | None) -> signal.Signals | None:
-        """Wait for a signal of `AWAITED`, for ever or for some seconds; None when they are over."""
+        """Wait for one of `HANDLED_SIGNALS`, indefinitely if `seconds` is None; None on timeout."""
 
     def start(self, argv: tuple[str, ...]) -> int:
-        """Start a program and give its process id.
+        """Start a program and return its process ID.
 
         Raises:
             OSError: it cannot be started.
         """
 
-    def ended(self) -> Iterator[Ended]:
-        """Take in each child that has ended, also those that were somebody else's before."""
+    def reap(self) -> Iterator[ExitedChild]:
+        """Reap every exited child, including adopted orphans."""
 
     def send(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a child."""
 
 
 class RealProcesses:
-    """The system's own."""
+    """`Processes` on the real system."""
 
     def now(self) -> float:
-        """Give the monotonic clock's time."""
+        """Return the time of the monotonic clock."""
         return time.monotonic()
 
     def wait(self, seconds: float | None) -> signal.Signals | None:
         """Wait for a signal."""
         if seconds is None:
-            return signal.Signals(signal.sigwait(AWAITED))
-        found = signal.sigtimedwait(AWAITED, max(seconds, 0.0))
-        return signal.Signals(found.si_signo) if found else None
+            return signal.Signals(signal.sigwait(HANDLED_SIGNALS))
+        received = signal.sigtimedwait(HANDLED_SIGNALS, max(seconds, 0.0))
+        return signal.Signals(received.si_signo) if received else None
 
     def start(self, argv: tuple[str, ...]) -> int:
-        """Start a program with this one's output and environment, and its signals as if Python were not between.
+        """Start a program with inherited output and environment, and with default signal dispositions and mask.
 
-        It has a process group of its own: ctrl-C at a terminal is for the launcher, which drains first.
+        It gets its own process group, so Ctrl-C at a terminal only reaches the launcher, which drains first.
         """
-        nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        stdin = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         return os.posix_spawnp(
-            argv[0], argv, os.environ, file_actions=[nothing], setpgroup=0, setsigmask=[], setsigdef=IGNORED_BY_PYTHON
+            argv[0], argv, os.environ, file_actions=[stdin], setpgroup=0, setsigmask=[], setsigdef=IGNORED_BY_PYTHON
         )
 
-    def ended(self) -> Iterator[Ended]:
-        """Reap."""
-        with suppress(ChildProcessError):  # there are none
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                yield Ended(found[0], os.waitstatus_to_exitcode(found[1]))
+    def reap(self) -> Iterator[ExitedChild]:
+        """Reap every exited child."""
+        with suppress(ChildProcessError):  # no children
+            while (exited := os.waitpid(-1, os.WNOHANG))[0]:
+                yield ExitedChild(exited[0], os.waitstatus_to_exitcode(exited[1]))
 
     def send(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal; a child that has ended, but was not yet taken in, does not mind."""
+        """Send a signal; this is harmless for a zombie."""
         os.kill(pid, number)
 
 
 @contextmanager
-def signals_awaited() -> Iterator[None]:
-    """Block the signals of `AWAITED` in this thread and those that it starts from now on."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it was ignored, ends of children would go unnoticed
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+def block_signals() -> Iterator[None]:
+    """Block `HANDLED_SIGNALS` in this thread and in threads that it starts later."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with an inherited SIG_IGN, exited children would not be reported
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
         yield
     finally:
-        while signal.sigtimedwait(AWAITED, 0):  # whatever came too late must not end the program when it is let in
+        while signal.sigtimedwait(HANDLED_SIGNALS, 0):  # late signals must not kill the program once unblocked
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def notice() -> None:
+def wake_up() -> None:
     """Wake the launcher, from any thread."""
-    os.kill(os.getpid(), NOTICE)
+    os.kill(os.getpid(), WAKE_UP)

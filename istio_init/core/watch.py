@@ -1,4 +1,4 @@
-"""Notices a new certificate of the pod."""
+"""Detects certificate rotation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = ("cert-chain.pem", "key.pem", "root-cert.pem")
 
 
 def digest(directory: str) -> str:
-    """Give a fingerprint of the certificate, its key and its root; empty unless all three are there."""
+    """Return a fingerprint of certificate, key and root certificate; empty unless all three exist and are non-empty."""
     try:
         contents = [(Path(directory) / name).read_bytes() for name in FILES]
     except OSError:
@@ -28,33 +28,33 @@ def digest(directory: str) -> str:
 
 
 @contextmanager
-def watch(directory: str, notice: Callable[[], None]) -> Iterator[None]:
-    """Call `notice`, from another thread, whenever something in a directory may have changed.
+def watch(directory: str, on_change: Callable[[], None]) -> Iterator[None]:
+    """Call `on_change`, from another thread, whenever something in a directory may have changed.
 
-    A Kubernetes secret changes by the rename of one symbolic link in it.
+    A mounted Kubernetes secret is updated by renaming a single symbolic link.
 
     Raises:
         OSError: the directory cannot be watched.
     """
 
-    class Handler(FileSystemEventHandler):
+    class ChangeHandler(FileSystemEventHandler):
         def on_any_event(self, event: FileSystemEvent) -> None:
-            # Reading the files, which `digest` does, is no change.
+            # Reads, such as those of `digest`, are not changes.
             if not isinstance(event, FileOpenedEvent) and event.event_type != "closed_no_write":
-                notice()
+                on_change()
 
     observer = Observer()
-    observer.schedule(Handler(), directory)
+    observer.schedule(ChangeHandler(), directory)
     observer.start()
     try:
         yield
     finally:
-        # Its thread may find its source closed while it ends, and watchdog (7.1) calls that an error on standard error.
-        WATCHDOG_LOG.addFilter(_nothing)
+        # On shutdown, the observer thread can find its inotify descriptor closed, which watchdog (7.1) logs as an error.
+        WATCHDOG_LOG.addFilter(_drop_record)
         observer.stop()
         observer.join()
-        WATCHDOG_LOG.removeFilter(_nothing)
+        WATCHDOG_LOG.removeFilter(_drop_record)
 
 
-def _nothing(_record: logging.LogRecord) -> bool:
+def _drop_record(_record: logging.LogRecord) -> bool:
     return False

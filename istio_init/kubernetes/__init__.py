@@ -1,1 +1,1 @@
-"""The Kubernetes side: manifests, injection, the webhook, and whether both halves of a pod agree."""
+"""The Kubernetes side: manifests, injection, the admission webhook, and consistency checks between a pod's two halves."""

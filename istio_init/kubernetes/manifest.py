@@ -1,4 +1,4 @@
-"""A pod's manifest → what its init container and its proxy are given. Pure.
+"""Extracts the arguments and variables of the init container and the proxy from a pod's manifest. Pure.
 
 Source: Kubernetes' API reference, `PodSpec` and `Container`.
 """
@@ -21,31 +21,31 @@ Json = dict[str, Any]
 INIT = "istio-init"
 PROXY = "istio-proxy"
 OUR_FLAGS = frozenset(flag for option in OPTIONS for flag in option.flags)
-# Stands for the pod's address, which is known only when it runs: of RFC 5737's block for examples, so nobody has it.
+# Placeholder for the pod's address, which is unknown until it runs; from RFC 5737's documentation block, so never in use.
 PLACEHOLDER_ADDRESS = "192.0.2.1"
-# Today's command of the init container, and the first of its arguments; flags alone are those of Istio 1.0.
+# The first argument of a current init container; flags without a command are those of Istio 1.0.
 IPTABLES_COMMAND = "istio-iptables"
-# From a manifest to its pod: it is one, or it has a template, or a template of one that has a template.
-IT_IS_ONE, TEMPLATE, JOB_TEMPLATE = (), ("spec", "template"), ("spec", "jobTemplate", "spec", "template")
-WAYS_TO_A_POD = (IT_IS_ONE, TEMPLATE, JOB_TEMPLATE)
+# Paths from a manifest to its pod template: the manifest of a pod itself, of a workload, and of a CronJob.
+ITSELF, TEMPLATE, JOB_TEMPLATE = (), ("spec", "template"), ("spec", "jobTemplate", "spec", "template")
+POD_PATHS = (ITSELF, TEMPLATE, JOB_TEMPLATE)
 KINDS = {
-    "Pod": IT_IS_ONE,
+    "Pod": ITSELF,
     "CronJob": JOB_TEMPLATE,
     **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job"), TEMPLATE),
 }
-# The API groups that these are of, now or in former versions; others have kinds of the same names.
+# The API groups of these kinds, including past ones; other groups may have kinds of the same name.
 GROUPS = frozenset({"", "apps", "batch", "extensions"})
 REFERENCE = re.compile(r"\$\$|\$\(([^)]+)\)")
-ALLOWED = f"a manifest of one pod, or of what makes pods, with the init container {INIT} and the container {PROXY}"
+ALLOWED = f"a manifest of one pod or workload with an init container {INIT} and a container {PROXY}"
 
 
 class Container(NamedTuple):
-    """What a container is started with.
+    """A container's arguments and environment.
 
     Attributes:
-        words: its arguments; without the program and, for the proxy, without the word `proxy`. Those of the rules begin
-            with `istio-iptables` where that is the command.
-        environ: its variables, without those that only a running pod has, such as those from a Secret.
+        words: its arguments, without the program and, for the proxy, without the command `proxy`. Those of the init
+            container start with `istio-iptables` if that is their command.
+        environ: its variables, except those only known at run time, such as those from a Secret.
     """
 
     words: tuple[str, ...]
@@ -53,14 +53,14 @@ class Container(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a manifest says about a pod's two halves.
+    """A pod's two halves, as read from its manifest.
 
     Attributes:
         rules: the init container.
-        proxy: the container of the proxy.
-        run_as_uid: the user that the proxy's container runs as, or None where its image decides.
+        proxy: the proxy's container.
+        run_as_uid: the user that the proxy's container runs as, or None if the image decides.
         run_as_gid: the group, likewise.
-        container_ports: the name of each other container, and a TCP port that it declares.
+        container_ports: names of the other containers with the TCP ports that they declare.
     """
 
     rules: Container
@@ -71,14 +71,15 @@ class Manifest(NamedTuple):
 
 
 def read_manifest(text: str, where: str) -> Manifest:
-    """Find the two halves in a manifest of one or more YAML documents, one of which is or makes their pod.
+    """Find the two halves of a pod in a manifest of one or more documents.
 
     Args:
         text: YAML or JSON.
-        where: the flag and the file that gave it.
+        where: the flag and the file, for errors.
 
     Raises:
-        InvalidInput: it is no YAML, or does not have both halves exactly once, or a part of them has the wrong type.
+        InvalidInput: the text is not YAML, does not contain exactly one pod with both halves, or has a member of the wrong
+            type.
     """
     try:
         return _halves(read_yaml(text))
@@ -87,23 +88,25 @@ def read_manifest(text: str, where: str) -> Manifest:
 
 
 def is_list(document: Any) -> bool:
-    """Tell whether a document holds others in its `items`: `List`, or a list of one kind, such as `PodList`."""
+    """Return whether a document is a `List`, or a list of one kind, such as `PodList`."""
     return (
         isinstance(document, dict) and str(document.get("kind")).endswith("List") and isinstance(document.get("items"), list)
     )
 
 
 def container_ports(spec: Json) -> Iterator[tuple[str, int]]:
-    """Give the name of each container of the app, and a TCP port that it declares; nothing else is captured.
+    """List the names of the app's containers with the TCP ports that they declare; other protocols are not captured.
 
     Args:
-        spec: a `PodSpec`; its init containers that go on running count, too.
+        spec: a `PodSpec`; its native sidecars count as app containers.
 
     Raises:
-        ValueError: a part of it has the wrong type.
+        ValueError: a member has the wrong type.
     """
-    lasting = [one for one in _objects(spec.get("initContainers"), "initContainers") if one.get("restartPolicy") == "Always"]
-    for container in (*_objects(spec.get("containers"), "containers"), *lasting):
+    sidecars = [
+        one for one in _objects(spec.get("initContainers"), "initContainers") if one.get("restartPolicy") == "Always"
+    ]
+    for container in (*_objects(spec.get("containers"), "containers"), *sidecars):
         if container.get("name") == PROXY:
             continue
         for port in _objects(container.get("ports"), "ports"):
@@ -112,28 +115,28 @@ def container_ports(spec: Json) -> Iterator[tuple[str, int]]:
 
 
 def read_yaml(text: str) -> list[Any]:
-    """Give the documents of a YAML file, or the only one of a JSON file.
+    """Parse the documents of a YAML stream, or a JSON document.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     import yaml
 
     with suppress(ValueError, RecursionError):
-        return [json.loads(text)]  # nearly all of JSON is YAML, but tabs are not
+        return [json.loads(text)]  # YAML is not quite a superset of JSON: tabs differ
     try:
         return list(yaml.safe_load_all(text))
-    # The parser lets through whatever a value's own constructor raises.
+    # Constructors of scalar values can raise any of these.
     except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
-        message = f"cannot be read as YAML: {error}"
+        message = f"not valid YAML: {error}"
         raise ValueError(message) from None
 
 
-class _Pod(NamedTuple):
-    """A pod as a manifest has it.
+class _ManifestPod(NamedTuple):
+    """A pod, or pod template, of a manifest.
 
     Attributes:
-        fields: what its containers' variables may refer to, by `fieldPath`.
+        fields: values of the downward API, by `fieldPath`.
         spec: the `PodSpec`.
     """
 
@@ -144,13 +147,13 @@ class _Pod(NamedTuple):
         return _objects(self.spec.get(kind), kind)
 
     def init(self) -> Json | None:
-        """Find the container that writes the rules: by its name, else by its command or its flags."""
+        """Find the init container that writes the rules: by name, else by its command or flags."""
         found = self.containers("initContainers")
         named = [one for one in found if one.get("name") == INIT]
         return next(iter(named or [one for one in found if _has_our_flags(_words(one, {}))]), None)
 
     def proxy(self) -> Json | None:
-        """Find the proxy, which may also be an init container that goes on running."""
+        """Find the proxy, which may be a native sidecar."""
         found = (*self.containers("containers"), *self.containers("initContainers"))
         return next((one for one in found if one.get("name") == PROXY), None)
 
@@ -159,16 +162,16 @@ def _halves(documents: Sequence[Any]) -> Manifest:
     pods = [pod for document in documents for pod in _pods(document)]
     with_a_half = [pod for pod in pods if pod.init() is not None or pod.proxy() is not None]
     if not pods:
-        raise ValueError("there is no pod in it")
+        raise ValueError("no pod found")
     if len(with_a_half) > 1:
         names = ", ".join(pod.fields["metadata.name"] for pod in with_a_half)
-        raise ValueError(f"there are {len(with_a_half)} pods with a proxy or rules in it ({names})")
+        raise ValueError(f"found {len(with_a_half)} pods with a proxy or rules ({names})")
     pod = (with_a_half or pods)[0]
     init, proxy = pod.init(), pod.proxy()
     if init is None:
-        raise ValueError(f"the pod {pod.fields['metadata.name']!r} has no init container {INIT}")
+        raise ValueError(f"pod {pod.fields['metadata.name']!r} has no init container {INIT}")
     if proxy is None:
-        raise ValueError(f"the pod {pod.fields['metadata.name']!r} has no container {PROXY}")
+        raise ValueError(f"pod {pod.fields['metadata.name']!r} has no container {PROXY}")
     return Manifest(
         rules=_rules(init, pod.fields),
         proxy=_proxy(proxy, pod.fields),
@@ -178,16 +181,16 @@ def _halves(documents: Sequence[Any]) -> Manifest:
     )
 
 
-def _pods(document: Any) -> Iterator[_Pod]:
+def _pods(document: Any) -> Iterator[_ManifestPod]:
     if is_list(document):
         for item in document["items"]:
             yield from _pods(item)
         return
     metadata = _member(document, "metadata")
-    for way in WAYS_TO_A_POD:
-        spec = _member(document, *way, "spec")
+    for path in POD_PATHS:
+        spec = _member(document, *path, "spec")
         if "containers" in spec:
-            inner = _member(document, *way, "metadata")
+            inner = _member(document, *path, "metadata")
             name, namespace = inner.get("name") or metadata.get("name"), metadata.get("namespace")
             fields = {
                 "metadata.name": str(name or "unnamed"),
@@ -196,14 +199,14 @@ def _pods(document: Any) -> Iterator[_Pod]:
                 "status.podIP": PLACEHOLDER_ADDRESS,
                 "status.hostIP": PLACEHOLDER_ADDRESS,
             }
-            yield _Pod(fields, spec)
+            yield _ManifestPod(fields, spec)
 
 
 def _rules(container: Json, fields: Mapping[str, str]) -> Container:
     environ = _environ(container, fields)
     words = _words(container, environ)
     first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    command = words[:first][-1:]  # before the flags stand a program and perhaps a command of its own
+    command = words[:first][-1:]  # the flags follow a program and possibly a command
     return Container((*(command if command == (IPTABLES_COMMAND,) else ()), *words[first:]), environ)
 
 
@@ -211,7 +214,7 @@ def _proxy(container: Json, fields: Mapping[str, str]) -> Container:
     environ = _environ(container, fields)
     words = _words(container, environ)
     if "proxy" not in words:
-        raise ValueError(f"the arguments of the container {PROXY} have no word 'proxy'")
+        raise ValueError(f"the arguments of container {PROXY} lack the command 'proxy'")
     return Container(words[words.index("proxy") + 1 :], environ)
 
 
@@ -221,12 +224,12 @@ def _has_our_flags(words: Sequence[str]) -> bool:
 
 
 def _words(container: Json, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Give the command line as far as the manifest has it; without a `command` the image's entrypoint comes before."""
+    """Return `command` and `args`; without a `command`, the image's entrypoint precedes them."""
     name = container.get("name")
     words = [*_list(container.get("command"), "command"), *_list(container.get("args"), "args")]
     for word in words:
         if not isinstance(word, str):
-            raise ValueError(f"container {name!r}: the argument {word!r} is no text; write it in quotes")  # noqa: TRY004 - of the input
+            raise _wrong_type(f"container {name!r}: argument {word!r} is not a string; quote it")
     return tuple(_expand(word, environ) for word in words)
 
 
@@ -235,7 +238,7 @@ def _environ(container: Json, fields: Mapping[str, str]) -> dict[str, str]:
     for entry in _objects(container.get("env"), "env"):
         name, value = str(entry.get("name")), entry.get("value") or ""
         if not isinstance(value, str):
-            raise ValueError(f"variable {name}: {value!r} is no text; write it in quotes")  # noqa: TRY004 - of the input
+            raise _wrong_type(f"variable {name}: {value!r} is not a string; quote it")
         path = str(_member(entry, "valueFrom", "fieldRef").get("fieldPath"))
         if "valueFrom" not in entry:
             environ[name] = _expand(value, environ)
@@ -245,12 +248,12 @@ def _environ(container: Json, fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def _expand(text: str, environ: Mapping[str, str]) -> str:
-    """Put in variables as the kubelet does: `$(NAME)`; an unknown one stays as it is, and `$$` is a dollar."""
+    """Expand `$(NAME)` references as the kubelet does: unknown ones are kept, and `$$` is a literal dollar."""
     return REFERENCE.sub(lambda found: environ.get(found[1], found[0]) if found[1] else "$", text)
 
 
 def _run_as(spec: Json, container: Json, member: str) -> int | None:
-    """Read an id: what the container says goes before what the pod says."""
+    """Read an ID; the container's security context takes precedence over the pod's."""
     for owner in (container, spec):
         value = _member(owner, "securityContext").get(member)
         if value is not None:
@@ -258,14 +261,19 @@ def _run_as(spec: Json, container: Json, member: str) -> int | None:
     return None
 
 
+def _wrong_type(problem: str) -> ValueError:
+    """Make the error for a value of the wrong JSON type: the manifest is invalid, not the program."""
+    return ValueError(problem)
+
+
 def _number(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{what}: {value!r} is no number")  # noqa: TRY004 - of the input
+        raise _wrong_type(f"{what}: {value!r} is not an integer")
     return value
 
 
 def _member(value: Any, *names: str) -> Json:
-    """Go down into objects; where there is none on the way, or at its end, give an empty one."""
+    """Return the object at a path of members, or an empty one if any of them is missing or not an object."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
@@ -275,12 +283,12 @@ def _list(value: Any, what: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise ValueError(f"{what} is no list")  # noqa: TRY004 - of the input
+        raise _wrong_type(f"{what} is not a list")
     return value
 
 
 def _objects(value: Any, what: str) -> list[Json]:
     found = _list(value, what)
     if not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"{what} has an item that is no object")
+        raise _wrong_type(f"{what} has an item that is not an object")
     return found

@@ -1,7 +1,7 @@
-"""The lab's demo service: answers each GET with what it saw of the request, and may call the next service.
+"""The lab's demo service: answers each GET with a description of the request, and can call the next service.
 
-A program of its own: `python -m istio_init.lab.app --service reviews --port 9080`. It logs one line an event to standard
-output. At SIGTERM it accepts nothing more, finishes what is under way, and exits with 0.
+A separate program: `python -m istio_init.lab.app --service reviews --port 9080`. It logs one line per event to standard
+output. On SIGTERM it stops accepting connections, finishes requests in flight, and exits with status 0.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from email.message import Message
 
 PAGE = "/productpage"  # the path that calls the next service
-LONGEST_DELAY = 60.0  # seconds
-CALL_PATIENCE = LONGEST_DELAY + 5.0  # seconds
+MAX_DELAY = 60.0  # seconds
+CALL_TIMEOUT = MAX_DELAY + 5.0  # seconds
+FINAL_STATUSES = range(200, 600)
 
-# What joins the parts of one trace: an app must hand it on (Istio's docs, "Distributed tracing").
+# Headers that an app must propagate to correlate the spans of a trace (Istio's docs, "Distributed tracing").
 TRACE_HEADERS = (
     "x-request-id",
     "x-b3-traceid",
@@ -47,7 +48,7 @@ Json = dict[str, Any]
 
 
 class Identity(NamedTuple):
-    """Who answers.
+    """The app's identity, and what it calls.
 
     Attributes:
         service: the name of the service.
@@ -60,41 +61,39 @@ class Identity(NamedTuple):
     calls: str
 
 
-class Wish(NamedTuple):
-    """How a caller wants to be answered.
+class ResponseOptions(NamedTuple):
+    """How to respond, as requested by the caller.
 
     Attributes:
-        delay: seconds before the answer.
-        status: of the answer.
+        delay: seconds before the response.
+        status: the response's status.
     """
 
     delay: float = 0.0
     status: int = HTTPStatus.OK
 
     @classmethod
-    def from_query(cls, query: str) -> Wish:
-        """Read `delay=SECONDS` (more than `LONGEST_DELAY` is that) and `status=NUMBER`.
+    def from_query(cls, query: str) -> ResponseOptions:
+        """Parse `delay=SECONDS`, capped at `MAX_DELAY`, and `status=NUMBER`.
 
         Raises:
-            InvalidInput: one of them is no such number.
+            InvalidInput: a value is not a number, or out of range.
         """
-        given = {name: values[-1] for name, values in parse_qs(query).items()}
-        delay, status = given.get("delay", "0"), given.get("status", "200")
+        values = {name: values[-1] for name, values in parse_qs(query).items()}
+        delay, status = values.get("delay", "0"), values.get("status", "200")
         try:
-            wish = cls(min(float(delay), LONGEST_DELAY), int(status))
+            options = cls(min(float(delay), MAX_DELAY), int(status))
         except ValueError:
-            raise InvalidInput(
-                "query", f"{query!r} has something that is no number", "delay=SECONDS, status=NUMBER"
-            ) from None
-        # 1xx is no final answer, and 204 and 304 have no body (RFC 9110, 15).
-        bodiless = wish.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-        if not wish.delay >= 0 or not 200 <= wish.status <= 599 or bodiless:  # noqa: PLR2004 - statuses of final answers
+            raise InvalidInput("query", f"{query!r} has a non-numeric value", "delay=SECONDS, status=NUMBER") from None
+        # 1xx is not a final response, and 204 and 304 have no body (RFC 9110, 15).
+        bodiless = options.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        if not options.delay >= 0 or options.status not in FINAL_STATUSES or bodiless:
             raise InvalidInput("query", f"{query!r} is out of range", "a delay from 0, a status of 200..599 with a body")
-        return wish
+        return options
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+class AppHandler(BaseHTTPRequestHandler):
+    """Handles the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server: App
@@ -103,18 +102,18 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         parts = urlsplit(self.path)
         try:
-            wish = Wish.from_query(parts.query)
+            options = ResponseOptions.from_query(parts.query)
         except InvalidInput as error:
-            self._answer(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            self._respond(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
-        time.sleep(wish.delay)
+        time.sleep(options.delay)
         identity = self.server.identity
-        told = self._seen() | {"status": wish.status}
+        content = self._describe() | {"status": options.status}
         if identity.calls and parts.path == PAGE:
-            told["calls"] = call(identity.calls, self.headers)
-        self._answer(wish.status, told)
+            content["calls"] = call(identity.calls, self.headers)
+        self._respond(options.status, content)
 
-    def _seen(self) -> Json:
+    def _describe(self) -> Json:
         identity = self.server.identity
         return {
             "service": identity.service,
@@ -126,94 +125,94 @@ class Handler(BaseHTTPRequestHandler):
             "headers": {name.lower(): value for name, value in self.headers.items()},
         }
 
-    def _answer(self, status: int, told: Json) -> None:
-        body = (json.dumps(told, indent=2) + "\n").encode()
+    def _respond(self, status: int, content: Json) -> None:
+        body = (json.dumps(content, indent=2) + "\n").encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
         if self.server.stopping:
-            self.send_header("connection", "close")  # so that nobody sends a further request this way
+            self.send_header("connection", "close")  # so that no further request is sent on this connection
         self.end_headers()
         self.wfile.write(body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log an answered request."""
+        """Log a completed request."""
         del size
         status = code.value if isinstance(code, HTTPStatus) else code
         log("app request", method=self.command, path=self.path, status=status, caller=_text(self.client_address))
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives it
-        """Log what went wrong with a connection."""
-        log("app problem", caller=_text(self.client_address), message=format % args)
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overrides http.server's signature
+        """Log a problem with a connection."""
+        log("app error", caller=_text(self.client_address), message=format % args)
 
 
 class App(ThreadingHTTPServer):
-    """Serves until it is told to stop.
+    """The app's server, with graceful shutdown.
 
     Args:
-        place: address and port; `::` takes connections of both families.
-        identity: who answers.
+        listen: address and port; `::` also accepts IPv4.
+        identity: the app's identity.
     """
 
-    daemon_threads = False  # what is under way is finished
+    daemon_threads = False  # requests in flight are finished
     request_queue_size = 128
 
-    def __init__(self, place: tuple[str, int], identity: Identity) -> None:
-        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        super().__init__(place, Handler)
+    def __init__(self, listen: tuple[str, int], identity: Identity) -> None:
+        self.address_family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
+        super().__init__(listen, AppHandler)
         self.identity = identity
         self.stopping = False
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
 
     def server_bind(self) -> None:
-        """Take the port; HTTPServer would also ask DNS for the name of this host, which a pod may have to wait for."""
+        """Bind without the reverse DNS lookup of `HTTPServer`, which can block in a pod."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own."""
+        """Handle a connection in its own thread."""
         with self._lock:
             self._connections.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """End a connection."""
+        """Close a connection."""
         with self._lock:
             self._connections.discard(request)
         super().shutdown_request(request)
 
     def finish(self) -> None:
-        """Accept nothing more, and wait for what is under way; connections without a request are closed."""
+        """Stop accepting, close idle connections, and wait for requests in flight."""
         self.stopping = True
         self.shutdown()
         self.socket.close()
         with self._lock:
             for connection in self._connections:
-                # Ends the wait for a further request; one that has come can still be read, and answered.
+                # Ends the wait for a further request; one already received can still be read and answered.
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RD)
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log why a connection ended before its time: mostly, the caller has gone."""
+        """Log why a connection was aborted, usually by the caller."""
         del request
-        log("app problem", caller=_text(client_address), message=repr(sys.exc_info()[1]))
+        log("app error", caller=_text(client_address), message=repr(sys.exc_info()[1]))
 
 
 def call(url: str, headers: Mapping[str, str] | Message) -> Json:
-    """Call the next service, and give its answer: JSON as it is, else `status` (None for no answer) and `error`.
+    """Call the next service, and return its JSON response, or else `status` (None if it did not respond) and `error`.
 
     Args:
-        url: where it is.
-        headers: of the request on whose behalf it is called.
+        url: the URL of the service.
+        headers: the headers of the incoming request, from which the trace headers are propagated.
     """
     parts = urlsplit(url)
-    handed_on = {name: value for name in TRACE_HEADERS if (value := headers.get(name))}
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=CALL_PATIENCE)
+    propagated = {name: value for name in TRACE_HEADERS if (value := headers.get(name))}
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=CALL_TIMEOUT)
     try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=handed_on)
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=propagated)
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
@@ -227,31 +226,31 @@ def call(url: str, headers: Mapping[str, str] | Message) -> Json:
     return {"status": response.status, "error": text.strip()}
 
 
-def _text(place: tuple[Any, ...]) -> str:
-    """Write a place; what came by IPv4 to a socket of IPv6 has an address of IPv4 (RFC 4291, 2.5.5.2)."""
-    host = place[0].removeprefix("::ffff:") if "." in place[0] else place[0]
-    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
+def _text(address: tuple[Any, ...]) -> str:
+    """Format a socket address; IPv4-mapped IPv6 addresses are shown as IPv4 (RFC 4291, 2.5.5.2)."""
+    host = address[0].removeprefix("::ffff:") if "." in address[0] else address[0]
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 
 
 def main(words: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m istio_init.lab.app", description=__doc__)
-    parser.add_argument("--service", required=True, help="the name that answers carry")
-    parser.add_argument("--pod", default=socket.gethostname(), help="the host name that answers carry")
-    parser.add_argument("--address", default="0.0.0.0", help="where to listen")  # noqa: S104 - callers are other hosts
-    parser.add_argument("--port", type=int, default=9080, help="0 is any")
-    parser.add_argument("--calls", default="", metavar="URL", help=f"what {PAGE} calls")
-    given = parser.parse_args(words)
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # threads inherit this, so that only the wait below takes them
-    app = App((given.address, given.port), Identity(given.service, given.pod, given.calls))
+    parser.add_argument("--service", required=True, help="name of the service, shown in responses")
+    parser.add_argument("--pod", default=socket.gethostname(), help="name of the pod, shown in responses")
+    parser.add_argument("--address", default="0.0.0.0", help="address to listen on")  # noqa: S104 - callers are other hosts
+    parser.add_argument("--port", type=int, default=9080, help="port to listen on; 0 picks a free one")
+    parser.add_argument("--calls", default="", metavar="URL", help=f"service that {PAGE} calls")
+    arguments = parser.parse_args(words)
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # threads inherit the mask, so only sigwait() below receives them
+    app = App((arguments.address, arguments.port), Identity(arguments.service, arguments.pod, arguments.calls))
     server = threading.Thread(target=app.serve_forever, kwargs={"poll_interval": 0.05})
     server.start()
-    log("app listening", service=given.service, port=app.server_address[1])
-    signal.sigwait(ends)
+    log("app listening", service=arguments.service, port=app.server_address[1])
+    signal.sigwait(stop_signals)
     app.finish()
     server.join()
-    log("app stopped", service=given.service)
+    log("app stopped", service=arguments.service)
 
 
 if __name__ == "__main__":

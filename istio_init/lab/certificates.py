@@ -1,4 +1,4 @@
-"""Certificates as Istio's Citadel issued them: who a workload is stands in a SPIFFE URI."""
+"""Certificates like those of Istio's Citadel, with the workload's identity as a SPIFFE URI."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIFETIME = timedelta(days=1)
-SKEW = timedelta(minutes=5)  # by which clocks may differ
-TRUST_DOMAIN = "cluster.local"  # what a proxy expects unless it has --domain
+SKEW = timedelta(minutes=5)  # tolerated clock skew
+TRUST_DOMAIN = "cluster.local"  # the proxy's default without --domain
 
 
 class Authority(NamedTuple):
@@ -27,20 +27,20 @@ class Authority(NamedTuple):
 
     @classmethod
     def make(cls) -> Authority:
-        """Make a new one."""
+        """Make a new authority with a self-signed certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "lab")])
         builder = _builder(name, name, key).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         return cls(key, builder.sign(key, hashes.SHA256()))
 
     def issue(self, directory: Path, namespace: str, account: str) -> None:
-        """Write `cert-chain.pem`, `key.pem` and `root-cert.pem` for a service account into a directory that is there."""
+        """Write `cert-chain.pem`, `key.pem` and `root-cert.pem` for a service account into an existing directory."""
         key = ec.generate_private_key(ec.SECP256R1())
         uri = f"spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/{account}"
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
             _builder(x509.Name([]), self.certificate.subject, key)
-            # An empty subject makes the alternative name critical (RFC 5280, 4.2.1.6).
+            # With an empty subject, the alternative name must be critical (RFC 5280, 4.2.1.6).
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .sign(self.key, hashes.SHA256())

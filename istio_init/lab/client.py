@@ -1,4 +1,4 @@
-"""A lab, as commands and tests see it: made, looked at, entered, ended."""
+"""The client side of a lab, for commands and tests: start, inspect, enter and stop it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from istio_init.lab.settings import LabSettings
 
 TOOLS = ("unshare", "nsenter", "setpriv", "mount")
-# A PID namespace ends all of its processes with its first one.
+# When the first process of a PID namespace exits, the kernel kills all others.
 ISOLATED = ("unshare", "--net", "--mount", "--mount-proc", "--propagation=private", "--pid", "--fork", "--kill-child", "--")
-END_PATIENCE = 30.0  # seconds
+STOP_TIMEOUT = 30.0  # seconds
 
 
 class Lab(NamedTuple):
-    """A lab that is up.
+    """A running lab.
 
     Attributes:
-        name: the one it was made under.
-        supervisor: the process id of its first process, as this process sees it.
+        name: its name.
+        supervisor: the process ID of its first process, in this process's PID namespace.
     """
 
     name: str
@@ -42,26 +42,26 @@ class Lab(NamedTuple):
 
     @classmethod
     def find(cls, name: str) -> Lab:
-        """Find a lab by its name.
+        """Find a running lab by name.
 
         Raises:
-            IstioInitError: there is none.
+            IstioInitError: there is no such lab.
         """
         with protocol.connect(name) as connection:
             return cls(name, protocol.peer(connection)[0])
 
     @classmethod
     def up(cls, name: str, settings: LabSettings, progress: Callable[[str], None]) -> Lab:
-        """Make a lab, and wait until its proxies are ready.
+        """Start a lab, and wait until its proxies are ready.
 
         Args:
-            name: labs of different names do not know of each other.
-            settings: what is made.
-            progress: is told each step.
+            name: the lab's name; labs with different names are independent.
+            settings: the lab's settings.
+            progress: is called with a description of each step.
 
         Raises:
             InvalidInput: a setting is not allowed.
-            NotPermitted, Unsupported, ChildFailed, IstioInitError: it cannot be made; nothing of it is left.
+            NotPermitted, Unsupported, ChildFailed, IstioInitError: the lab cannot be started; everything is cleaned up.
         """
         mesh_pods(settings)
         _check_machine()
@@ -71,9 +71,9 @@ class Lab(NamedTuple):
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=messages,  # not our own, which a lab that goes on would keep open
+                stderr=messages,  # not inherited: the lab would keep our stderr open
                 pass_fds=[server.fileno()],
-                start_new_session=True,  # ctrl-C at the terminal is for us: we end the lab
+                start_new_session=True,  # so that Ctrl-C only reaches this process, which stops the lab
                 env={"PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}", "PYTHONDONTWRITEBYTECODE": "1"},
             )
             try:
@@ -85,24 +85,24 @@ class Lab(NamedTuple):
                 error.add_note(messages.read().decode(errors="replace").strip())
                 raise
             finally:
-                starter.stdout.close()  # type: ignore[union-attr] # it was started with a pipe
-            starter.returncode = 0  # it goes on without us, and nobody waits for it
+                starter.stdout.close()  # type: ignore[union-attr] # is a pipe
+            starter.returncode = 0  # it keeps running; suppresses Popen's ResourceWarning
         return cls.find(name)
 
     def status(self) -> protocol.Message:
-        """Ask what there is."""
+        """Return the lab's status."""
         return self._ask({"do": "status"})
 
     def send(self, pod: str, program: str, number: signal.Signals) -> None:
-        """Send a signal to a program (`app`, `proxy`, `control-plane`) of a pod."""
+        """Send a signal to a pod's program: `app`, `proxy` or `control-plane`."""
         self._ask({"do": "stop", "pod": self.pod(pod)["name"], "program": program, "signal": number})
 
     def start(self, pod: str, program: str) -> None:
-        """Start a program that has ended."""
+        """Restart a program that has exited."""
         self._ask({"do": "start", "pod": self.pod(pod)["name"], "program": program})
 
     def pod(self, name: str) -> protocol.Message:
-        """Tell of one pod, by its name or that of its service.
+        """Return the status of a pod, by its name or that of its service.
 
         Raises:
             InvalidInput: there is no such pod.
@@ -114,18 +114,18 @@ class Lab(NamedTuple):
         raise InvalidInput("POD", f"{name!r} is not in lab {self.name!r}", ", ".join(pod["name"] for pod in pods))
 
     def command(self, pod: str, argv: Sequence[str], uid: int = APP_UID) -> tuple[str, ...]:
-        """Give the command line that runs another one in a pod.
+        """Wrap a command line to run in a pod.
 
         Args:
-            pod: its name, or that of its service.
-            argv: what is run.
-            uid: the user that it runs as.
+            pod: the name of the pod or of its service.
+            argv: the command line.
+            uid: the user to run it as.
 
         Raises:
             InvalidInput: there is no such pod.
         """
         user = argv if uid == 0 else as_user(uid, *argv)
-        # First into the lab's namespaces, so that the command ends with the lab; there, the pod's process ids are known.
+        # Enters the lab's namespaces first: the command then exits with the lab, and the pod's process ID is valid there.
         return (
             "nsenter",
             f"--target={self.supervisor}",
@@ -137,17 +137,17 @@ class Lab(NamedTuple):
         )
 
     def down(self) -> None:
-        """End the lab, and wait until all of it has gone.
+        """Stop the lab, and wait until it is gone.
 
         Raises:
-            IstioInitError: it does not end.
+            IstioInitError: it does not stop.
         """
         ended = os.pidfd_open(self.supervisor)
         try:
             with protocol.connect(self.name) as connection:
                 protocol.send(connection, {"do": "down"})
-            if not select.select([ended], [], [], END_PATIENCE)[0]:
-                message = f"process {self.supervisor}, the lab's first, did not end in {END_PATIENCE:g} s; kill it"
+            if not select.select([ended], [], [], STOP_TIMEOUT)[0]:
+                message = f"the lab's supervisor, process {self.supervisor}, did not exit within {STOP_TIMEOUT:g} s; kill it"
                 raise IstioInitError(message)
         finally:
             os.close(ended)
@@ -160,23 +160,23 @@ class Lab(NamedTuple):
 
 def _check_machine() -> None:
     if os.geteuid() != 0:
-        message = "only root may make the lab's namespaces; run it with sudo"
+        message = "creating the lab's namespaces requires root; run it with sudo"
         raise NotPermitted(message)
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        message = f"not on the PATH: {', '.join(missing)}; install util-linux"
+        message = f"not found on the PATH: {', '.join(missing)}; install util-linux"
         raise Unsupported(message)
 
 
 def _wait_until_ready(starter: subprocess.Popen[bytes], settings: LabSettings, progress: Callable[[str], None]) -> None:
-    with starter.stdin as stdin:  # type: ignore[union-attr] # it was started with pipes
+    with starter.stdin as stdin:  # type: ignore[union-attr] # is a pipe
         stdin.write(settings.to_json().encode())
-    for line in starter.stdout:  # type: ignore[union-attr] # as above
+    for line in starter.stdout:  # type: ignore[union-attr] # is a pipe
         message = json.loads(line)
         if "ready" in message:
             return
         if "failed" in message:
             raise ChildFailed(message["failed"], message["exit_code"])
         progress(message["step"])
-    message = "the lab ended while it was made; its own words follow"
+    message = "the lab exited while starting; its error output follows"
     raise IstioInitError(message)

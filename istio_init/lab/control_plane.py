@@ -1,7 +1,7 @@
-"""The lab's control plane: serves a world to the Envoys of its pods over ADS, and pushes what changes.
+"""The lab's control plane: serves a world to the pods' Envoys over ADS, and pushes changes.
 
-A program of its own: `python -m istio_init.lab.control_plane --world FILE --status FILE`. It logs one line an event to
-standard output, and keeps what each connected proxy was sent, took and refused in the status file. It ends at SIGTERM.
+A separate program: `python -m istio_init.lab.control_plane --world FILE --status FILE`. It logs one line per event to
+standard output, and writes what was sent, acked and nacked for each connected proxy to the status file. SIGTERM stops it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
 
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import read_text, write_text
-from istio_init.lab.ads import Asked, Stream
+from istio_init.lab.ads import AdsRequest, Stream
 from istio_init.lab.events import log
 from istio_init.lab.messages import message
 from istio_init.lab.resources import Kind, resources
@@ -31,23 +31,23 @@ from istio_init.sidecar.bootstrap.settings import XDS_PORT, XDS_TLS_PORT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from istio_init.lab.ads import Offer, Push
+    from istio_init.lab.ads import Push, Snapshot
 
-POLL = 0.15  # seconds between two looks at the world's file
-LEAVE = 0.5  # seconds that a stream has to end
+POLL = 0.15  # seconds between two checks of the world file
+STOP_TIMEOUT = 0.5  # seconds for streams to close
 KINDS = {kind.type_url: kind for kind in Kind}
-# Two control planes on one port would share the proxies between them (SO_REUSEPORT is gRPC's default).
+# gRPC sets SO_REUSEPORT by default, with which two control planes on one port would share the proxies.
 SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
 
-CHANGED = object()  # in a stream's inbox: the world is another
+CHANGED = object()  # in a stream's inbox: the world has changed
 
 
-class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # no types there
+class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # untyped library
     """Serves a world.
 
     Args:
-        world: the one to begin with.
-        status: the file that tells how each proxy fares.
+        world: the initial world.
+        status: the status file.
     """
 
     def __init__(self, world: World, status: str) -> None:
@@ -58,22 +58,22 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ig
         self._write_status()
 
     def change(self, world: World) -> None:
-        """Serve another world from now on."""
+        """Replace the world, and push the changes."""
         self._world = world
         for inbox in self._streams.values():
             inbox.put_nowait(CHANGED)
 
     def end(self) -> None:
-        """Take leave of all proxies."""
+        """Close all streams."""
         for inbox in self._streams.values():
             inbox.put_nowait(None)
 
-    async def StreamAggregatedResources(  # noqa: N802 - the name that gRPC calls
+    async def StreamAggregatedResources(  # noqa: N802 - gRPC's name
         self,
         requests: AsyncIterator[Any],
         context: Any,
     ) -> AsyncIterator[Any]:
-        """Talk to one proxy until it goes."""
+        """Serve one proxy until it disconnects."""
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         reader = asyncio.create_task(_read(requests, inbox))
         try:
@@ -101,31 +101,31 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ig
         finally:
             del self._streams[stream]
             self._write_status()
-            log("ads gone", node=node)
+            log("ads disconnected", node=node)
 
     def _handle(self, stream: Stream, event: Any) -> list[Push]:
         if event is CHANGED:
-            pushes = stream.update(self._offer(stream))
+            pushes = stream.update(self._snapshot(stream))
         elif event.type_url in KINDS:
-            pushes = stream.request(_asked(event), self._offer(stream))
+            pushes = stream.request(_parse_request(event), self._snapshot(stream))
         else:
-            log("ads unknown", type=event.type_url, node=stream.node)
+            log("ads unsupported", type=event.type_url, node=stream.node)
             pushes = []
         self._write_status()
         return pushes
 
-    def _offer(self, stream: Stream) -> Offer:
+    def _snapshot(self, stream: Stream) -> Snapshot:
         return resources(self._world, self._world.proxy(stream.node))
 
     def _write_status(self) -> None:
-        """Write the status file if it would say anything else; of two streams of a node, the later one counts."""
+        """Write the status file if it has changed; of several streams of a node, the latest one counts."""
         text = json.dumps({stream.node: stream.status() for stream in self._streams}, indent=2) + "\n"
         if text != self._written:
             self._written = text
             try:
                 write_text(self._status, text, "--status")
             except InvalidInput as error:
-                log("status not written", message=str(error))
+                log("status write failed", message=str(error))
 
 
 async def _read(requests: AsyncIterator[Any], inbox: asyncio.Queue[Any]) -> None:
@@ -136,8 +136,8 @@ async def _read(requests: AsyncIterator[Any], inbox: asyncio.Queue[Any]) -> None
         inbox.put_nowait(None)
 
 
-def _asked(request: Any) -> Asked:
-    return Asked(
+def _parse_request(request: Any) -> AdsRequest:
+    return AdsRequest(
         kind=KINDS[request.type_url],
         nonce=request.response_nonce,
         version=request.version_info,
@@ -154,26 +154,26 @@ def _response(push: Push) -> Any:
 
 
 def parse(text: str, where: str) -> World:
-    """Read a world, a person's own resources included.
+    """Parse a world, including its extra resources.
 
     Raises:
-        InvalidInput: something in it cannot be read.
+        InvalidInput: the world is invalid.
     """
     world = World.from_json(text, where)
     extra = dict(zip((Kind.LDS, Kind.CDS, Kind.EDS, Kind.RDS), world.extra, strict=True))
-    for kind, own in extra.items():
-        for resource in own:
+    for kind, members in extra.items():
+        for resource in members:
             message(kind, resource, f"{where}: extra")
     return world
 
 
 async def watch(control_plane: ControlPlane, path: str, seen: str) -> None:
-    """Serve what the world's file says, whenever it says something else; what cannot be read changes nothing.
+    """Reload the world whenever its file changes; an invalid file is logged and ignored.
 
     Args:
-        control_plane: it serves.
-        path: the file.
-        seen: what the file said when it was read last.
+        control_plane: the control plane to update.
+        path: the world file.
+        seen: its contents when last read.
     """
     problem = ""
     while True:
@@ -188,7 +188,7 @@ async def watch(control_plane: ControlPlane, path: str, seen: str) -> None:
         except InvalidInput as error:
             if str(error) != problem:
                 problem = str(error)
-                log("world refused", message=problem)
+                log("world rejected", message=problem)
         else:
             problem = ""
             log("world loaded", services=len(world.services), pods=len(world.pods))
@@ -199,7 +199,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InvalidInput: the world or a certificate cannot be read, or a port is taken.
+        InvalidInput: the world or a certificate cannot be read, or cannot listen on a port.
     """
     text = read_text(arguments.world, "--world")
     world = parse(text, arguments.world)
@@ -215,11 +215,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     await server.start()
     watcher = asyncio.create_task(watch(control_plane, arguments.world, text))
     log("listening", address=arguments.address, **ports, services=len(world.services), pods=len(world.pods))
-    watcher.add_done_callback(lambda _: stop.set())  # it only ends by itself through a fault of this program
+    watcher.add_done_callback(lambda _: stop.set())  # it only exits on its own because of a bug
     await stop.wait()
     watcher.cancel()
     control_plane.end()
-    await server.stop(LEAVE)
+    await server.stop(STOP_TIMEOUT)
     with suppress(asyncio.CancelledError):
         await watcher
 
@@ -231,23 +231,25 @@ def _credentials(directory: Path) -> Any:
 
 
 def _bind(server: Any, host: str, port: int, credentials: Any) -> int:
-    place = f"{host}:{port}"
+    address = f"{host}:{port}"
     try:
-        bound: int = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
+        bound: int = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
-        raise InvalidInput("--port", f"{place} cannot be had: {error}", "an address of this host and a free port") from None
+        raise InvalidInput(
+            "--port", f"cannot listen on {address}: {error}", "an address of this host and a free port"
+        ) from None
     return bound
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the control plane, and give its exit status."""
+    """Run the control plane, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m istio_init.lab.control_plane", description=__doc__)
-    parser.add_argument("--world", required=True, metavar="FILE", help="what is served; JSON, read again when it changes")
-    parser.add_argument("--status", required=True, metavar="FILE", help="what each proxy was sent, took and refused; JSON")
-    parser.add_argument("--address", default="0.0.0.0", help="where to listen")  # noqa: S104 - proxies are other hosts
-    parser.add_argument("--port", type=int, default=XDS_PORT, help="for plain gRPC; 0 is any")
-    parser.add_argument("--tls-port", type=int, default=XDS_TLS_PORT, help="for mutual TLS; 0 is any")
-    parser.add_argument("--certificates", metavar="DIR", help="cert-chain.pem, key.pem, root-cert.pem; without, no TLS")
+    parser.add_argument("--world", required=True, metavar="FILE", help="world to serve, in JSON; reloaded on change")
+    parser.add_argument("--status", required=True, metavar="FILE", help="output file for the status of each proxy, in JSON")
+    parser.add_argument("--address", default="0.0.0.0", help="address to listen on")  # noqa: S104 - proxies are other hosts
+    parser.add_argument("--port", type=int, default=XDS_PORT, help="port for plaintext gRPC; 0 picks a free one")
+    parser.add_argument("--tls-port", type=int, default=XDS_TLS_PORT, help="port for mutual TLS; 0 picks a free one")
+    parser.add_argument("--certificates", metavar="DIR", help="with cert-chain.pem, key.pem and root-cert.pem; enables TLS")
     try:
         asyncio.run(serve(parser.parse_args(words)))
     except InvalidInput as error:

@@ -1,4 +1,4 @@
-"""How the lab's own programs log: one line an event, on standard output."""
+"""The log format of the lab's programs: one line per event, on standard output."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import sys
 
 
-def log(event: str, **particulars: object) -> None:
-    """Write a line: the event, then `name=value`; a value with spaces or anything odd is quoted as in JSON."""
-    words = [event, *(f"{name}={_quoted(str(value))}" for name, value in particulars.items())]
+def log(event: str, **fields: object) -> None:
+    """Log an event with `name=value` fields; values with spaces, quotes or non-printable characters are quoted as JSON."""
+    words = [event, *(f"{name}={_quoted(str(value))}" for name, value in fields.items())]
     sys.stdout.write(" ".join(words) + "\n")
     sys.stdout.flush()
 

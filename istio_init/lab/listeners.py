@@ -1,11 +1,11 @@
 """A pod's listeners in either shape. Pure.
 
-`istio-1.0`: `virtual` takes every captured connection and hands it to the listener of its original destination, which has no
-socket of its own. `current`: `virtualOutbound` does so for outbound connections, and `virtualInbound` takes inbound ones and
-has a filter chain for each port of the app.
+`istio-1.0`: `virtual` accepts every captured connection and hands it to the listener for its original destination, which
+does not bind a port. `current`: `virtualOutbound` does so for outbound connections; `virtualInbound` accepts inbound ones
+and has a filter chain per app port.
 
-A pod of both families has listeners on the wildcard addresses of both. What comes in by one goes on to the localhost of the
-same, or else an app could not see its client's address.
+A dual-stack pod has listeners on the wildcard addresses of both families. Inbound connections are forwarded to the loopback
+address of the same family, so that an app can see its client's address.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from istio_init.rules.model import ENVOY_PORT, TPROXY_MARK, Family, Mode
 from istio_init.sidecar.bootstrap.common import LOCALHOST, address
 
 if TYPE_CHECKING:
-    from istio_init.lab.world import Json, Pod, Service, World
+    from istio_init.lab.world import Json, LabPod, Service, World
 
-ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - captured connections have any destination
+ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - captured connections can have any destination
 LOCALHOSTS = {Family.IPV4: LOCALHOST, Family.IPV6: "::1"}
 ADDRESS_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 INBOUND_PORT = 15006
@@ -31,10 +31,10 @@ BLACK_HOLE = "BlackHoleCluster"
 INBOUND, OUTBOUND = "INBOUND", "OUTBOUND"
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
-# Where a cluster of type ORIGINAL_DST looks first (Envoy's docs, "Original destination").
+# Filter state that overrides the destination of an ORIGINAL_DST cluster (Envoy's docs, "Original destination").
 DESTINATION_KEY = "envoy.network.transport_socket.original_dst_address"
 
-# Named as Istio names them in its JSON access log.
+# Field names of Istio's JSON access log.
 LOGGED = {
     "start_time": "%START_TIME%",
     "method": "%REQ(:METHOD)%",
@@ -53,13 +53,13 @@ LOGGED = {
 }
 
 
-def inbound_cluster(world: World, pod: Pod, family: Family | None = None) -> str:
-    """Name the cluster that is a pod's own app; empty for a pod without a service.
+def inbound_cluster(world: World, pod: LabPod, family: Family | None = None) -> str:
+    """Return the name of the cluster for a pod's own app; empty for a pod without a service.
 
     Args:
-        world: what there is.
-        pod: the one whose app it is.
-        family: by which localhost the app is reached; the pod's first one, and None, are not named.
+        world: the world.
+        pod: the app's pod.
+        family: the family of the loopback address; part of the name unless it is the pod's first family or None.
     """
     service = world.service(pod.namespace, pod.service)
     if service is None:
@@ -69,24 +69,24 @@ def inbound_cluster(world: World, pod: Pod, family: Family | None = None) -> str
 
 
 def outbound_cluster(service: Service) -> str:
-    """Name the cluster that is a service, as callers see it."""
+    """Return the name of a service's cluster in its clients."""
     return f"outbound|{service.port}||{service.host}"
 
 
 def route(name: str, cluster: str) -> Json:
-    """Route every path to a cluster, for as long as an answer takes, and without a second try."""
+    """Route all paths to a cluster, without timeout or retries."""
     return {"name": name, "match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}
 
 
-def listeners(world: World, pod: Pod | None) -> list[Json]:
+def listeners(world: World, pod: LabPod | None) -> list[Json]:
     """List the listeners of a proxy.
 
     Args:
-        world: what there is to be called.
-        pod: the proxy's own; without one, nothing is inbound.
+        world: the world.
+        pod: the proxy's pod; without one, there are no inbound listeners.
     """
     current = world.shape == CURRENT
-    families = families_of(pod.addresses if pod else (at for one in world.services for at in one.addresses))
+    families = families_of(pod.addresses if pod else (host for one in world.services for host in one.addresses))
     families = families or (Family.IPV4,)
     made = [_capture("virtualOutbound" if current else "virtual", pod, families, all_inbound=not current)]
     if pod and current:
@@ -96,16 +96,17 @@ def listeners(world: World, pod: Pod | None) -> list[Json]:
     return made + [_outbound(families, port) for port in sorted({service.port for service in world.services})]
 
 
-def _capture(name: str, pod: Pod | None, families: tuple[Family, ...], *, all_inbound: bool) -> Json:
-    """Make the listener to which connections are redirected, and which hands them on.
+def _capture(name: str, pod: LabPod | None, families: tuple[Family, ...], *, all_inbound: bool) -> Json:
+    """Build the listener to which connections are redirected, and which hands them to the other listeners.
 
-    What it hands to nobody goes on to where it was bound for; were that this pod, iptables would send it back here for ever.
+    Unmatched connections are passed through to their original destination, except those to this pod itself, which iptables
+    would redirect back here in an endless loop.
     """
     own = [_inbound_passthrough(name, family_of(host)) | _match(host) for host in pod.addresses] if pod else []
     transparent = {"transparent": True} if pod and pod.mode == Mode.TPROXY and all_inbound else {}
     return {
         "name": name,
-        **_everywhere(families, ENVOY_PORT),
+        **_wildcard_addresses(families, ENVOY_PORT),
         "traffic_direction": OUTBOUND,
         "use_original_dst": True,
         "listener_filters": [_original_destination()],
@@ -115,11 +116,11 @@ def _capture(name: str, pod: Pod | None, families: tuple[Family, ...], *, all_in
     }
 
 
-def _virtual_inbound(world: World, pod: Pod) -> Json:
-    """Make the listener for inbound connections.
+def _virtual_inbound(world: World, pod: LabPod) -> Json:
+    """Build the listener for inbound connections.
 
-    A chain that names no destination is for any of both families, and as good a match as one for `::/0`; so where there are
-    two families, each chain for the app names its own.
+    A filter chain without a destination matches both families, with the same specificity as `::/0`. Therefore, in a
+    dual-stack pod each of the app's chains has a destination of its family.
     """
     name = "virtualInbound"
     families = families_of(pod.addresses)
@@ -127,7 +128,7 @@ def _virtual_inbound(world: World, pod: Pod) -> Json:
     to = {family: ANY[family] if len(families) > 1 else "" for family in families}
     return {
         "name": name,
-        **_everywhere(families, INBOUND_PORT),
+        **_wildcard_addresses(families, INBOUND_PORT),
         "traffic_direction": INBOUND,
         "listener_filters": [_original_destination(), *_original_source(pod)],
         "filter_chains": [
@@ -140,12 +141,12 @@ def _virtual_inbound(world: World, pod: Pod) -> Json:
     }
 
 
-def _app(world: World, pod: Pod, host: str) -> Json:
-    """Make the listener for connections to an address of the pod's own that came to port 15001.
+def _app(world: World, pod: LabPod, host: str) -> Json:
+    """Build the listener for connections to one of the pod's own addresses that arrive at port 15001.
 
-    Rules of Istio 1.0 send a pod that calls itself there, in the current shape, too.
+    Istio 1.0's rules redirect a pod's calls to itself there, even with listeners of the current shape.
     """
-    name = _place(host, pod.port)
+    name = _listener_name(host, pod.port)
     return {
         "name": name,
         "address": address(host, pod.port),
@@ -156,20 +157,20 @@ def _app(world: World, pod: Pod, host: str) -> Json:
     }
 
 
-def _app_chain(world: World, pod: Pod, listener: str, family: Family) -> Json:
+def _app_chain(world: World, pod: LabPod, listener: str, family: Family) -> Json:
     cluster = inbound_cluster(world, pod, family)
     (own,) = (host for host in pod.addresses if family_of(host) is family)
     host = {"name": f"inbound|http|{pod.port}", "domains": ["*"], "routes": [route("default", cluster)]}
     routes = {"route_config": {"name": cluster, "virtual_hosts": [host], "validate_clusters": False}}
-    return {"name": cluster, "filters": [_http(f"inbound_{_place(own, pod.port)}", routes, listener, INBOUND)]}
+    return {"name": cluster, "filters": [_http(f"inbound_{_listener_name(own, pod.port)}", routes, listener, INBOUND)]}
 
 
 def _outbound(families: tuple[Family, ...], port: int) -> Json:
-    name = _place(ANY[families[0]], port)
+    name = _listener_name(ANY[families[0]], port)
     routes = {"rds": {"route_config_name": str(port), "config_source": {"ads": {}, "resource_api_version": "V3"}}}
     return {
         "name": name,
-        **_everywhere(families, port),
+        **_wildcard_addresses(families, port),
         "bind_to_port": False,
         "traffic_direction": OUTBOUND,
         "filter_chains": [{"filters": [_http(f"outbound_{name}", routes, name, OUTBOUND)]}],
@@ -177,10 +178,10 @@ def _outbound(families: tuple[Family, ...], port: int) -> Json:
 
 
 def _inbound_passthrough(listener: str, family: Family) -> Json:
-    """Bring a connection to any port of the pod to the app.
+    """Forward a connection to any port of the pod to the app.
 
-    It goes to localhost, which no layout of rules captures; by the pod's address it would come back. So a port that is open
-    on localhost only can be reached, too.
+    It is forwarded to the loopback address, which no layout captures; via the pod's address it would loop. As a side effect,
+    ports bound to loopback only are reachable as well.
     """
     value = {"text_format_source": {"inline_string": f"{bracketed(LOCALHOSTS[family])}:%DOWNSTREAM_LOCAL_PORT%"}}
     state = _typed(
@@ -197,7 +198,7 @@ def _inbound_passthrough(listener: str, family: Family) -> Json:
 
 
 def _guards(listener: str) -> list[Json]:
-    """Close connections to Envoy's own ports: passed on, they would come back for ever, or reach its administration."""
+    """Close connections to Envoy's own ports, which would otherwise loop or expose the admin interface."""
     return [
         {
             "name": f"{BLACK_HOLE}_{port}",
@@ -209,24 +210,24 @@ def _guards(listener: str) -> list[Json]:
 
 
 def _match(host: str = "", bits: int | None = None, port: int = 0) -> Json:
-    """Say which connections a filter chain is for: by their destination, and its port, as far as they are given."""
+    """Build a filter chain match on destination address and port, as far as given."""
     length = ADDRESS_BITS[family_of(host)] if bits is None else bits
     prefix = {"prefix_ranges": [{"address_prefix": host, "prefix_len": length}]} if host else {}
     return {"filter_chain_match": prefix | ({"destination_port": port} if port else {})}
 
 
-def _everywhere(families: tuple[Family, ...], port: int) -> Json:
-    """Place a listener on the wildcard address of each family; Envoy's `::` takes no connections of IPv4."""
+def _wildcard_addresses(families: tuple[Family, ...], port: int) -> Json:
+    """Bind a listener to the wildcard address of each family; in Envoy, `::` does not accept IPv4."""
     first, *others = (address(ANY[family], port) for family in families)
     return {"address": first} | ({"additional_addresses": [{"address": other} for other in others]} if others else {})
 
 
 def bracketed(host: str) -> str:
-    """Write an address as it stands before a port."""
+    """Format an address for use before a port."""
     return f"[{host}]" if ":" in host else host
 
 
-def _place(host: str, port: int) -> str:
+def _listener_name(host: str, port: int) -> str:
     return f"{bracketed(host)}_{port}"
 
 
@@ -235,8 +236,8 @@ def _original_destination() -> Json:
     return {"name": "envoy.filters.listener.original_dst", "typed_config": config}
 
 
-def _original_source(pod: Pod) -> list[Json]:
-    """With TPROXY, let the app see its client's own address; by the mark, answers find the way back to Envoy."""
+def _original_source(pod: LabPod) -> list[Json]:
+    """With TPROXY, preserve the client's address; the mark routes the app's responses back to Envoy."""
     if pod.mode != Mode.TPROXY:
         return []
     config = _typed("filters.listener.original_src.v3.OriginalSrc", mark=TPROXY_MARK)
@@ -269,7 +270,7 @@ def _tcp(cluster: str, listener: str, direction: str) -> Json:
 
 
 def _access_log(listener: str, direction: str) -> Json:
-    """Log to Envoy's own standard output; the file /dev/stdout can be closed to Envoy's user, if root opened it."""
+    """Log to Envoy's standard output; opening /dev/stdout can fail for Envoy's user if root opened it."""
     logged = {"direction": direction.lower(), "listener": listener, **LOGGED}
     log = _typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": logged})
     return {"name": "envoy.access_loggers.stdout", "typed_config": log}

@@ -1,4 +1,4 @@
-"""JSON of Envoy's v3 API → protobuf messages."""
+"""Converts JSON of Envoy's v3 API to protobuf messages."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ TYPE_PREFIX = "type.googleapis.com/"
 
 
 def message(kind: Kind, resource: Json, where: str) -> Any:
-    """Read a resource.
+    """Parse a resource.
 
     Args:
-        kind: which message it is.
-        resource: the message as protobuf's JSON.
+        kind: the type of the resource.
+        resource: the resource in protobuf's JSON mapping.
         where: its source, for the error.
 
     Raises:
-        InvalidInput: it is no such message.
+        InvalidInput: it is not a valid message of this type.
     """
     try:
         for name in _type_names(resource):
-            _make_known(name)
+            _register_type(name)
         return json_format.ParseDict(resource, CLASSES[kind]())
     except (json_format.ParseError, RecursionError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]  # then come all fields that there are
+        reason = str(error).partition("\n")[0]  # the rest lists all known fields
         problem = f"{json.dumps(kind.name_of(resource))} cannot be read: {reason}"
         raise InvalidInput(where, problem, f"{CLASSES[kind].DESCRIPTOR.full_name} as JSON") from None
 
 
 def _type_names(value: object) -> Iterator[str]:
-    """List the types of all messages of any type within a JSON value."""
+    """List the types of all `google.protobuf.Any` messages within a JSON value."""
     if isinstance(value, dict):
         name = value.get("@type")
         if isinstance(name, str):
@@ -64,17 +64,17 @@ def _type_names(value: object) -> Iterator[str]:
             yield from _type_names(item)
 
 
-def _make_known(name: str) -> None:
-    """Import what declares a message of Envoy's: protobuf knows only types that were imported.
+def _register_type(name: str) -> None:
+    """Import the modules that declare an Envoy message: protobuf only knows imported types.
 
-    An Envoy package is a directory of the same name; which of its files has the message, nothing says.
+    An Envoy package corresponds to a directory, but its files cannot be derived from the message's name.
     """
     package = name.rpartition(".")[0]
     if not package.startswith("envoy."):
         return
     try:
         path = import_module(package).__path__
-    except (ImportError, AttributeError):  # a type that nobody knows, which protobuf will say better
+    except (ImportError, AttributeError):  # unknown type: protobuf reports a better error
         return
     for module in iter_modules(path):
         if module.name.endswith("_pb2"):

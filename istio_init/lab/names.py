@@ -1,8 +1,7 @@
-"""What names the lab's pods know, and from where. Pure.
+"""Name resolution in the lab's pods. Pure.
 
-As in Kubernetes, a pod's hosts file has little more than the pod itself, and services are known to the cluster's name
-server. The address of the control plane is in the hosts file, too, so that proxies do not wait for a name server that starts
-with them.
+As in Kubernetes, a pod's hosts file contains little more than the pod itself, and services are resolved by the cluster's
+name server. The hosts file also has the control plane, so that proxies need not wait for the name server to start.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ CLUSTER_DOMAIN = "cluster.local"
 
 
 def hosts_file(settings: LabSettings, pod: PodPlan) -> str:
-    """Write /etc/hosts of a pod."""
+    """Render a pod's /etc/hosts."""
     control = control_pod(settings)
     names = [f"{service}.{control.namespace}" for service in (control.service, "zipkin")]
     lines = ["127.0.0.1 localhost", *(["::1 localhost"] if Family.IPV6 in settings.families else [])]
@@ -32,18 +31,18 @@ def hosts_file(settings: LabSettings, pod: PodPlan) -> str:
 
 
 def resolv_conf(settings: LabSettings, pod: PodPlan) -> str:
-    """Write /etc/resolv.conf of a pod as a kubelet does: the cluster's name server, and where short names are looked for."""
+    """Render a pod's /etc/resolv.conf like the kubelet: the cluster's name server and search domains."""
     servers = [f"nameserver {address}" for address in control_pod(settings).addresses]
     return _text([*servers, f"search {pod.domain} svc.{CLUSTER_DOMAIN} {CLUSTER_DOMAIN}", "options ndots:5"])
 
 
 def service_names(settings: LabSettings) -> str:
-    """Write what a proxy's resolver knows: the services of the mesh, in the form of hosts(5)."""
+    """Render the names of the proxy's resolver, the services of the mesh, in hosts(5) format."""
     return _text(_services(settings))
 
 
 def all_names(settings: LabSettings) -> str:
-    """Write what the cluster's name server knows: services, and pods by their names alone, in the form of hosts(5)."""
+    """Render the names of the cluster's name server, services and pods, in hosts(5) format."""
     pods = [*mesh_pods(settings), client_pod(settings)]
     return _text([*_services(settings), *(f"{address} {pod.name}" for pod in pods for address in pod.addresses)])
 

@@ -1,4 +1,4 @@
-"""The lab's network: a bridge in the lab's own namespace, and a veth pair from it to each pod."""
+"""The lab's network: a bridge in the lab's namespace, with a veth pair to each pod."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 BRIDGE = "mesh"
 INTERFACE = "eth0"
-IFA_F_NODAD = 2  # linux/if_addr.h: an address of IPv6 that is used at once, without a search for another host that has it
-BEFORE_MAIN = 100  # a priority of policy rules; the table main has 32766
+IFA_F_NODAD = 2  # linux/if_addr.h: skip IPv6's duplicate address detection, so that the address is usable at once
+RULE_PRIORITY = 100  # of the policy rule; before the main table, which has 32766
 _NUMBERS = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
-LAB = 1  # the process id of the lab's supervisor, which is process 1 of its PID namespace
+LAB = 1  # the process ID of the lab's supervisor in its PID namespace
 
 
 def make_bridge(families: Sequence[Family]) -> None:
-    """Make the bridge, in the namespace of this process; its addresses are the pods' gateways."""
+    """Create the bridge in this process's namespace, with the pods' gateway addresses."""
     with IPRoute() as ipr:
         _set_up(ipr, "lo")
         ipr.link("add", ifname=BRIDGE, kind="bridge")
@@ -34,11 +34,11 @@ def make_bridge(families: Sequence[Family]) -> None:
 
 
 def join(link: str, addresses: Sequence[str]) -> None:
-    """Join this process's namespace, a pod's, to the lab's.
+    """Connect this process's namespace, which is a pod's, to the lab's.
 
     Args:
-        link: the name of the other end, which appears in the lab's namespace.
-        addresses: the pod's, one of each family that it has.
+        link: the name of the peer interface in the lab's namespace.
+        addresses: the pod's addresses, one per family.
     """
     with IPRoute() as ipr:
         _set_up(ipr, "lo")
@@ -48,15 +48,16 @@ def join(link: str, addresses: Sequence[str]) -> None:
         _set_up(ipr, INTERFACE)
         for family in map(family_of, addresses):
             ipr.route("add", dst="default", gateway=gateway(family), family=_NUMBERS[family])
-        # With TPROXY an app sees its client's real address. What it answers, from localhost, must go to the proxy and not
-        # out: to the table that delivers everything to this host, which istio-init makes, and which is empty without TPROXY.
-        # IPv6 goes without: there, the kernel routes a packet from ::1 to elsewhere, and then layout current, the only one
-        # with IPv6, gives it the mark of its connection, by which it is routed again. From 127.0.0.1 it gets nowhere.
-        ipr.rule("add", src=LOCALHOST, src_len=32, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=BEFORE_MAIN)
+        # With TPROXY, an app sees its client's real address. Its responses, from 127.0.0.1, must be routed to the proxy and
+        # not out of the pod: by the table that delivers everything locally, which istio-init fills, and which is empty
+        # without TPROXY. IPv6 does not need this: the kernel accepts a packet from ::1 to an external address, and layout
+        # current, the only one with IPv6, then restores the connection's mark, which reroutes it. From 127.0.0.1, the
+        # packet would be dropped earlier.
+        ipr.rule("add", src=LOCALHOST, src_len=32, iifname="lo", table=TPROXY_ROUTE_TABLE, priority=RULE_PRIORITY)
 
 
 def attach(link: str) -> None:
-    """Put the lab's end of a pod's link on the bridge."""
+    """Attach the lab's end of a pod's link to the bridge."""
     with IPRoute() as ipr:
         ipr.link("set", index=_index(ipr, link), master=_index(ipr, BRIDGE), state="up")
 

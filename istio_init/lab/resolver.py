@@ -1,7 +1,7 @@
-"""A name server of the lab: the cluster's own, and in pods the proxy's resolver, to which captured requests go.
+"""The lab's DNS server: the cluster's name server, and in pods the proxy's resolver for captured queries.
 
-A program of its own: `python -m istio_init.lab.resolver --names FILE --port 15053 --forward-to ADDRESS 127.0.0.1`. It
-answers over UDP and TCP, logs one line a question to standard output, and ends at SIGTERM.
+A separate program: `python -m istio_init.lab.resolver --names FILE --port 15053 --forward-to ADDRESS 127.0.0.1`. It
+serves UDP and TCP, logs one line per query to standard output, and stops on SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from dnslib.server import DNSHandler
 
-TTL = 30  # seconds, as CoreDNS gives for services
-PATIENCE = 3.0  # seconds for a server's answer
+TTL = 30  # seconds, as with CoreDNS for services
+FORWARD_TIMEOUT = 3.0  # seconds
 RECORDS = {Family.IPV4: (QTYPE.A, A), Family.IPV6: (QTYPE.AAAA, AAAA)}
 
 
 class Names:
-    """Answers what it knows, and hands the rest on; dnslib calls this a resolver.
+    """Answers queries for known names, and forwards all others; implements dnslib's resolver interface.
 
     Args:
-        addresses: those of each name, which is in lower case and without a dot at its end.
-        server: the address of the one that knows the rest; without one, there is nothing else.
+        addresses: name, in lower case and without a trailing dot → addresses.
+        server: the address of the server to forward to; empty to answer NXDOMAIN instead.
     """
 
     def __init__(self, addresses: Mapping[str, tuple[str, ...]], server: str = "") -> None:
@@ -42,7 +42,7 @@ class Names:
         self._server = server
 
     def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
-        """Answer a request."""
+        """Answer a query."""
         name = str(request.q.qname).removesuffix(".").lower()
         known = self._addresses.get(name)
         outcome = "dns answered" if known else "dns forwarded" if self._server else "dns unknown"
@@ -61,17 +61,17 @@ class Names:
     def _forward(self, request: DNSRecord, protocol: str) -> DNSRecord:
         is_ipv6 = family_of(self._server) is Family.IPV6
         try:
-            answer = request.send(self._server, RESOLVER_PORT, tcp=protocol == "tcp", timeout=PATIENCE, ipv6=is_ipv6)
+            answer = request.send(self._server, RESOLVER_PORT, tcp=protocol == "tcp", timeout=FORWARD_TIMEOUT, ipv6=is_ipv6)
             return DNSRecord.parse(answer)
         except (OSError, DNSError) as error:
-            log("dns problem", server=self._server, message=str(error))
+            log("dns error", server=self._server, message=str(error))
             reply = request.reply()
             reply.header.rcode = RCODE.SERVFAIL
             return reply
 
 
 def read_names(text: str) -> dict[str, tuple[str, ...]]:
-    """Read lines of the form of hosts(5), without comments, as the addresses of each name."""
+    """Parse hosts(5) lines, without comments, into the addresses of each name."""
     found: dict[str, tuple[str, ...]] = {}
     for address, *names in filter(None, map(str.split, text.splitlines())):
         for name in names:
@@ -82,21 +82,21 @@ def read_names(text: str) -> dict[str, tuple[str, ...]]:
 def main(words: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m istio_init.lab.resolver", description=__doc__)
-    parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="where to listen, and from where answers come")
+    parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="addresses to listen on")
     parser.add_argument("--port", type=int, default=RESOLVER_PORT)
-    parser.add_argument("--names", required=True, type=Path, metavar="FILE", help="what is known; in the form of hosts(5)")
-    parser.add_argument("--forward-to", default="", metavar="ADDRESS", help="the server that knows the rest")
-    given = parser.parse_args(words)
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # threads inherit this, so that only the wait below takes them
-    names = Names(read_names(given.names.read_text(encoding="ascii")), given.forward_to)
-    logger = DNSLogger("error", prefix=False, logf=lambda text: log("dns problem", message=text))
-    places = [(address, is_tcp) for address in given.addresses for is_tcp in (False, True)]
-    servers = [DNSServer(names, address, given.port, tcp=is_tcp, logger=logger) for address, is_tcp in places]
+    parser.add_argument("--names", required=True, type=Path, metavar="FILE", help="known names, in hosts(5) format")
+    parser.add_argument("--forward-to", default="", metavar="ADDRESS", help="server for all other names")
+    arguments = parser.parse_args(words)
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # threads inherit the mask, so only sigwait() below receives them
+    names = Names(read_names(arguments.names.read_text(encoding="ascii")), arguments.forward_to)
+    logger = DNSLogger("error", prefix=False, logf=lambda text: log("dns error", message=text))
+    endpoints = [(address, is_tcp) for address in arguments.addresses for is_tcp in (False, True)]
+    servers = [DNSServer(names, address, arguments.port, tcp=is_tcp, logger=logger) for address, is_tcp in endpoints]
     for server in servers:
         server.start_thread()
-    log(LISTENING, addresses=",".join(given.addresses), port=given.port)
-    signal.sigwait(ends)
+    log(LISTENING, addresses=",".join(arguments.addresses), port=arguments.port)
+    signal.sigwait(stop_signals)
     for server in servers:
         server.stop()
 

@@ -1,4 +1,4 @@
-"""World and proxy → the resources of Envoy's v3 API that the proxy gets, as JSON. Pure."""
+"""Generates a proxy's resources from the world, as JSON of Envoy's v3 API. Pure."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from istio_init.rules.model import Family, Mode
 from istio_init.sidecar.bootstrap.common import address
 
 if TYPE_CHECKING:
-    from istio_init.lab.world import Json, Pod, Proxy, Service, World
+    from istio_init.lab.world import Json, LabPod, Proxy, Service, World
 
-CONNECT_TIMEOUT = "1s"  # Istio 1.0's default of `connectTimeout`
-# An app of today's mesh knows by these sources that a connection comes from its own proxy.
+CONNECT_TIMEOUT = "1s"  # Istio 1.0's default for `connectTimeout`
+# The source addresses of connections from a current proxy to its app.
 INBOUND_SOURCES = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
 
 
 class Kind(StrEnum):
-    """A kind of resource, in the order in which a proxy must learn of them.
+    """The types of resources, in the order in which they must be pushed.
 
     Source: Envoy's "xDS REST and gRPC protocol", "Eventual consistency considerations".
     """
@@ -46,11 +46,11 @@ class Kind(StrEnum):
 
     @property
     def by_name(self) -> bool:
-        """Whether a proxy asks for those that it names, and not for all that there are."""
+        """Whether a proxy subscribes to resources by name, instead of to all of them."""
         return self in (Kind.EDS, Kind.RDS)
 
     def name_of(self, resource: Json) -> str:
-        """The name that a proxy knows a resource by; empty where it has none."""
+        """Return the name of a resource; empty if it has none."""
         return str(resource.get("cluster_name" if self is Kind.EDS else "name", ""))
 
 
@@ -63,11 +63,11 @@ _MESSAGES = {
 
 
 def resources(world: World, proxy: Proxy) -> dict[Kind, list[Json]]:
-    """List all that a proxy can get; the same world always gives the same.
+    """List all resources of a proxy; deterministic.
 
     Args:
-        world: what there is.
-        proxy: one without a pod gets what is outbound only.
+        world: the world.
+        proxy: the proxy; without a pod, it only gets outbound resources.
     """
     return {
         Kind.CDS: [*_clusters(world, proxy.pod), *world.extra.clusters],
@@ -77,7 +77,7 @@ def resources(world: World, proxy: Proxy) -> dict[Kind, list[Json]]:
     }
 
 
-def _clusters(world: World, pod: Pod | None) -> list[Json]:
+def _clusters(world: World, pod: LabPod | None) -> list[Json]:
     made = [
         _original_destination(PASSTHROUGH),
         {"name": BLACK_HOLE, "type": "STATIC", "connect_timeout": CONNECT_TIMEOUT},
@@ -91,8 +91,8 @@ def _clusters(world: World, pod: Pod | None) -> list[Json]:
     return made
 
 
-def _inbound_source(world: World, pod: Pod, families: tuple[Family, ...]) -> Json:
-    """Set the source of connections to the app; with TPROXY that is the client's own, which no cluster may overrule."""
+def _inbound_source(world: World, pod: LabPod, families: tuple[Family, ...]) -> Json:
+    """Set the source address of connections to the app, except with TPROXY, where it is the client's."""
     if world.shape != CURRENT or pod.mode == Mode.TPROXY:
         return {}
     first, *others = ({"address": INBOUND_SOURCES[family], "port_value": 0} for family in families)
@@ -104,7 +104,7 @@ def _original_destination(name: str) -> Json:
     return {"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": CONNECT_TIMEOUT}
 
 
-def _inbound(world: World, pod: Pod, family: Family) -> Json:
+def _inbound(world: World, pod: LabPod, family: Family) -> Json:
     name = inbound_cluster(world, pod, family)
     endpoint = _endpoint((LOCALHOSTS[family],), pod.port)
     return {
@@ -130,14 +130,14 @@ def _endpoints(world: World, service: Service) -> Json:
 
 
 def _endpoint(hosts: tuple[str, ...], port: int) -> Json:
-    """Write one place that has one address, or several: which one is taken, Envoy finds out (RFC 8305)."""
+    """Build an endpoint with one or several addresses, of which Envoy chooses by Happy Eyeballs (RFC 8305)."""
     first, *others = (address(host, port) for host in hosts)
     more = {"additional_addresses": [{"address": other} for other in others]} if others else {}
     return {"endpoint": {"address": first, **more}}
 
 
 def _routes(world: World, namespace: str) -> list[Json]:
-    """Make a route configuration for each port; what no service claims goes where the client wanted."""
+    """Build a route configuration for each port; requests for unknown hosts go to their original destination."""
     made = []
     for port in sorted({service.port for service in world.services}):
         known = [_virtual_host(service, namespace) for service in world.services if service.port == port]
@@ -147,7 +147,7 @@ def _routes(world: World, namespace: str) -> list[Json]:
 
 
 def _virtual_host(service: Service, namespace: str) -> Json:
-    """List the names by which an app may call a service; its name alone only within its namespace, as with cluster DNS."""
+    """Build a service's virtual host with all its names; as in cluster DNS, the bare name is only valid in its namespace."""
     longer = f"{service.name}.{service.namespace}"
     names = [service.host, f"{longer}.svc", longer, *map(bracketed, service.addresses)]
     if service.namespace == namespace:

@@ -1,7 +1,7 @@
-"""A pod's first process: gives the pod its view of files and its network, and then holds its namespaces.
+"""A pod's first process: sets up the pod's files and network, and then keeps its namespaces alive.
 
-It is started in a network and a mount namespace of its own, inside those of the lab, and is a program of its own:
-`python -m istio_init.lab.sandbox DIRECTORY LINK ADDRESS...`. It says a word when all is there, and stays until it is killed.
+A separate program, started in its own network and mount namespaces inside those of the lab:
+`python -m istio_init.lab.sandbox DIRECTORY LINK ADDRESS...`. It reports when it is ready, and runs until it is killed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 READY = b"ready"
-PATIENCE = 10.0  # seconds for one mount
+MOUNT_TIMEOUT = 10.0  # seconds
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the pod's surroundings."""
+    """Set up the pod."""
     directory, link, *addresses = arguments
     mount_files(Path(directory))
     join(link, addresses)
@@ -33,18 +33,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def mount_files(directory: Path) -> None:
-    """Lay the pod's own files over the machine's, for this mount namespace alone.
+    """Overlay the pod's files on the machine's, in this mount namespace only.
 
-    Envoys of one version and base id share memory by name, so each pod has a /dev/shm, as Kubernetes gives it.
+    Envoys with the same version and base ID share memory by name, so each pod gets its own /dev/shm, as in Kubernetes.
     """
-    for place, name in (("/etc", "etc"), ("/usr/local/bin", "bin")):
-        layers = f"lowerdir={place},upperdir={directory / name},workdir={directory / name}.work"
-        _run("mount", "-t", "overlay", "overlay", "-o", layers, place)
-    _run("mount", "-t", "tmpfs", "shm", "/dev/shm")  # noqa: S108 - not for files of ours
+    for target, name in (("/etc", "etc"), ("/usr/local/bin", "bin")):
+        layers = f"lowerdir={target},upperdir={directory / name},workdir={directory / name}.work"
+        _run("mount", "-t", "overlay", "overlay", "-o", layers, target)
+    _run("mount", "-t", "tmpfs", "shm", "/dev/shm")  # noqa: S108 - a mount point
 
 
 def _run(*argv: str) -> None:
-    (result,) = run_all([Command(argv)], PATIENCE, lambda _: None)
+    (result,) = run_all([Command(argv)], MOUNT_TIMEOUT, lambda _: None)
     if result.status != 0:
         sys.exit(f"`{' '.join(argv)}`: {result.stderr}")
 

@@ -1,4 +1,4 @@
-"""What a lab consists of: its pods, their addresses, and the command lines of what runs in them. Pure."""
+"""The lab's settings: its pods, their addresses, and the command lines of their programs. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from istio_init.rules.model import PROXY_UID, Family
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 from istio_init.rules.values import boolean
 
-PATIENCE = 60.0  # seconds
+READY_TIMEOUT = 60.0  # seconds for the proxies to get ready
 NAMESPACE = "default"
 CONTROL_NAMESPACE = "istio-system"
 CONTROL_PLANE = "istio-pilot"
-CLIENT = "client"  # a pod outside the mesh: no rules and no proxy
-SERVICES = ("productpage", "reviews", "details", "ratings")  # the Bookinfo example; further ones are numbered
+CLIENT = "client"  # a pod outside the mesh, without rules or proxy
+SERVICES = ("productpage", "reviews", "details", "ratings")  # from the Bookinfo example; further ones are numbered
 MAX_PODS = 100
 APP_PORT = 9080
 STATUS_PORT = 15020
@@ -27,12 +27,12 @@ FAMILY_NAMES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 
 
 class Network(NamedTuple):
-    """The lab's addresses of one family, which are only inside the lab; a host's decimal number comes behind a prefix.
+    """The lab's address ranges of one family; the decimal host number is appended to a prefix.
 
     Attributes:
         pods: the prefix of pods.
-        services: that of services; nothing has these addresses, so only a proxy can reach what they stand for.
-        bits: how long the pods' network is.
+        services: the prefix of services; no interface has these addresses, so they are only reachable through a proxy.
+        bits: the prefix length of the pods' network.
     """
 
     pods: str
@@ -44,11 +44,11 @@ NETWORKS = {
     Family.IPV4: Network("10.244.0.", "10.96.0.", 24),
     Family.IPV6: Network("fd00:10:244::", "fd00:10:96::", 64),
 }
-SHAPES = LAYOUTS  # each layout has a shape of listeners
+SHAPES = LAYOUTS  # each layout has its own shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
-# What injectors write for an app on port 9080, by the names of istio_init.rules.options, and in their order.
+# The injectors' values for an app on port 9080, keyed and ordered as in istio_init.rules.options.
 COMMON = {
     "envoy_port": "15001",
     "proxy_uids": str(PROXY_UID),
@@ -66,20 +66,20 @@ FLAGS = {option.name: option for option in OPTIONS}
 
 
 class LabSettings(NamedTuple):
-    """What a user may say about a lab.
+    """The user's settings for a lab.
 
     Attributes:
-        pods: how many pods of the mesh there are; the first calls the second.
-        layout: of the rules: `istio-1.0` or `current`.
-        shape: of the listeners that the control plane serves (`SHAPES`); empty for the one that goes with the layout.
-        backend: how istio-init reaches the rules.
-        variant: which iptables it takes: `auto`, `legacy` or `nft`.
-        families: of the addresses of pods and services; the first one is a pod's own in the proxy's name.
-        interception: settings of istio-init by name, laid over those of `INTERCEPTION`.
-        proxy: further words for `istio-init proxy`; they come last, so they win.
-        mutual_tls: whether proxies and control plane prove to each other who they are.
-        control_plane_account: the service account that the control plane's certificate names.
-        patience: seconds that proxies may take to get their configuration; with 0 they are not waited for.
+        pods: the number of pods in the mesh; each calls the next one.
+        layout: the layout of the rules: `istio-1.0` or `current`.
+        shape: the shape of the listeners (`SHAPES`); empty for the layout's.
+        backend: istio-init's backend.
+        variant: istio-init's iptables variant: `auto`, `legacy` or `nft`.
+        families: the address families of pods and services; the first one is used in the proxy's node ID.
+        interception: settings of istio-init by name, which override those of `INTERCEPTION`.
+        proxy: additional arguments for `istio-init proxy`; they come last, so they take precedence.
+        mutual_tls: whether proxies and control plane use mutual TLS.
+        control_plane_account: the service account in the control plane's certificate.
+        ready_timeout: seconds for proxies to receive their configuration; 0 to not wait for them.
     """
 
     pods: int = 2
@@ -92,24 +92,24 @@ class LabSettings(NamedTuple):
     proxy: tuple[str, ...] = ()
     mutual_tls: bool = False
     control_plane_account: str = "istio-pilot-service-account"
-    patience: float = PATIENCE
+    ready_timeout: float = READY_TIMEOUT
 
     @property
     def listeners(self) -> str:
-        """The shape of listeners that is served."""
+        """The effective shape of listeners."""
         return self.shape or self.layout
 
     @property
     def values(self) -> dict[str, str]:
         """The settings of istio-init in each pod, by name."""
         port = {"inbound_capture_port": "15006"} if self.listeners == CURRENT else {}
-        # A pod of IPv6 alone is known by its addresses.
+        # A pod with IPv6 only is recognised by its addresses.
         both = {"dual_stack": "true"} if len(self.families) > 1 else {}
         return INTERCEPTION[self.layout] | port | both | dict(self.interception)
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The arguments of istio-init in each pod: as pods of Istio 1.0 call it, or as those of today do."""
+        """The arguments of istio-init in each pod, in the style of Istio 1.0 or of current Istio."""
         words = ["istio-iptables"] if self.layout == CURRENT else []
         words += [f"--backend={self.backend}"] if self.backend != "auto" else []
         words += [f"--iptables-variant={self.variant}"] if self.variant != "auto" else []
@@ -117,32 +117,32 @@ class LabSettings(NamedTuple):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags of istio-init in each pod that say which rules there are."""
+        """The flags of istio-init in each pod that define the rules."""
         words: list[str] = []
         for name, value in self.values.items():
             option = FLAGS[name]
-            # The long name, where a short one means something else to `apply`.
+            # The long name if `apply` uses the short one otherwise.
             flag = next((flag for flag in option.flags if flag != "-q"), "")
             words += [f"{flag}={value}"] if option.is_switch else [flag, value]
         return tuple(words)
 
     @property
     def mode(self) -> str:
-        """The interception mode that the rules ask for."""
+        """The interception mode of the rules."""
         return self.values["mode"]
 
     @property
     def redirects_dns(self) -> bool:
-        """Whether the rules send requests for names to the proxy's resolver."""
+        """Whether the rules redirect DNS queries to the proxy's resolver."""
         return boolean(self.values.get("redirect_dns", "false"), "--redirect-dns")
 
     def to_json(self) -> str:
-        """Write these settings for another process."""
+        """Serialize these settings for another process."""
         return json.dumps(self)
 
     @classmethod
     def from_json(cls, text: str) -> LabSettings:
-        """Read what `to_json` wrote."""
+        """Parse the output of `to_json`."""
         members = dict(zip(cls._fields, json.loads(text), strict=True))
         members["families"] = tuple(map(Family, members["families"]))
         members["interception"] = tuple((name, value) for name, value in members["interception"])
@@ -151,12 +151,12 @@ class LabSettings(NamedTuple):
 
 
 class PodPlan(NamedTuple):
-    """A pod that is to be made.
+    """A pod to create.
 
     Attributes:
-        name: as a Deployment would name it.
-        service: the service that it belongs to, which is also the proxy's cluster.
-        addresses: its own, one of each family.
+        name: its name, in the style of a Deployment's.
+        service: its service, which is also the proxy's service cluster.
+        addresses: its addresses, one per family.
     """
 
     name: str
@@ -166,7 +166,7 @@ class PodPlan(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The one that it is known by."""
+        """Its primary address."""
         return self.addresses[0]
 
     @property
@@ -176,13 +176,13 @@ class PodPlan(NamedTuple):
 
 
 def mesh_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
-    """List the pods that have rules and a proxy, one for each service.
+    """List the pods of the mesh, with rules and a proxy, one per service.
 
     Raises:
-        InvalidInput: there are too few or too many, or they would have addresses that the rules do not know.
+        InvalidInput: the number of pods is out of range, or the layout does not support an address family.
     """
     if settings.layout == ISTIO_1_0 and Family.IPV6 in settings.families:
-        problem = f"the rules of layout {ISTIO_1_0} close IPv6 and do not capture it"
+        problem = f"layout {ISTIO_1_0} blocks IPv6 instead of capturing it"
         raise InvalidInput("--ip-families", problem, f"IPv4, or --layout {CURRENT}")
     if not 1 <= settings.pods <= MAX_PODS:
         raise InvalidInput("--pods", f"{settings.pods} is out of range", f"1..{MAX_PODS}")
@@ -194,36 +194,38 @@ def mesh_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
 
 
 def parse_families(text: str) -> tuple[Family, ...]:
-    """Read address families, under Kubernetes' names, in any case.
+    """Parse a list of address families, by Kubernetes' names, case-insensitively.
 
     Raises:
-        InvalidInput: there is none, one is unknown, or one stands there twice.
+        InvalidInput: the list is empty, or has an unknown or duplicate family.
     """
     known = {name.lower(): family for name, family in FAMILY_NAMES.items()}
     found = tuple(known.get(word.strip().lower()) for word in text.split(","))
     families = tuple(family for family in found if family)
     if len(set(families)) < len(found):
-        raise InvalidInput("--ip-families", f"{text!r} is no list of families", "IPv4, IPv6, or both with a comma between")
+        raise InvalidInput(
+            "--ip-families", f"{text!r} is not a list of address families", "IPv4, IPv6, or both, separated by a comma"
+        )
     return families
 
 
 def control_pod(settings: LabSettings) -> PodPlan:
-    """Give the control plane's pod."""
+    """Return the control plane's pod."""
     return PodPlan(CONTROL_PLANE, CONTROL_PLANE, CONTROL_NAMESPACE, _addresses(settings, 2))
 
 
 def client_pod(settings: LabSettings) -> PodPlan:
-    """Give the pod outside the mesh."""
+    """Return the pod outside the mesh."""
     return PodPlan(CLIENT, CLIENT, NAMESPACE, _addresses(settings, 3))
 
 
 def gateway(family: Family) -> str:
-    """Give the address of the lab's own end of all links."""
+    """Return the gateway address: the bridge's, in the lab's namespace."""
     return f"{NETWORKS[family].pods}1"
 
 
 def vips(settings: LabSettings, number: int) -> tuple[str, ...]:
-    """Give the addresses of a service, by its number."""
+    """Return the virtual IPs of a service, by its number."""
     return tuple(f"{NETWORKS[family].services}{FIRST_POD + number}" for family in settings.families)
 
 
@@ -232,7 +234,7 @@ def _addresses(settings: LabSettings, host: int) -> tuple[str, ...]:
 
 
 def proxy_arguments(settings: LabSettings, pod: PodPlan) -> tuple[str, ...]:
-    """Give the arguments of Istio 1.0's sidecar container, then readiness, then the user's own."""
+    """Return the arguments of Istio 1.0's sidecar container, plus those for readiness and the user's own."""
     return (
         *("proxy", "sidecar", "--configPath", CONFIG, "--binaryPath", ENVOY, "--serviceCluster", pod.service),
         *("--drainDuration", "45s", "--parentShutdownDuration", "1m0s"),
@@ -245,12 +247,12 @@ def proxy_arguments(settings: LabSettings, pod: PodPlan) -> tuple[str, ...]:
 
 
 def proxy_environment(settings: LabSettings, pod: PodPlan) -> dict[str, str]:
-    """Give the environment of Istio 1.0's sidecar container."""
+    """Return the environment of Istio 1.0's sidecar container."""
     return {
         "POD_NAME": pod.name,
         "POD_NAMESPACE": pod.namespace,
         "INSTANCE_IP": pod.address,
-        # Today's agent tells the control plane all of a pod's addresses under this name.
+        # The metadata in which a current agent reports all of a pod's addresses.
         "ISTIO_META_INSTANCE_IPS": ",".join(pod.addresses),
         "ISTIO_META_POD_NAME": pod.name,
         "ISTIO_META_INTERCEPTION_MODE": settings.mode,
@@ -259,5 +261,5 @@ def proxy_environment(settings: LabSettings, pod: PodPlan) -> dict[str, str]:
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """Give the command line of a module of this package."""
+    """Return the command line of a module of this package."""
     return (sys.executable, "-m", module, *arguments)

@@ -1,8 +1,8 @@
-"""The lab's first process: makes the pods, starts what runs in them, and answers the lab's commands.
+"""The lab's first process: creates the pods, starts their programs, and serves the lab's commands.
 
-It is process 1 of a PID namespace, and everything of the lab runs in it: when this process ends, however it ends, the
-kernel ends all of them, and their namespaces, mounts and files (a tmpfs) go with them. It is a program of its own, which
-`istio_init.lab.client` starts: `python -m istio_init.lab.supervisor SOCKET < SETTINGS`.
+It is PID 1 of a PID namespace in which the whole lab runs: when it exits, for whatever reason, the kernel kills all other
+processes, and their namespaces, mounts and files (on a tmpfs) disappear. It is a separate program, started by
+`istio_init.lab.client`: `python -m istio_init.lab.supervisor SOCKET < SETTINGS`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from istio_init.sidecar.launcher import readiness
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SANDBOX_PATIENCE = 20.0  # seconds for a pod's namespaces
+SETUP_TIMEOUT = 20.0  # seconds to create namespaces, and to write rules
 POLL = 0.1  # seconds
-REAP = 0.5  # seconds between two looks at children that ended
-LAST_WORDS = 3  # lines of a log that a failure shows
+REAP_INTERVAL = 0.5  # seconds
+LOG_TAIL = 3  # lines of a program's log in an error
 
 
 class Running(NamedTuple):
-    """A process of a pod, and how it ended, if it has."""
+    """A process of a pod; its exit status is None while it runs."""
 
     pid: int
     program: pods.Program
@@ -44,58 +44,58 @@ class Running(NamedTuple):
 
 
 class Supervisor:
-    """Makes a lab and holds it."""
+    """Creates a lab and keeps it running."""
 
     def __init__(self, settings: LabSettings, report: Callable[[protocol.Message], None]) -> None:
         self._settings = settings
         self._report = report
         self._system = RealProcesses()
-        self._sandboxes: dict[str, int] = {}  # pod → process id
+        self._sandboxes: dict[str, int] = {}  # pod → process ID
         self._running: dict[tuple[str, str], Running] = {}  # pod, name of the program → process
 
     def build(self) -> None:
-        """Make everything, and wait until traffic can flow.
+        """Create the lab, and wait until traffic can flow.
 
         Raises:
-            IstioInitError: something did not work; the message says what.
+            IstioInitError: a step failed.
         """
         plans = pods.all_pods(self._settings)
-        self._report({"step": f"namespaces for {len(plans)} pods"})
+        self._report({"step": f"creating namespaces for {len(plans)} pods"})
         network.make_bridge(self._settings.families)
         pods.prepare_files(self._settings)
         self._make_sandboxes(plans)
-        self._report({"step": "iptables rules, by istio-init in each pod"})
+        self._report({"step": "running istio-init in each pod"})
         self._write_rules()
-        self._report({"step": "control plane, apps and Envoys"})
+        self._report({"step": "starting control plane, apps and Envoys"})
         for program in pods.programs(self._settings):
             self.start(program)
-        if self._settings.patience:
-            self._report({"step": "Envoys get their configuration"})
+        if self._settings.ready_timeout:
+            self._report({"step": "waiting for Envoys to receive their configuration"})
             self._wait_for_programs()
 
     def serve(self, server: socket.socket) -> None:
-        """Answer commands until `down`."""
-        answers: dict[str, Callable[[protocol.Message], protocol.Message]] = {
+        """Serve commands until `down`."""
+        handlers: dict[str, Callable[[protocol.Message], protocol.Message]] = {
             "status": lambda _: self.status(),
             "stop": self._stop,
-            "start": self._start_again,
+            "start": self._restart,
         }
         while True:
             self._reap()
-            if not select.select([server], [], [], REAP)[0]:
+            if not select.select([server], [], [], REAP_INTERVAL)[0]:
                 continue
             connection, _ = server.accept()
-            connection.settimeout(protocol.PATIENCE)
+            connection.settimeout(protocol.RESPONSE_TIMEOUT)
             with connection:
                 if protocol.peer(connection)[1] != os.geteuid():
                     continue
                 try:
-                    asked = protocol.receive(connection)
-                    if asked["do"] == "down":
+                    request = protocol.receive(connection)
+                    if request["do"] == "down":
                         return
-                    protocol.send(connection, answers[asked["do"]](asked))
+                    protocol.send(connection, handlers[request["do"]](request))
                 except (OSError, ValueError, KeyError, IstioInitError) as error:
-                    sys.stderr.write(f"a command was not understood or not answered: {error!r}\n")
+                    sys.stderr.write(f"cannot handle a command: {error!r}\n")
 
     def start(self, program: pods.Program) -> None:
         """Start a program in its pod."""
@@ -111,7 +111,7 @@ class Supervisor:
         self._running[program.key] = Running(pid, program)
 
     def status(self) -> protocol.Message:
-        """Tell what there is."""
+        """Describe the lab."""
         plans = pods.all_pods(self._settings)
         return {
             "shape": self._settings.listeners,
@@ -134,14 +134,14 @@ class Supervisor:
             "discovery": pods.discovery_status(),
         }
 
-    def _stop(self, asked: protocol.Message) -> protocol.Message:
-        """Send a signal to a program of a pod."""
-        os.kill(self._running[asked["pod"], asked["program"]].pid, asked["signal"])
+    def _stop(self, request: protocol.Message) -> protocol.Message:
+        """Send a signal to a pod's program."""
+        os.kill(self._running[request["pod"], request["program"]].pid, request["signal"])
         return {}
 
-    def _start_again(self, asked: protocol.Message) -> protocol.Message:
-        """Start a program of a pod once more, after it has ended."""
-        self.start(self._running[asked["pod"], asked["program"]].program)
+    def _restart(self, request: protocol.Message) -> protocol.Message:
+        """Restart a pod's program after it has exited."""
+        self.start(self._running[request["pod"], request["program"]].program)
         return {}
 
     def _make_sandboxes(self, plans: tuple[PodPlan, ...]) -> None:
@@ -153,11 +153,11 @@ class Supervisor:
             self._sandboxes[plan.name] = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
             os.close(writer)
             ready[plan.name] = reader
-        deadline = time.monotonic() + SANDBOX_PATIENCE
+        deadline = time.monotonic() + SETUP_TIMEOUT
         for number, (name, reader) in enumerate(ready.items()):
-            came = select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]
-            if not (came and os.read(reader, 16)):
-                message = f"the namespaces of pod {name} could not be made"
+            readable = select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]
+            if not (readable and os.read(reader, 16)):
+                message = f"cannot create the namespaces of pod {name}"
                 raise IstioInitError(message)
             os.close(reader)
             network.attach(_link(number))
@@ -165,45 +165,45 @@ class Supervisor:
     def _write_rules(self) -> None:
         mesh = mesh_pods(self._settings)
         commands = [Command(pods.enter(self._sandboxes[plan.name], *pods.init(self._settings))) for plan in mesh]
-        for plan, result in zip(mesh, run_all(commands, SANDBOX_PATIENCE, lambda _: None), strict=True):
+        for plan, result in zip(mesh, run_all(commands, SETUP_TIMEOUT, lambda _: None), strict=True):
             Path(pods.log_of(plan.name, "istio-init")).write_text(result.stderr + "\n", encoding="utf-8")
             if result.status != 0:
                 message = f"istio-init in pod {plan.name}: {result.stderr.removeprefix('istio-init: error: ')}"
                 raise ChildFailed(message, result.status or IstioInitError.exit_code)
 
     def _wait_for_programs(self) -> None:
-        deadline = time.monotonic() + self._settings.patience
+        deadline = time.monotonic() + self._settings.ready_timeout
         for plan in mesh_pods(self._settings):
-            self._wait_for(plan.name, pods.PROXY, partial(_unready, plan), deadline)
+            self._wait_for(plan.name, pods.PROXY, partial(_proxy_unready, plan), deadline)
         for pod, program in self._running:
             if program == pods.DNS:
-                self._wait_for(pod, program, partial(_silent, pods.log_of(pod, program)), deadline)
+                self._wait_for(pod, program, partial(_dns_unready, pods.log_of(pod, program)), deadline)
 
     def _wait_for(self, pod: str, program: str, unready: Callable[[], str], deadline: float) -> None:
         while reason := unready():
             if _is_abandoned():
-                raise IstioInitError("nobody waits for this lab any more")
+                raise IstioInitError("aborted: the command that started this lab has exited")
             self._reap()
             ended = self._running[pod, program].status
             if ended is not None or time.monotonic() > deadline:
-                tail = Path(pods.log_of(pod, program)).read_text(encoding="utf-8").splitlines()[-LAST_WORDS:]
+                tail = Path(pods.log_of(pod, program)).read_text(encoding="utf-8").splitlines()[-LOG_TAIL:]
                 message = f"the {program} of pod {pod} is not ready: {reason}; its log ends with: {' | '.join(tail)}; "
-                message += "--no-wait leaves the lab up, to be looked at"
+                message += "use --no-wait to keep the lab up for inspection"
                 raise IstioInitError(message)
             time.sleep(POLL)
 
     def _reap(self) -> None:
-        for child in self._system.ended():
+        for child in self._system.reap():
             for key, one in self._running.items():
                 if one.pid == child.pid:
                     self._running[key] = one._replace(status=child.status)
 
 
 def main(arguments: list[str]) -> None:
-    """Make a lab and hold it."""
+    """Create a lab and keep it running."""
     server = socket.socket(fileno=int(arguments[0]))
     settings = LabSettings.from_json(sys.stdin.read())
-    signal.signal(signal.SIGTERM, _end)  # the kernel gives process 1 no default action
+    signal.signal(signal.SIGTERM, _end)  # PID 1 has no default signal actions
 
     def report(message: protocol.Message) -> None:
         sys.stdout.buffer.write(protocol.encode(message))
@@ -222,17 +222,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _is_abandoned() -> bool:
-    """Tell whether the command that makes this lab, and reads our output, has ended."""
+    """Return whether the command that starts this lab, and reads this process's output, has exited."""
     output = select.poll()
-    output.register(1, 0)  # an error is told unasked
+    output.register(1, 0)  # POLLERR is always reported
     return bool(output.poll(0))
 
 
 def mount_home() -> None:
-    """Give the lab files of its own, which end with its mount namespace."""
-    (result,) = run_all([Command(("mount", "-t", "tmpfs", "istio-init-lab", "/run"))], SANDBOX_PATIENCE, lambda _: None)
+    """Mount a tmpfs for the lab's files, which disappears with its mount namespace."""
+    (result,) = run_all([Command(("mount", "-t", "tmpfs", "istio-init-lab", "/run"))], SETUP_TIMEOUT, lambda _: None)
     if result.status != 0:
-        message = f"a tmpfs cannot be mounted on /run: {result.stderr}"
+        message = f"cannot mount a tmpfs on /run: {result.stderr}"
         raise IstioInitError(message)
 
 
@@ -244,20 +244,20 @@ def _link(number: int) -> str:
     return f"pod{number}"
 
 
-def _silent(log: str) -> str:
-    """Tell whether a name server has not said yet that it listens."""
-    return "" if LISTENING in Path(log).read_text(encoding="utf-8") else "it does not listen yet"
+def _dns_unready(log: str) -> str:
+    """Return why a DNS server is not ready, or an empty string, judging by its log."""
+    return "" if LISTENING in Path(log).read_text(encoding="utf-8") else "not listening yet"
 
 
-def _unready(plan: PodPlan) -> str:
-    """Ask a pod's proxy, from outside the pod as a kubelet does, why it is not ready."""
+def _proxy_unready(plan: PodPlan) -> str:
+    """Return why a pod's proxy is not ready, or an empty string, by probing it from outside like a kubelet."""
     connection = http.client.HTTPConnection(plan.address, STATUS_PORT, timeout=2.0)
     try:
         connection.request("GET", readiness.PATH)
         response = connection.getresponse()
         text = response.read().decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        return f"no answer on port {STATUS_PORT}: {error}"
+        return f"no response on port {STATUS_PORT}: {error}"
     finally:
         connection.close()
     return "" if response.status == http.client.OK else text

@@ -1,6 +1,6 @@
-"""What the lab's control plane knows: services, pods, and in which shape it configures their proxies. Pure.
+"""The world of the lab's control plane: services, pods, and the shape of their proxies' listeners. Pure.
 
-A world travels as one JSON file, which people and tests change while the lab runs.
+A world is stored in one JSON file, which users and tests can change while the lab runs.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ ISTIO_1_0, CURRENT = "istio-1.0", "current"
 SHAPES = (ISTIO_1_0, CURRENT)
 DEFAULT_NAMESPACE = "default"
 DOMAIN = "svc.cluster.local"
-NODE_PARTS = 4  # role, address, id and domain
+NODE_PARTS = 4  # role, address, ID and domain
 
 
 def family_of(address: str) -> Family:
-    """Give the family of an address."""
+    """Return the family of an address."""
     return Family.IPV6 if ":" in address else Family.IPV4
 
 
 def families_of(addresses: Iterable[str]) -> tuple[Family, ...]:
-    """List the families of addresses, each once, in the order in which they come."""
+    """List the distinct families of addresses, in order of first appearance."""
     return tuple(dict.fromkeys(map(family_of, addresses)))
 
 
 class Service(NamedTuple):
-    """Something that pods offer together.
+    """A service.
 
     Attributes:
-        name: without its namespace.
-        namespace: the Kubernetes one.
-        addresses: the virtual IPs, which no pod has: one of each family that it is to be had by.
-        port: on those addresses.
-        pods: the names of its pods, which are in the same namespace.
+        name: its name, without the namespace.
+        namespace: its Kubernetes namespace.
+        addresses: its virtual IPs, which no interface has, at most one per family.
+        port: its port.
+        pods: the names of its pods, in the same namespace.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Service(NamedTuple):
 
     @property
     def host(self) -> str:
-        """Its full domain name."""
+        """Its fully qualified domain name."""
         return f"{self.name}.{self.namespace}.{DOMAIN}"
 
 
-class Pod(NamedTuple):
-    """An app with a proxy in front.
+class LabPod(NamedTuple):
+    """An app with its proxy.
 
     Attributes:
-        name: unique in its namespace.
-        namespace: the Kubernetes one.
-        addresses: one of each family that it has; its proxy is known by any of them.
+        name: its name, unique in its namespace.
+        namespace: its Kubernetes namespace.
+        addresses: its addresses, at most one per family; each of them identifies its proxy.
         mode: how inbound connections reach the proxy: REDIRECT or TPROXY.
-        port: where the app listens.
-        service: the one it belongs to, of the same namespace; empty for a pod that only calls others.
+        port: the app's port.
+        service: its service, in the same namespace; empty for a pod that is only a client.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Pod(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """Resources of a person's own, as JSON of Envoy's v3 API, which every proxy gets after its own."""
+    """Extra user-defined resources, as JSON of Envoy's v3 API, which every proxy gets in addition to its own."""
 
     listeners: tuple[Json, ...] = ()
     clusters: tuple[Json, ...] = ()
@@ -88,19 +88,19 @@ class Extra(NamedTuple):
 
 
 class Proxy(NamedTuple):
-    """Who asks for configuration.
+    """The identity of a proxy.
 
     Attributes:
-        pod: the one that it stands in front of; None for an address that the world does not know.
-        namespace: whose services it may call by their names alone.
+        pod: its pod; None for an address that is not in the world.
+        namespace: the namespace whose services it can call by short names.
     """
 
-    pod: Pod | None
+    pod: LabPod | None
     namespace: str
 
 
 class World(NamedTuple):
-    """All that the control plane knows.
+    """The control plane's configuration.
 
     Attributes:
         shape: one of `SHAPES`, see `istio_init.lab.listeners`.
@@ -108,11 +108,11 @@ class World(NamedTuple):
 
     shape: str
     services: tuple[Service, ...]
-    pods: tuple[Pod, ...]
+    pods: tuple[LabPod, ...]
     extra: Extra = Extra()
 
     def to_json(self) -> str:
-        """Write what `from_json` reads."""
+        """Serialize the world for `from_json`."""
         members = {
             "shape": self.shape,
             "services": [service._asdict() for service in self.services],
@@ -123,19 +123,20 @@ class World(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> World:
-        """Read a world.
+        """Parse a world.
 
         Args:
             text: JSON.
             where: the file or flag that it came from, for errors.
 
         Raises:
-            InvalidInput: it is no JSON, a member is missing, unknown or of the wrong kind, or members contradict each other.
+            InvalidInput: the text is not JSON; a member is missing, unknown or of the wrong type; or members are
+                inconsistent.
         """
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(where, f"this is no JSON: {error}", "one JSON object") from None
+            raise InvalidInput(where, f"not valid JSON: {error}", "a JSON object") from None
         if isinstance(value, dict):
             value = {"extra": {}, **value}
         world: World = _read(cls, _WORLD, value, where)
@@ -146,16 +147,16 @@ class World(NamedTuple):
         """Find a service."""
         return next((one for one in self.services if (one.namespace, one.name) == (namespace, name)), None)
 
-    def pods_of(self, service: Service) -> tuple[Pod, ...]:
-        """List a service's pods, in the order in which it names them."""
+    def pods_of(self, service: Service) -> tuple[LabPod, ...]:
+        """List a service's pods, in the service's order."""
         pods = {(pod.namespace, pod.name): pod for pod in self.pods}
         return tuple(pods[service.namespace, name] for name in service.pods)
 
     def proxy(self, node: str) -> Proxy:
-        """Find out who a proxy is.
+        """Identify a proxy.
 
         Args:
-            node: its name among nodes, `role~address~id~domain`.
+            node: its node ID, `role~address~id~domain`.
         """
         parts = node.split("~")
         if len(parts) != NODE_PARTS:
@@ -167,44 +168,48 @@ class World(NamedTuple):
 
 def _check(world: World, where: str) -> None:
     _unique([(one.namespace, one.name) for one in world.services], f"{where}: services", "name in its namespace")
-    _unique([(at, one.port) for one in world.services for at in one.addresses], f"{where}: services", "address and port")
+    _unique(
+        [(address, one.port) for one in world.services for address in one.addresses],
+        f"{where}: services",
+        "address and port",
+    )
     _unique([(one.namespace, one.name) for one in world.pods], f"{where}: pods", "name in its namespace")
-    _unique([at for one in world.pods for at in one.addresses], f"{where}: pods", "address")
+    _unique([ip for one in world.pods for ip in one.addresses], f"{where}: pods", "address")
     for service in world.services:
-        there = {pod.name for pod in world.pods if pod.namespace == service.namespace}
+        existing = {pod.name for pod in world.pods if pod.namespace == service.namespace}
         for name in service.pods:
-            if name not in there:
-                problem = f"service {service.name!r} has the pod {name!r}, which is not in namespace {service.namespace!r}"
-                raise InvalidInput(f"{where}: services", problem, ", ".join(sorted(there)) or "pods that are listed")
+            if name not in existing:
+                problem = f"service {service.name!r} lists pod {name!r}, which is not in namespace {service.namespace!r}"
+                raise InvalidInput(f"{where}: services", problem, ", ".join(sorted(existing)) or "pods listed in the world")
     for pod in world.pods:
         if pod.service and world.service(pod.namespace, pod.service) is None:
-            problem = f"pod {pod.name!r} belongs to {pod.service!r}, which is no service of namespace {pod.namespace!r}"
-            raise InvalidInput(f"{where}: pods", problem, "a service that is listed, or an empty text")
+            problem = f"pod {pod.name!r} has service {pod.service!r}, which is not in namespace {pod.namespace!r}"
+            raise InvalidInput(f"{where}: pods", problem, "a service listed in the world, or an empty string")
 
 
 def _unique(values: list[Any], where: str, what: str) -> None:
-    twice = [value for number, value in enumerate(values) if value in values[:number]]
-    if twice:
-        raise InvalidInput(where, f"{twice[0]!r} stands there twice", f"each {what} once")
+    duplicates = [value for number, value in enumerate(values) if value in values[:number]]
+    if duplicates:
+        raise InvalidInput(where, f"{duplicates[0]!r} is a duplicate", f"each {what} only once")
 
 
 def _read(kind: Callable[..., Any], readers: Mapping[str, Reader], value: object, where: str) -> Any:
     names = ", ".join(readers)
     if not isinstance(value, dict):
-        raise InvalidInput(where, f"{value!r} is no object", f"an object with {names}")
+        raise InvalidInput(where, f"{value!r} is not an object", f"an object with {names}")
     for name in value:
         if name not in readers:
-            raise InvalidInput(where, f"there is no member {name!r}", names)
+            raise InvalidInput(where, f"unknown member {name!r}", names)
     for name in readers:
         if name not in value:
-            raise InvalidInput(where, f"the member {name!r} is missing", names)
+            raise InvalidInput(where, f"missing member {name!r}", names)
     return kind(**{name: read(value[name], f"{where}: {name}") for name, read in readers.items()})
 
 
 def _list(read: Reader) -> Reader:
     def read_list(value: object, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise InvalidInput(where, f"{value!r} is no list", "a list")
+            raise InvalidInput(where, f"{value!r} is not a list", "a list")
         return tuple(read(item, f"{where}[{number}]") for number, item in enumerate(value))
 
     return read_list
@@ -213,7 +218,7 @@ def _list(read: Reader) -> Reader:
 def _one_of(*allowed: str) -> Reader:
     def read_one(value: object, where: str) -> str:
         if value not in allowed:
-            raise InvalidInput(where, f"{value!r} is not possible", ", ".join(allowed))
+            raise InvalidInput(where, f"{value!r} is not a valid value", ", ".join(allowed))
         return str(value)
 
     return read_one
@@ -221,45 +226,45 @@ def _one_of(*allowed: str) -> Reader:
 
 def _object(value: object, where: str) -> Json:
     if not isinstance(value, dict):
-        raise InvalidInput(where, f"{value!r} is no object", "an object")
+        raise InvalidInput(where, f"{value!r} is not an object", "an object")
     return value
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise InvalidInput(where, f"{value!r} is no text", "text")
+        raise InvalidInput(where, f"{value!r} is not a string", "a string")
     return value
 
 
 def _name(value: object, where: str) -> str:
     text = _text(value, where)
     if not text or not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in text):
-        raise InvalidInput(where, f"{text!r} is no name", "letters, digits, - and _")
+        raise InvalidInput(where, f"{text!r} is not a valid name", "letters, digits, - and _")
     return text
 
 
 def _address(value: object, where: str) -> str:
     text = _text(value, where)
     try:
-        # A zone (RFC 4007) means something on one machine only.
+        # Zone IDs (RFC 4007) are only meaningful on one machine.
         if "%" not in text:
             return str(ip_address(text))
     except ValueError:
         pass
-    raise InvalidInput(where, f"{value!r} is no address", "an IPv4 or IPv6 address")
+    raise InvalidInput(where, f"{value!r} is not an IP address", "an IPv4 or IPv6 address")
 
 
 def _addresses(value: object, where: str) -> tuple[str, ...]:
     addresses: tuple[str, ...] = _list(_address)(value, where)
     if not addresses or len(families_of(addresses)) < len(addresses):
-        raise InvalidInput(where, f"{value!r} is not what a pod or service has", "one address, or one of each family")
+        raise InvalidInput(where, f"{value!r} is not a valid list of addresses", "one address, or one per family")
     return addresses
 
 
 def _port(value: object, where: str) -> int:
-    # To Python, true is the number 1.
+    # In Python, bool is a subclass of int.
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= PORT_MAX:
-        raise InvalidInput(where, f"{value!r} is no port", f"1..{PORT_MAX}")
+        raise InvalidInput(where, f"{value!r} is not a port", f"1..{PORT_MAX}")
     return value
 
 
@@ -275,13 +280,13 @@ def _service(value: object, where: str) -> Service:
     return service
 
 
-def _pod(value: object, where: str) -> Pod:
-    pod: Pod = _read(Pod, _POD, value, where)
+def _pod(value: object, where: str) -> LabPod:
+    pod: LabPod = _read(LabPod, _POD, value, where)
     return pod
 
 
 if TYPE_CHECKING:
-    Reader = Callable[[object, str], Any]  # takes a JSON value and where it stands
+    Reader = Callable[[object, str], Any]  # takes a JSON value and its location
 
 _SERVICE: Mapping[str, Reader] = {
     "name": _name,

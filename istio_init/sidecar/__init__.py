@@ -1,1 +1,1 @@
-"""The sidecar's half: Envoy's bootstrap file and Envoy's life."""
+"""The sidecar's half: Envoy's bootstrap file and its process lifecycle."""

@@ -16,7 +16,7 @@ POD = ("-p", "15001", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b",
 # What README says a pod needs.
 LEAST = ("--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW", "--read-only", "--security-opt=no-new-privileges")
 ADMIN_ONLY = tuple(flag for flag in LEAST if flag != "--cap-add=NET_RAW")
-PATIENCE = 60.0  # seconds
+TIMEOUT = 60.0  # seconds
 
 Done = subprocess.CompletedProcess[str]
 
@@ -41,8 +41,8 @@ def inspect(name: str) -> dict[str, Any]:
 
 
 def until(what: str, look: Callable[[], object]) -> None:
-    """Wait until a look is true, for as long as `PATIENCE`."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until a look is true, for as long as `TIMEOUT`."""
+    deadline = time.monotonic() + TIMEOUT
     while not look():
         assert time.monotonic() < deadline, f"{what} did not come to pass"
         time.sleep(0.1)

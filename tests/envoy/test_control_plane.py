@@ -25,7 +25,7 @@ from istio_init.lab.ads import version
 from istio_init.lab.certificates import Authority
 from istio_init.lab.messages import CLASSES
 from istio_init.lab.resources import Kind, resources
-from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
+from istio_init.lab.world import SHAPES, Extra, LabPod, Service, World
 from istio_init.sidecar.bootstrap import render_bootstrap
 from istio_init.sidecar.bootstrap.common import CERTIFICATES
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 ENVOY = Path(sys.executable).with_name("envoy")
 NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
 STRANGER = "sidecar~10.77.0.99~x.default~default.svc.cluster.local"
@@ -58,15 +58,15 @@ def world(shape: str = "istio-1.0", mode: str = "REDIRECT", *, port: int = 9080,
         Service("ratings", "default", ("10.96.0.11",), 9080, ("ratings-v1",)),
     )
     pods = (
-        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 9080, "reviews"),
-        Pod("ratings-v1", "default", ("10.77.0.3",), mode, port, "ratings"),
+        LabPod("reviews-v1", "default", ("10.77.0.2",), mode, 9080, "reviews"),
+        LabPod("ratings-v1", "default", ("10.77.0.3",), mode, port, "ratings"),
     )
     return World(shape, services, pods, extra)
 
 
 def eventually(get: Callable[[], T], wanted: Callable[[T], bool], tell: Callable[[], object] = lambda: "") -> T:
     """Ask until the answer is the wanted one."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not wanted(got := get()):
         assert time.monotonic() < deadline, f"still {got!r} {tell()}"
         time.sleep(0.02)
@@ -115,7 +115,7 @@ class Plane:
 
     def stop(self) -> int:
         self.program.send_signal(signal.SIGTERM)
-        status = self.program.wait(PATIENCE)
+        status = self.program.wait(TIMEOUT)
         self._reader.join()
         return status
 
@@ -150,7 +150,7 @@ class Client:
         self._node = node
         self._requests: queue.Queue[DiscoveryRequest | None] = queue.Queue()
         self.call = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources(
-            iter(self._requests.get, None), timeout=2 * PATIENCE
+            iter(self._requests.get, None), timeout=2 * TIMEOUT
         )
 
     def ask(
@@ -235,7 +235,7 @@ def test_what_was_sent_and_taken_is_in_the_log_and_in_the_status(plane: Plane) -
         assert plane.logged("ads push") == [f"ads push type=LDS version={version} nonce={nonce} resources=3 node={NODE}"]
         assert acked == f"ads ack type=LDS version={version} nonce={nonce} node={NODE}"
         becomes(plane.status, {NODE: {"LDS": {"sent": version, "acked": version, "nack": None}}})
-    assert plane.wait_for("ads gone") == [f"ads gone node={NODE}"]
+    assert plane.wait_for("ads disconnected") == [f"ads disconnected node={NODE}"]
     becomes(plane.status, {})
 
 
@@ -358,12 +358,12 @@ def test_a_world_that_cannot_be_read_changes_nothing(plane: Plane) -> None:
     with client(plane) as asked:
         asked.get(Kind.EDS, RATINGS)
         plane.serve("{")
-        (refused,) = plane.wait_for("world refused")
-        assert "this is no JSON" in refused
+        (refused,) = plane.wait_for("world rejected")
+        assert "not valid JSON" in refused
         plane.serve(world(extra=Extra(clusters=({"name": "mine", "colour": "red"},))))
-        assert "colour" in plane.wait_for("world refused", 2)[1]
+        assert "colour" in plane.wait_for("world rejected", 2)[1]
         (plane.directory / "world.json").unlink()
-        assert "No such file" in plane.wait_for("world refused", 3)[2]
+        assert "No such file" in plane.wait_for("world rejected", 3)[2]
         plane.serve(world(port=9081))
         assert ports_of(asked.answer()) == {9081}, "nothing was sent for the worlds before"
 
@@ -390,8 +390,8 @@ def test_an_unknown_kind_is_logged_and_the_stream_goes_on(plane: Plane) -> None:
         asked.get(Kind.CDS)
         asked.send(DiscoveryRequest(type_url="type.googleapis.com/no.such.Kind"))
         assert kind_of(asked.get(Kind.LDS)) is Kind.LDS
-        expected = f"ads unknown type=type.googleapis.com/no.such.Kind node={NODE}"
-        assert plane.wait_for("ads unknown") == [expected]
+        expected = f"ads unsupported type=type.googleapis.com/no.such.Kind node={NODE}"
+        assert plane.wait_for("ads unsupported") == [expected]
 
 
 def test_a_proxy_without_a_name_is_refused(plane: Plane) -> None:
@@ -424,7 +424,7 @@ def test_the_old_stream_of_a_proxy_that_came_back_takes_nothing_with_it(plane: P
         with client(plane) as before:
             before.get(Kind.CDS)
             after.get(Kind.LDS)
-        plane.wait_for("ads gone")
+        plane.wait_for("ads disconnected")
         assert list(plane.status()[NODE]) == ["LDS"]
 
 
@@ -446,7 +446,7 @@ def test_a_port_that_is_taken_is_an_error(plane: Plane) -> None:
 def start(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     files = ("--world", str(directory / "world.json"), "--status", str(directory / "other.json"))
     argv = [sys.executable, "-m", "istio_init.lab.control_plane", *files, *words]
-    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_with_certificates_it_talks_to_those_alone_who_have_one_too(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def greeting(port: int, certificates: Path) -> bool:
     if certificates.name in ("proxy", "stranger"):
         context.load_cert_chain(certificates / "cert-chain.pem", certificates / "key.pem")
     with (
-        socket.create_connection((LOCALHOST, port), timeout=PATIENCE) as plain,
+        socket.create_connection((LOCALHOST, port), timeout=TIMEOUT) as plain,
         context.wrap_socket(plain) as connection,
     ):
         try:
@@ -495,7 +495,7 @@ class Lab(NamedTuple):
 
     def admin(self, path: str) -> str:
         def get() -> str:
-            connection = http.client.HTTPConnection(LOCALHOST, 15000, timeout=PATIENCE)
+            connection = http.client.HTTPConnection(LOCALHOST, 15000, timeout=TIMEOUT)
             try:
                 connection.request("GET", path)
                 return connection.getresponse().read().decode()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterator
 
-PATIENCE = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 POLL = 0.05  # seconds
 ADMIN = "http://127.0.0.1:15000"
 NUMBER = count()
@@ -101,9 +101,9 @@ class Live(NamedTuple):
         return found[0] if found else {}
 
 
-def wait_for(what: str, condition: Callable[[], object], patience: float = PATIENCE) -> None:
+def wait_for(what: str, condition: Callable[[], object], timeout: float = TIMEOUT) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"still waiting: {what}"
         time.sleep(POLL)

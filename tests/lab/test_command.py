@@ -76,10 +76,10 @@ def test_a_lab_is_made_entered_looked_at_and_ended() -> None:
         excluded = lab("exec", "productpage", "--", "curl", "-sS", "--max-time", "2", "http://details:9080/", check=False)
         assert excluded.returncode != 0, "nothing has the address of a service, and nobody took the connection"
         shown = lab("status").stdout
-        for word in ("listeners: current", "-z 15006", "-x 10.96.0.12/32", "reviews-v1  10.244.0.11", "LDS taken"):
+        for word in ("listeners: current", "-z 15006", "-x 10.96.0.12/32", "reviews-v1  10.244.0.11", "LDS accepted"):
             assert word in shown
         again = lab("up", check=False)
-        assert (again.returncode, "is up already" in again.stderr) == (1, True)
+        assert (again.returncode, "is already up" in again.stderr) == (1, True)
         nowhere = lab("exec", "nobody", "--", "true", check=False)
         assert nowhere.returncode == 2
         assert "productpage-v1, reviews-v1, details-v1" in nowhere.stderr

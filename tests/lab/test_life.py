@@ -50,7 +50,7 @@ def test_readiness_comes_only_after_clusters_and_listeners(lab: Live) -> None:
     lab.stop_control_plane(signal.SIGKILL)
     lab.send("reviews", signal.SIGINT)
     lab.start("reviews")
-    wait_for("the proxy answers", lambda: "CDS and LDS" in lab.run("client", "curl", "-s", READY, check=False).stdout)
+    wait_for("the proxy answers", lambda: "CDS or LDS" in lab.run("client", "curl", "-s", READY, check=False).stdout)
     assert lab.run("client", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", READY).stdout == "503"
     lab.start_control_plane()
     wait_for("readiness", lambda: lab.run("client", "curl", "-sf", READY, check=False).returncode == 0)
@@ -101,11 +101,11 @@ def test_an_update_that_envoy_rejects_is_reported_and_traffic_goes_on(lab: Live)
 def test_a_killed_envoy_is_started_again(lab: Live) -> None:
     first = lab.admin("reviews", "/server_info")["uptime_all_epochs"]
     assert first.endswith("s")
-    killed = lab.log("reviews").count("was ended by SIGKILL")
+    killed = lab.log("reviews").count("was terminated by SIGKILL")
     lab.run("reviews", "pkill", "-KILL", "-P", str(lab.program("reviews")["pid"]), uid=0)
     wait_for("the new Envoy", lambda: lab.run("client", "curl", "-sf", READY, check=False).returncode == 0)
     wait_for("traffic", lambda: lab.run("productpage", "curl", "-sf", URL, check=False).returncode == 0)
-    assert lab.log("reviews").count("was ended by SIGKILL") == killed + 1
+    assert lab.log("reviews").count("was terminated by SIGKILL") == killed + 1
     assert lab.program("reviews")["status"] is None, "the launcher itself went on"
 
 
@@ -179,16 +179,16 @@ def test_mutual_tls_with_the_control_plane_works() -> None:
 
 
 def test_a_control_plane_with_the_wrong_identity_is_refused() -> None:
-    with live(LabSettings(mutual_tls=True, control_plane_account="impostor", patience=0)) as made:
+    with live(LabSettings(mutual_tls=True, control_plane_account="impostor", ready_timeout=0)) as made:
         wait_for("Envoy", lambda: made.run("reviews", "curl", "-s", ADMIN, check=False).returncode == 0)
         wait_for("the refusal", lambda: made.stat("reviews", "cluster.xds-grpc.ssl.fail_verify_san") > 0)
-        assert "CDS and LDS" in made.run("client", "curl", "-s", READY).stdout
+        assert "CDS or LDS" in made.run("client", "curl", "-s", READY).stdout
         assert made.discovery("reviews-v1") == {}
 
 
 def test_a_lab_whose_proxies_do_not_get_ready_is_taken_down_and_says_why() -> None:
-    settings = LabSettings(mutual_tls=True, control_plane_account="impostor", patience=2)
-    with pytest.raises(IstioInitError, match="not ready: Envoy waits for its control plane"):
+    settings = LabSettings(mutual_tls=True, control_plane_account="impostor", ready_timeout=2)
+    with pytest.raises(IstioInitError, match="not ready: waiting for the control plane"):
         Lab.up("test-impostor", settings, lambda _: None)
     with pytest.raises(IstioInitError, match="no lab 'test-impostor' is up"):
         Lab.find("test-impostor")

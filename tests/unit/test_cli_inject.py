@@ -70,7 +70,7 @@ def test_a_directory_becomes_one_stream_of_its_manifests(manifests: Path) -> Non
     done = call("inject", str(manifests))
     assert [one["kind"] for one in yaml.safe_load_all(done.stdout)] == ["Deployment", "Job", "Service"]
     assert "notes.txt" not in done.stderr
-    assert f"{manifests / 'c.yml'}: there is no pod in it" in done.stderr
+    assert f"{manifests / 'c.yml'}: no pods found" in done.stderr
 
 
 def test_in_place_changes_what_has_pods_and_keeps_its_mode(manifests: Path) -> None:
@@ -124,9 +124,9 @@ def test_an_injected_manifest_agrees_with_itself(manifests: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ((), "no manifest was named"),
+        ((), "no manifest given"),
         (("no-such-file",), "no-such-file"),
-        (("-", "--in-place"), "standard input has no place"),
+        (("-", "--in-place"), "standard input cannot be updated in place"),
         (("x", "--in-place", "-o", "y"), "--in-place"),
         (("-", "--native-sidecar"), "--native-sidecar"),
         (("-", "--proxy-image", "a b"), "--proxy-image"),
@@ -145,7 +145,7 @@ def test_a_standard_input_that_is_closed_is_told() -> None:
 
 
 def test_a_directory_without_manifests_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    assert "no manifest in" in refused(call("inject", str(tmp_path)))
+    assert "no manifests in" in refused(call("inject", str(tmp_path)))
     (tmp_path / "a.yaml").write_bytes(b"\xff")
     assert str(tmp_path / "a.yaml") in refused(call("uninject", str(tmp_path)))
 

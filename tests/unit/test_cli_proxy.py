@@ -24,7 +24,7 @@ from tests.unit.program import call, command, refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE = 30.0  # seconds for anything to happen
+TIMEOUT = 30.0  # seconds for anything to happen
 POLL = 0.02
 SLEEP = shutil.which("sleep") or "sleep"
 
@@ -148,7 +148,7 @@ class Stage:
         for program in self._programs:
             if program.poll() is None:
                 program.kill()
-            program.wait(PATIENCE)
+            program.wait(TIMEOUT)
         for pid in self.pids():
             with suppress(ProcessLookupError, FileNotFoundError):
                 if str(self.envoy).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -163,11 +163,11 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def ended(program: subprocess.Popen[bytes]) -> int:
-    return program.wait(PATIENCE)
+    return program.wait(TIMEOUT)
 
 
 def until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
         assert time.monotonic() < deadline, f"it took too long: {what}"
         time.sleep(POLL)
@@ -321,7 +321,7 @@ def signals(stage: Stage) -> list[int]:
 
 
 def test_envoy_is_started_with_the_signals_of_the_program(stage: Stage) -> None:
-    subprocess.run([str(stage.envoy)], check=True, timeout=PATIENCE)
+    subprocess.run([str(stage.envoy)], check=True, timeout=TIMEOUT)
     blocked, ignored = signals(stage)
     assert blocked == 0
     assert stage.run() == 0
@@ -366,7 +366,7 @@ def test_an_envoy_that_the_system_cannot_run_is_told(stage: Stage) -> None:
     until(lambda: "trying again" in "".join(stage.messages()), "the first try")
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 143
-    assert re.search(r"envoy' cannot be started: .*; trying again in 0\.2 s", stage.messages()[0])
+    assert re.search(r"cannot start '.*envoy': .*; trying again in 0\.2 s", stage.messages()[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -387,7 +387,7 @@ def test_an_envoy_that_a_signal_ended_gives_the_signals_status(stage: Stage) -> 
     until(stage.pids, "the start")
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 143
-    assert stage.messages()[-1] == "istio-init: envoy, epoch 0, was ended by SIGTERM"
+    assert stage.messages()[-1] == "istio-init: envoy, epoch 0, was terminated by SIGTERM"
 
 
 def test_an_interrupt_at_a_terminal_reaches_envoy_only_through_the_program(stage: Stage) -> None:
@@ -407,13 +407,13 @@ def test_an_end_is_noticed_also_where_ends_of_children_were_ignored(stage: Stage
 def test_a_signal_that_comes_at_the_very_end_changes_nothing() -> None:
     program = """
 import os, signal
-from istio_init.core.processes import notice, signals_awaited
-with signals_awaited():
-    notice()
+from istio_init.core.processes import block_signals, wake_up
+with block_signals():
+    wake_up()
     os.kill(os.getpid(), signal.SIGTERM)
 print("the end")
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
@@ -422,11 +422,11 @@ def test_readiness_is_served_while_envoy_runs(stage: Stage) -> None:
     port = free_port()
     program = stage.start(statusPort=str(port))
     until(stage.pids, "the start")
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
         connection.request("GET", "/healthz/ready")
         response = connection.getresponse()
         assert response.status == 503
-        assert b"Envoy's administration does not answer" in response.read()
+        assert b"Envoy's admin interface does not respond" in response.read()
     program.send_signal(signal.SIGTERM)
     assert ended(program) == 0
 

@@ -154,7 +154,7 @@ def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["file", "file/x", "file/x/y"])
 def test_a_directory_that_cannot_be_made_names_its_flag(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(InvalidInput, match=r"^--configPath: cannot make '.*file"):
+    with pytest.raises(InvalidInput, match=r"^--configPath: cannot create '.*file"):
         make_private_directory(str(tmp_path / below), "--configPath")
     assert names(tmp_path) == ["file"]
 

@@ -201,7 +201,7 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused_with_those_that_are() -> N
 
 def test_a_value_that_is_no_text_is_refused_and_the_annotation_named() -> None:
     no_text: Any = {"sidecar.istio.io/inject": False}
-    with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation sidecar.istio.io/inject: False is no text"):
+    with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation sidecar.istio.io/inject: False is not a string"):
         injected(template(no_text))
 
 
@@ -222,13 +222,13 @@ def test_an_annotation_that_is_misspelled_is_told() -> None:
     for name in ("excludeoutboundports", "excludeOutboundIPRange"):
         of = template({f"{TRAFFIC_PREFIX}{name}": "80"})
         note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
-        assert f"annotation {TRAFFIC_PREFIX}{name} is not known here" in note
+        assert f"annotation {TRAFFIC_PREFIX}{name} is unknown" in note
 
 
 @pytest.mark.parametrize("settings", [ISTIO_1_0, TODAY], ids=["istio-1.0", "current"])
 @pytest.mark.parametrize(("port", "owner"), [("9080", "container productpage"), ("15001", "outbound"), ("15053", "DNS")])
 def test_readiness_is_not_served_where_somebody_else_listens(port: str, owner: str, settings: InjectSettings) -> None:
-    with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation {STATUS_PORT}: port {port} is that of .*{owner}"):
+    with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation {STATUS_PORT}: port {port} is used by .*{owner}"):
         injected(template({STATUS_PORT: port}), settings)
 
 
@@ -245,7 +245,7 @@ def test_a_port_that_the_proxy_has_is_told_and_one_that_is_none_is_refused() -> 
     of = template()
     of["spec"]["containers"][0]["ports"] = [{"containerPort": 15090}]
     note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
-    assert "container productpage declares port 15090, which is the proxy's own (metrics for Prometheus)" in note
+    assert "container productpage declares port 15090, which the proxy uses (metrics for Prometheus)" in note
     of["spec"]["containers"][0]["ports"] = [{"containerPort": 99999}]
     with pytest.raises(InvalidInput, match=f"^{WHERE}: container productpage declares port 99999"):
         injected(of)
@@ -313,7 +313,7 @@ LEFT_ALONE = {
 def test_what_is_left_alone_has_a_note_that_says_why(of: Json, word: str, settings: InjectSettings) -> None:
     found = inject_template(of, settings, Workload("x", "y"), WHERE)
     assert found.template is None
-    assert found.note.startswith("left alone: ")
+    assert found.note.startswith("not injected: ")
     assert word in found.note
 
 
@@ -416,7 +416,7 @@ def test_what_istio_injected_can_be_taken_out() -> None:
 
 
 def test_a_pod_that_is_not_injected_stays_as_it_is() -> None:
-    assert uninject_template(template(), where=WHERE) == (None, "left alone: it is not injected")
+    assert uninject_template(template(), where=WHERE) == (None, "unchanged: not injected")
 
 
 @pytest.mark.parametrize("status", ["", "[]", '{"volumes":"x"}', '{"containers":[1]}', '{"empty":[]}'])
@@ -501,7 +501,7 @@ def test_a_word_about_injection_that_stands_beside_the_template_is_told() -> Non
     beside["metadata"]["annotations"] = {"sidecar.istio.io/inject": "false"}
     _, (note,) = inject_document(beside, TODAY, "f")
     assert "injected (layout current" in note
-    assert "sidecar.istio.io/inject of the Deployment itself has no effect" in note
+    assert "sidecar.istio.io/inject on the Deployment itself has no effect" in note
     of_pod = document("Pod", template({"sidecar.istio.io/inject": "false"}))
     _, (note,) = inject_document(of_pod, TODAY, "f")
     assert "has no effect" not in note
@@ -553,7 +553,7 @@ def test_what_has_no_pods_is_handed_on(other: object) -> None:
 
 
 def test_a_workload_without_a_template_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"^f: spec\.template is no object"):
+    with pytest.raises(InvalidInput, match=r"^f: spec\.template is not an object"):
         inject_document({"kind": "Deployment", "spec": {}}, ISTIO_1_0, "f")
 
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from istio_init.core.errors import InvalidInput
-from istio_init.lab.app import App, Identity, Wish
+from istio_init.lab.app import App, Identity, ResponseOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCALHOST = "127.0.0.1"
-PATIENCE = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 FREE_PORT_OF_NOBODY = 1  # tcpmux, which nothing serves
 
 
@@ -44,7 +44,7 @@ def app(calls: str = "", service: str = "reviews") -> Iterator[App]:
 
 @contextmanager
 def connection_to_port(port: int) -> Iterator[http.client.HTTPConnection]:
-    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=TIMEOUT)
     try:
         yield connection
     finally:
@@ -87,7 +87,7 @@ def test_an_app_of_both_families_tells_each_client_by_its_own_address(host: str)
     serving = App(("::", 0), Identity("reviews", "reviews-v1", ""))
     thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    connection = http.client.HTTPConnection(host, serving.server_address[1], timeout=PATIENCE)
+    connection = http.client.HTTPConnection(host, serving.server_address[1], timeout=TIMEOUT)
     try:
         _, told = get(connection, "/")
         port = connection.sock.getsockname()[1]
@@ -120,18 +120,19 @@ def test_a_caller_may_ask_for_a_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wish"), [("", Wish()), ("delay=1000", Wish(60.0)), ("status=503&delay=.5", Wish(0.5, 503))]
+    ("query", "options"),
+    [("", ResponseOptions()), ("delay=1000", ResponseOptions(60.0)), ("status=503&delay=.5", ResponseOptions(0.5, 503))],
 )
-def test_a_wish_is_read_and_a_delay_is_bounded(query: str, wish: Wish) -> None:
-    assert Wish.from_query(query) == wish
+def test_response_options_are_read_and_a_delay_is_bounded(query: str, options: ResponseOptions) -> None:
+    assert ResponseOptions.from_query(query) == options
 
 
 @pytest.mark.parametrize(
     "query", ["delay=x", "delay=-1", "delay=nan", "status=x", "status=100", "status=204", "status=304", "status=600"]
 )
-def test_a_wish_that_cannot_be_granted_is_a_bad_request(query: str) -> None:
+def test_bad_response_options_are_a_bad_request(query: str) -> None:
     with pytest.raises(InvalidInput, match="query"):
-        Wish.from_query(query)
+        ResponseOptions.from_query(query)
     with app() as serving, connection_to(serving) as connection:
         status, told = get(connection, f"/?{query}")
     assert status == HTTPStatus.BAD_REQUEST
@@ -206,17 +207,17 @@ def test_sigterm_finishes_what_is_under_way_and_drops_idle_connections() -> None
         program.send_signal(signal.SIGTERM)
         assert idle.sock.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((LOCALHOST, port), timeout=PATIENCE).close()
+            socket.create_connection((LOCALHOST, port), timeout=TIMEOUT).close()
         response = busy.getresponse()
         assert (response.status, response.getheader("connection")) == (200, "close")
         assert json.loads(response.read())["path"] == "/?delay=2"
-        assert program.wait(PATIENCE) == 0
+        assert program.wait(TIMEOUT) == 0
         assert program.stdout.read().splitlines()[-1] == "app stopped service=reviews"
 
 
 def wait_until_read(connection: http.client.HTTPConnection) -> None:
     """Wait until the other end's kernel has all that was sent."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while unsent(connection.sock) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert unsent(connection.sock) == 0

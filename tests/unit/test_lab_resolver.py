@@ -82,7 +82,7 @@ def test_a_server_that_does_not_answer_is_a_failure_and_not_a_missing_name(monke
     with socket.socket(type=socket.SOCK_DGRAM) as silent:
         silent.bind((LOCALHOST, 0))
         monkeypatch.setattr(resolver, "RESOLVER_PORT", silent.getsockname()[1])
-        monkeypatch.setattr(resolver, "PATIENCE", 0.1)
+        monkeypatch.setattr(resolver, "FORWARD_TIMEOUT", 0.1)
         with serving(Names(ADDRESSES, LOCALHOST)) as port:
             assert ask(port, "nobody.example", "A").header.rcode == RCODE.SERVFAIL
 

@@ -11,7 +11,7 @@ import pytest
 from istio_init.core.errors import InvalidInput
 from istio_init.lab.messages import message
 from istio_init.lab.resources import Kind, resources
-from istio_init.lab.world import SHAPES, Extra, Pod, Service, World
+from istio_init.lab.world import SHAPES, Extra, LabPod, Service, World
 
 MODES = ("REDIRECT", "TPROXY")
 REVIEWS = Service("reviews", "default", ("10.96.0.10",), 9080, ("reviews-v1", "reviews-v2"))
@@ -27,9 +27,9 @@ each_world = pytest.mark.parametrize(("shape", "mode"), list(product(SHAPES, MOD
 
 def world(shape: str = "current", mode: str = "REDIRECT", extra: Extra = Extra()) -> World:  # noqa: B008 - immutable
     pods = (
-        Pod("reviews-v1", "default", ("10.77.0.2",), mode, 8080, "reviews"),
-        Pod("reviews-v2", "default", ("10.77.0.3",), mode, 9080, "reviews"),
-        Pod("caller", "default", ("10.77.0.4",), mode, 80, ""),
+        LabPod("reviews-v1", "default", ("10.77.0.2",), mode, 8080, "reviews"),
+        LabPod("reviews-v2", "default", ("10.77.0.3",), mode, 9080, "reviews"),
+        LabPod("caller", "default", ("10.77.0.4",), mode, 80, ""),
     )
     return World(shape, (REVIEWS, OTHER, MYSQL), pods, extra)
 
@@ -150,7 +150,7 @@ each_order = pytest.mark.parametrize("order", [(IPV4, IPV6), (IPV6, IPV4)], ids=
 
 def world_of(*families: tuple[str, str], mode: str = "REDIRECT") -> World:
     pods, services = zip(*families, strict=True)
-    pod = Pod("reviews-v1", "default", pods, mode, 8080, "reviews")
+    pod = LabPod("reviews-v1", "default", pods, mode, 8080, "reviews")
     return World("current", (Service("reviews", "default", services, 9080, ("reviews-v1",)),), (pod,))
 
 
@@ -362,33 +362,33 @@ def test_extra_resources_may_be_left_out() -> None:
 
 
 NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
-    "shape": (("shape",), "istio-2.0", "'istio-2.0' is not possible (allowed: istio-1.0, current)"),
-    "unknown member": (("colour",), "red", "there is no member 'colour'"),
-    "services are no list": (("services",), {}, "file: services: {} is no list"),
-    "service is no object": (("services", 0), "reviews", "file: services[0]: 'reviews' is no object"),
-    "name": (("services", 0, "name"), "a b", "file: services[0]: name: 'a b' is no name"),
-    "empty name": (("pods", 0, "name"), "", "'' is no name"),
-    "name is no text": (("pods", 0, "name"), 1, "file: pods[0]: name: 1 is no text"),
-    "address": (("pods", 0, "addresses", 0), "10.0.0", "'10.0.0' is no address"),
-    "address with a zone": (("pods", 0, "addresses", 0), "fe80::1%eth0", "'fe80::1%eth0' is no address"),
-    "no address": (("pods", 0, "addresses"), [], "[] is not what a pod or service has"),
-    "two addresses of a family": (("pods", 0, "addresses"), ["10.0.0.1", "10.0.0.2"], "is not what a pod or service has"),
-    "port": (("pods", 0, "port"), 65536, "65536 is no port (allowed: 1..65535)"),
-    "port zero": (("services", 0, "port"), 0, "0 is no port"),
-    "port is text": (("services", 0, "port"), "9080", "'9080' is no port"),
-    "port is a truth": (("services", 0, "port"), True, "True is no port"),
-    "mode": (("pods", 0, "mode"), "NONE", "'NONE' is not possible (allowed: REDIRECT, TPROXY)"),
-    "unhashable mode": (("pods", 0, "mode"), [], "[] is not possible"),
-    "pod of nowhere": (("services", 0, "pods"), ["reviews-v9"], "has the pod 'reviews-v9'"),
+    "shape": (("shape",), "istio-2.0", "'istio-2.0' is not a valid value (allowed: istio-1.0, current)"),
+    "unknown member": (("colour",), "red", "unknown member 'colour'"),
+    "services are no list": (("services",), {}, "file: services: {} is not a list"),
+    "service is no object": (("services", 0), "reviews", "file: services[0]: 'reviews' is not an object"),
+    "name": (("services", 0, "name"), "a b", "file: services[0]: name: 'a b' is not a valid name"),
+    "empty name": (("pods", 0, "name"), "", "'' is not a valid name"),
+    "name is no text": (("pods", 0, "name"), 1, "file: pods[0]: name: 1 is not a string"),
+    "address": (("pods", 0, "addresses", 0), "10.0.0", "'10.0.0' is not an IP address"),
+    "address with a zone": (("pods", 0, "addresses", 0), "fe80::1%eth0", "'fe80::1%eth0' is not an IP address"),
+    "no address": (("pods", 0, "addresses"), [], "[] is not a valid list of addresses"),
+    "two addresses of a family": (("pods", 0, "addresses"), ["10.0.0.1", "10.0.0.2"], "is not a valid list of addresses"),
+    "port": (("pods", 0, "port"), 65536, "65536 is not a port (allowed: 1..65535)"),
+    "port zero": (("services", 0, "port"), 0, "0 is not a port"),
+    "port is text": (("services", 0, "port"), "9080", "'9080' is not a port"),
+    "port is a truth": (("services", 0, "port"), True, "True is not a port"),
+    "mode": (("pods", 0, "mode"), "NONE", "'NONE' is not a valid value (allowed: REDIRECT, TPROXY)"),
+    "unhashable mode": (("pods", 0, "mode"), [], "[] is not a valid value"),
+    "pod of nowhere": (("services", 0, "pods"), ["reviews-v9"], "lists pod 'reviews-v9'"),
     "pod of another namespace": (("services", 1, "pods"), ["reviews-v1"], "not in namespace 'test'"),
-    "service of nowhere": (("pods", 0, "service"), "rating", "belongs to 'rating'"),
-    "same pod": (("pods", 1, "name"), "reviews-v1", "('default', 'reviews-v1') stands there twice"),
-    "same address": (("pods", 1, "addresses", 0), "10.77.0.2", "'10.77.0.2' stands there twice"),
-    "same service": (("services", 1, "namespace"), "default", "('default', 'reviews') stands there twice"),
-    "same virtual address": (("services", 1, "addresses", 0), "10.96.0.10", "('10.96.0.10', 9080) stands there twice"),
-    "extra": (("extra",), [], "file: extra: [] is no object"),
-    "extra kind": (("extra",), {"secrets": []}, "there is no member 'secrets'"),
-    "extra resource": (("extra",), {"clusters": ["x"]}, "file: extra: clusters[0]: 'x' is no object"),
+    "service of nowhere": (("pods", 0, "service"), "rating", "has service 'rating'"),
+    "same pod": (("pods", 1, "name"), "reviews-v1", "('default', 'reviews-v1') is a duplicate"),
+    "same address": (("pods", 1, "addresses", 0), "10.77.0.2", "'10.77.0.2' is a duplicate"),
+    "same service": (("services", 1, "namespace"), "default", "('default', 'reviews') is a duplicate"),
+    "same virtual address": (("services", 1, "addresses", 0), "10.96.0.10", "('10.96.0.10', 9080) is a duplicate"),
+    "extra": (("extra",), [], "file: extra: [] is not an object"),
+    "extra kind": (("extra",), {"secrets": []}, "unknown member 'secrets'"),
+    "extra resource": (("extra",), {"clusters": ["x"]}, "file: extra: clusters[0]: 'x' is not an object"),
 }
 
 
@@ -408,11 +408,11 @@ def test_nonsense_in_a_world_is_named(path: tuple[str | int, ...], value: object
 def test_a_missing_member_is_named(name: str) -> None:
     value = json.loads(world().to_json())
     del value[name]
-    with pytest.raises(InvalidInput, match=f"the member '{name}' is missing"):
+    with pytest.raises(InvalidInput, match=f"missing member '{name}'"):
         World.from_json(json.dumps(value), "file")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "null"])
 def test_what_is_no_json_object_is_no_world(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"^file: (this is no JSON|.* is no object)"):
+    with pytest.raises(InvalidInput, match=r"^file: (not valid JSON|.* is not an object)"):
         World.from_json(text, "file")

@@ -51,7 +51,7 @@ def test_each_pod_has_one_address_of_each_family() -> None:
 
 
 def test_settings_are_read_as_they_were_written() -> None:
-    written = DUAL._replace(variant="legacy", interception=(("mode", "TPROXY"),), proxy=("-x", ""), patience=2.5)
+    written = DUAL._replace(variant="legacy", interception=(("mode", "TPROXY"),), proxy=("-x", ""), ready_timeout=2.5)
     assert LabSettings.from_json(written.to_json()) == written
 
 

@@ -161,14 +161,17 @@ BAD = {
     "no proxy": ([pod({"initContainers": [INIT], "containers": [APP]})], "'productpage' has no container istio-proxy"),
     "nothing injected": ([pod({"containers": [APP]})], "no init container istio-init"),
     "two pods": ([pod(spec()), pod(spec())], r"2 pods .*\(productpage, productpage\)"),
-    "a proxy that is none": ([pod(spec(proxy={"name": "istio-proxy"}))], "no word 'proxy'"),
-    "a number": ([pod(spec({"name": "istio-init", "args": ["-p", 15001]}))], "15001 is no text; write it in quotes"),
-    "a variable's number": ([pod(spec(proxy={**PROXY, "env": [{"name": "X", "value": 5}]}))], "variable X: 5 is no text"),
-    "no list of containers": ([pod({"containers": {}})], "containers is no list"),
-    "no objects": ([pod({"containers": ["x"]})], "containers has an item that is no object"),
-    "no list of arguments": ([pod(spec({"name": "istio-init", "args": "-p 15001"}))], "args is no list"),
-    "no user": ([pod(spec(securityContext={"runAsUser": "me"}))], "runAsUser: 'me' is no number"),
-    "no port": ([pod({**spec(), "containers": [{"ports": [{}]}, PROXY]})], "containerPort: None is no number"),
+    "a proxy that is none": ([pod(spec(proxy={"name": "istio-proxy"}))], "lack the command 'proxy'"),
+    "a number": ([pod(spec({"name": "istio-init", "args": ["-p", 15001]}))], "15001 is not a string; quote it"),
+    "a variable's number": (
+        [pod(spec(proxy={**PROXY, "env": [{"name": "X", "value": 5}]}))],
+        "variable X: 5 is not a string",
+    ),
+    "no list of containers": ([pod({"containers": {}})], "containers is not a list"),
+    "no objects": ([pod({"containers": ["x"]})], "containers has an item that is not an object"),
+    "no list of arguments": ([pod(spec({"name": "istio-init", "args": "-p 15001"}))], "args is not a list"),
+    "no user": ([pod(spec(securityContext={"runAsUser": "me"}))], "runAsUser: 'me' is not an integer"),
+    "no port": ([pod({**spec(), "containers": [{"ports": [{}]}, PROXY]})], "containerPort: None is not an integer"),
 }
 
 

@@ -269,7 +269,7 @@ def test_an_answer_without_success_is_none(ask: Callable[[Admin], object], envoy
 def test_an_envoy_that_hangs_is_unreachable(
     ask: Callable[[Admin], object], envoy: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("istio_init.sidecar.launcher.admin.PATIENCE", 0.1)
+    monkeypatch.setattr("istio_init.sidecar.launcher.admin.REQUEST_TIMEOUT", 0.1)
     envoy.gate.clear()
     with pytest.raises(Unreachable, match="timed out"):
         ask(envoy.admin)
@@ -298,7 +298,7 @@ def test_an_envoy_with_updates_is_ready(envoy: StandIn) -> None:
 
 @pytest.mark.parametrize(
     ("updated", "waits_for"),
-    [((), "CDS and LDS"), ((CDS,), "LDS"), ((LDS,), "CDS")],
+    [((), "CDS or LDS"), ((CDS,), "LDS"), ((LDS,), "CDS")],
     ids=["none", "clusters only", "listeners only"],
 )
 def test_what_has_not_been_updated_yet_is_named(updated: tuple[str, ...], waits_for: str, envoy: StandIn) -> None:
@@ -306,7 +306,7 @@ def test_what_has_not_been_updated_yet_is_named(updated: tuple[str, ...], waits_
     for service in updated:
         envoy.stats = envoy.stats.replace(f"{service}.update_success: 0", f"{service}.update_success: 1")
     missing = Readiness(envoy.admin, POD, ()).missing()
-    assert missing == f"Envoy waits for its control plane: no update of {waits_for} yet"
+    assert missing == f"waiting for the control plane: no {waits_for} update received yet"
 
 
 def test_an_update_that_was_refused_is_an_update(envoy: StandIn) -> None:
@@ -317,7 +317,7 @@ def test_an_update_that_was_refused_is_an_update(envoy: StandIn) -> None:
 @pytest.mark.parametrize(("listeners", "port"), [(OF_ISTIO_1_0, 9080), (OF_TODAY, 9082)], ids=["istio-1.0", "today's"])
 def test_a_listener_for_one_of_the_apps_ports_is_enough(listeners: list[Json], port: int, envoy: StandIn) -> None:
     readiness = Readiness(envoy.admin, POD, (7, port))
-    assert readiness.missing() == f"no inbound listener yet for any of the ports 7, {port}"
+    assert readiness.missing() == f"no inbound listener yet for any of ports 7, {port}"
     envoy.listeners = listeners
     assert readiness.missing() == ""
 
@@ -325,23 +325,22 @@ def test_a_listener_for_one_of_the_apps_ports_is_enough(listeners: list[Json], p
 def test_listeners_for_other_ports_are_not(envoy: StandIn) -> None:
     envoy.listeners = OF_ISTIO_1_0 + OF_TODAY
     assert (
-        Readiness(envoy.admin, POD, (80, 443, 15001)).missing()
-        == "no inbound listener yet for any of the ports 80, 443, 15001"
+        Readiness(envoy.admin, POD, (80, 443, 15001)).missing() == "no inbound listener yet for any of ports 80, 443, 15001"
     )
 
 
 def test_an_envoy_that_does_not_answer_is_not_ready() -> None:
     missing = Readiness(Admin(free_port()), POD, ()).missing()
-    assert missing.startswith("Envoy's administration does not answer: ")
+    assert missing.startswith("Envoy's admin interface does not respond: ")
     assert "Connection refused" in missing
 
 
 def test_another_program_on_envoys_port_is_not_ready(envoy: StandIn) -> None:
     envoy.answers["/stats"] = (200, "Welcome!\nToday: rain\n")
-    assert "no update of CDS and LDS" in Readiness(envoy.admin, POD, ()).missing()
+    assert "no CDS or LDS update" in Readiness(envoy.admin, POD, ()).missing()
     del envoy.answers["/stats"]
     envoy.answers["/config_dump"] = (200, "Welcome!")
-    assert "does not answer" in Readiness(envoy.admin, POD, (9080,)).missing()
+    assert "does not respond" in Readiness(envoy.admin, POD, (9080,)).missing()
 
 
 @contextmanager
@@ -361,7 +360,7 @@ def probe(port: int, path: str = "/healthz/ready", host: str = "127.0.0.1", meth
 def test_a_probe_is_told_when_envoy_is_ready_and_until_then_why_not(envoy: StandIn) -> None:
     envoy.stats = NO_UPDATES
     with probes(Readiness(envoy.admin, POD, ())) as port:
-        assert probe(port) == (503, "Envoy waits for its control plane: no update of CDS and LDS yet\n")
+        assert probe(port) == (503, "waiting for the control plane: no CDS or LDS update received yet\n")
         envoy.stats = STATS
         assert probe(port) == (200, "ready\n")
         envoy.answers["/stats"] = (500, "")

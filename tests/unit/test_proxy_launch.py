@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from istio_init.core.errors import ChildFailed, InvalidInput
-from istio_init.core.processes import NOTICE, Ended
+from istio_init.core.processes import WAKE_UP, ExitedChild
 from istio_init.sidecar.launcher.admin import Unreachable
-from istio_init.sidecar.launcher.launch import Launcher, Plan
+from istio_init.sidecar.launcher.launch import LaunchConfig, Launcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,21 +63,21 @@ class World:
         self.unwritable = False
         self._lives = list(lives)
         self._living: dict[int, Life] = {}
-        self._dead: list[Ended] = []
+        self._dead: list[ExitedChild] = []
         self._pending: set[signal.Signals] = set()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()  # of what happens at the same moment
 
     def run(self) -> int:
-        plan = Plan(
+        config = LaunchConfig(
             prepare=self._prepare,
             admin=self,
             drain=DRAIN,
             certificate=lambda: self.certificate,
-            note=self.notes.append,
+            info=self.notes.append,
             warn=self.warnings.append,
         )
-        return Launcher(plan, self).run()
+        return Launcher(config, self).run()
 
     # What a test writes down.
 
@@ -90,7 +90,7 @@ class World:
     def certificate_at(self, moment: float, certificate: str) -> None:
         def change() -> None:
             self.certificate = certificate
-            self._pending.add(NOTICE)
+            self._pending.add(WAKE_UP)
 
         self.at(moment, change)
 
@@ -112,7 +112,7 @@ class World:
             arrived = min(self._pending)  # as the kernel does
             self._pending.remove(arrived)
             return arrived
-        assert deadline < inf, f"at {self.clock} it waits for ever: {self.notes + self.warnings}"
+        assert deadline < inf, f"at {self.clock} it waits forever: {self.notes + self.warnings}"
         self.clock = deadline
         return None
 
@@ -127,7 +127,7 @@ class World:
         self._end_after(life.seconds, pid, life.status)
         return pid
 
-    def ended(self) -> Iterator[Ended]:
+    def reap(self) -> Iterator[ExitedChild]:
         while self._dead:
             yield self._dead.pop(0)
 
@@ -169,7 +169,7 @@ class World:
     def _end(self, pid: int, status: int) -> None:
         is_dead_already = self._living.pop(pid, None) is None and pid >= FIRST_PID
         if not is_dead_already:
-            self._dead.append(Ended(pid, status))
+            self._dead.append(ExitedChild(pid, status))
             self._pending.add(signal.SIGCHLD)
 
 
@@ -196,7 +196,7 @@ def test_the_first_envoy_is_started_at_once_and_its_clean_end_is_the_end() -> No
 @pytest.mark.parametrize(("status", "code"), [(1, 1), (77, 77), (-signal.SIGSEGV, 139), (-signal.SIGKILL, 137)])
 def test_an_envoy_that_does_not_start_is_tried_ten_times_and_its_last_status_is_handed_on(status: int, code: int) -> None:
     world = World(*[FAILING] * 9, Life(0.0, status))
-    with pytest.raises(ChildFailed, match="did not start in 10 tries") as failed:
+    with pytest.raises(ChildFailed, match="Envoy did not start in 10 tries") as failed:
         world.run()
     assert failed.value.exit_code == code
     assert moments(world) == tries_from(0.0)
@@ -208,7 +208,7 @@ def test_each_try_that_failed_is_told_with_the_delay_before_the_next() -> None:
     assert world.run() == 0
     assert world.warnings == [
         "envoy, epoch 0, exited with status 1; trying again in 0.2 s",
-        "envoy, epoch 0, was ended by SIGABRT; trying again in 0.4 s",
+        "envoy, epoch 0, was terminated by SIGABRT; trying again in 0.4 s",
     ]
 
 
@@ -228,7 +228,7 @@ def test_an_envoy_that_lived_for_less_does_not() -> None:
 
 def test_an_envoy_that_the_system_does_not_start_is_tried_again_and_named_in_the_end() -> None:
     world = World(*[Refused(OSError("no such file"))] * 10)
-    with pytest.raises(ChildFailed, match=r"'envoy' cannot be started: no such file.* 10 tries") as failed:
+    with pytest.raises(ChildFailed, match=r"cannot start 'envoy': no such file.* 10 tries") as failed:
         world.run()
     assert failed.value.exit_code == 1
     assert moments(world) == tries_from(0.0)
@@ -265,7 +265,7 @@ def test_a_former_epoch_that_ends_badly_is_only_a_warning() -> None:
     world = World(Life(40.0, -signal.SIGSEGV), Life(100.0))
     world.certificate_at(20.0, "second")
     assert world.run() == 0
-    assert world.warnings == ["envoy, epoch 0, was ended by SIGSEGV"]
+    assert world.warnings == ["envoy, epoch 0, was terminated by SIGSEGV"]
     assert len(world.started) == 2
 
 
@@ -308,7 +308,7 @@ def test_a_successor_that_does_not_start_leaves_the_former_epoch_alone() -> None
     world.signal_at(500.0, TERM)
     assert world.run() == 0
     assert world.started[1:] == [(moment, "1") for moment in tries_from(21.0)]
-    assert world.warnings[-1].endswith("after 10 tries the former epoch goes on, with its old certificate")
+    assert world.warnings[-1].endswith("giving up after 10 tries: the previous epoch keeps running with its old certificate")
     assert world.clock >= 500.0
 
 
@@ -427,7 +427,7 @@ def test_an_envoy_that_does_not_answer_is_stopped_at_once(silent: float) -> None
     ((moment, _, sent),) = world.sent
     assert sent == TERM
     assert max(30.0, silent) <= moment <= max(30.0, silent) + 0.1
-    assert world.warnings == ["envoy cannot drain (Connection refused); it is stopped at once"]
+    assert world.warnings == ["cannot drain Envoy (Connection refused); stopping it immediately"]
 
 
 def test_an_envoy_that_does_not_end_when_it_is_told_to_is_killed() -> None:

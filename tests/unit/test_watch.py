@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE = 10.0  # seconds for a notice to come
+TIMEOUT = 10.0  # seconds for a notice to come
 SILENCE = 0.2  # seconds in which none comes
 
 Notices = SimpleQueue[None]
@@ -50,7 +50,7 @@ def notices(secret: Path) -> Iterator[Notices]:
         yield found
 
 
-def has_come(notices: Notices, seconds: float = PATIENCE) -> bool:
+def has_come(notices: Notices, seconds: float = TIMEOUT) -> bool:
     try:
         notices.get(timeout=seconds)
     except Empty:

@@ -28,14 +28,14 @@ ROOT = Path(__file__).parent.parent.parent
 MAKE_CERTIFICATES = ROOT / "docker" / "kubernetes" / "webhook" / "make-certificates"
 ADDRESS = "127.0.0.1"
 JSON_TYPE = {"Content-Type": "application/json"}
-PATIENCE = 20.0  # seconds for whatever must come
-LISTENING = re.compile(r"serves https://127\.0\.0\.1:(\d+)/inject, and http://127\.0\.0\.1:(\d+) ")
+TIMEOUT = 20.0  # seconds for whatever must come
+LISTENING = re.compile(r"serving https://127\.0\.0\.1:(\d+)/inject, and http://127\.0\.0\.1:(\d+) ")
 
 
 def eventually(found: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not found():
-        assert time.monotonic() < deadline, f"{what} within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what} within {TIMEOUT} s"
         time.sleep(0.02)
 
 
@@ -103,7 +103,7 @@ class Webhook(NamedTuple):
                 assert found, log_file.read_text()
                 yield cls(process, log_file, int(found[1]), int(found[2]), certificates.trust())
                 process.terminate()
-                assert process.wait(PATIENCE) == 0, log_file.read_text()
+                assert process.wait(TIMEOUT) == 0, log_file.read_text()
                 assert "Traceback" not in log_file.read_text(), log_file.read_text()
             finally:
                 process.kill()
@@ -113,7 +113,7 @@ class Webhook(NamedTuple):
 
     def connect(self) -> http.client.HTTPSConnection:
         """Open a connection of its own, which stays open."""
-        connection = http.client.HTTPSConnection(ADDRESS, self.port, timeout=PATIENCE, context=self.trust)
+        connection = http.client.HTTPSConnection(ADDRESS, self.port, timeout=TIMEOUT, context=self.trust)
         connection.connect()
         return connection
 
@@ -133,7 +133,7 @@ class Webhook(NamedTuple):
     def status(self, path: str) -> Reply:
         """Ask the plain listener."""
         try:
-            with urllib.request.urlopen(f"http://{ADDRESS}:{self.status_port}{path}", timeout=PATIENCE) as reply:
+            with urllib.request.urlopen(f"http://{ADDRESS}:{self.status_port}{path}", timeout=TIMEOUT) as reply:
                 return Reply(reply.status, reply.read())
         except urllib.error.HTTPError as error:
             with error:

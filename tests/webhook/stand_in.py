@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject import Injection
-from istio_init.kubernetes.webhook.server import Listeners, Voice, run
+from istio_init.kubernetes.webhook.server import Listeners, Logger, run
 
 if TYPE_CHECKING:
     from istio_init.kubernetes.inject import Workload
@@ -25,7 +25,7 @@ def inject(template: Json, workload: Workload, where: str) -> Injection:
         case "denied":
             raise InvalidInput(f"{where}: annotation test", "'denied' is not allowed", "anything else")
         case "alone":
-            return Injection(None, "left alone: it wants to be")
+            return Injection(None, "not injected: on request")
         case _:
             pod = copy.deepcopy(template)
             pod["spec"]["containers"].append({"name": "stand-in", "image": f"{workload.namespace}/{workload.name}"})
@@ -37,4 +37,4 @@ def log(message: str) -> None:
 
 
 if __name__ == "__main__":
-    run(inject, (sys.argv[1], sys.argv[2]), Listeners("127.0.0.1", 0, 0), Voice(log, log, log))
+    run(inject, (sys.argv[1], sys.argv[2]), Listeners("127.0.0.1", 0, 0), Logger(log, log, log))

@@ -35,7 +35,7 @@ def test_a_new_certificate_is_in_use_without_a_restart(certificates: Certificate
     eventually(lambda: stand_in.presented() == certificates.fingerprint(), "the new certificate is shown")
     assert answers(stand_in)
     assert stand_in.metric(LOADED) == 1
-    assert "a new certificate is in use" in stand_in.log()
+    assert "loaded a new certificate" in stand_in.log()
 
 
 def test_connections_that_are_open_outlive_a_new_certificate(certificates: Certificates, stand_in: Webhook) -> None:
@@ -113,9 +113,9 @@ def test_with_a_bad_certificate_the_former_stays_in_use(
     eventually(lambda: stand_in.metric(REFUSED) >= 1, "it is refused")
     assert stand_in.presented() == former
     assert answers(stand_in)
-    assert "the former certificate stays in use: --tls-cert, --tls-key: " in stand_in.log()
+    assert "the previous certificate stays in use: --tls-cert, --tls-key: " in stand_in.log()
     Certificates.make(certificates.directory)
-    eventually(lambda: stand_in.presented() == certificates.fingerprint(), "the mended certificate is shown")
+    eventually(lambda: stand_in.presented() == certificates.fingerprint(), "the fixed certificate is presented")
 
 
 # Without a network.
@@ -147,7 +147,7 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(certificate
     files = ("-in", str(certificates.key), "-out", str(locked))
     command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", *files]
     subprocess.run(command, check=True, timeout=60)
-    with pytest.raises(InvalidInput, match="without a password"):
+    with pytest.raises(InvalidInput, match="unencrypted key"):
         ServerCertificate(str(certificates.certificate), str(locked))
 
 

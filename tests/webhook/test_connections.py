@@ -11,8 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from istio_init.kubernetes.webhook.connections import HEAD_PATIENCE, KEEP_PATIENCE, MOST, Connections
-from tests.webhook.live import ADDRESS, PATIENCE, Webhook
+from istio_init.kubernetes.webhook.connections import HEAD_TIMEOUT, KEEP_ALIVE_TIMEOUT, MAX_CONNECTIONS, Connections
+from tests.webhook.live import ADDRESS, TIMEOUT, Webhook
 from tests.webhook.reviews import bare_pod, encoded, review
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ async def ask(kept: Connections, connection: RequestHandler) -> None:
         assert kept.sweep([connection], 1e9) == 0, "a request is under way"
         return cast("web.Response", Mock())
 
-    await kept.noticed(Mock(protocol=connection), handler)
+    await kept.track(Mock(protocol=connection), handler)
 
 
 def test_a_first_request_must_come_soon_and_the_next_may_take_longer() -> None:
@@ -43,14 +43,14 @@ def test_a_first_request_must_come_soon_and_the_next_may_take_longer() -> None:
     asyncio.run(ask(kept, known))
     now = kept._idle_since[known]  # noqa: SLF001 - the loop's clock at that time
     assert kept.sweep([silent, known], now) == 0
-    assert kept.sweep([silent, known], now + HEAD_PATIENCE + 1) == 1
+    assert kept.sweep([silent, known], now + HEAD_TIMEOUT + 1) == 1
     assert aborted([silent, known]) == [0]
-    assert kept.sweep([known], now + KEEP_PATIENCE - 1) == 0
-    assert kept.sweep([known], now + KEEP_PATIENCE + 1) == 1
+    assert kept.sweep([known], now + KEEP_ALIVE_TIMEOUT - 1) == 0
+    assert kept.sweep([known], now + KEEP_ALIVE_TIMEOUT + 1) == 1
 
 
 def test_of_too_many_connections_those_that_wait_longest_are_ended() -> None:
-    kept, connections = Connections(), handlers(MOST + 3)
+    kept, connections = Connections(), handlers(MAX_CONNECTIONS + 3)
     kept.sweep(connections[:10], 0)
     assert kept.sweep(connections, 1) == 3
     assert aborted(connections) == [0, 1, 2]
@@ -59,7 +59,7 @@ def test_of_too_many_connections_those_that_wait_longest_are_ended() -> None:
 @pytest.mark.parametrize("half", [b"", b"POST /inject HTTP/1.1\r\nHost: webhook\r\nX-Ha"], ids=["nothing", "half a head"])
 def test_a_client_that_never_asks_is_hung_up_on_and_another_is_not(half: bytes, webhook: Webhook) -> None:
     def wait(port: int, trust: ssl.SSLContext | None) -> bytes:
-        with socket.create_connection((ADDRESS, port), PATIENCE) as plain:
+        with socket.create_connection((ADDRESS, port), TIMEOUT) as plain:
             client = trust.wrap_socket(plain, server_hostname=ADDRESS) if trust else plain
             client.sendall(half)
             try:
@@ -74,7 +74,7 @@ def test_a_client_that_never_asks_is_hung_up_on_and_another_is_not(half: bytes, 
     assert kept.getresponse().read()
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(wait, webhook.port, webhook.trust), pool.submit(wait, webhook.status_port, None)]
-        assert [one.result(timeout=PATIENCE) for one in waiting] == [b"", b""]
+        assert [one.result(timeout=TIMEOUT) for one in waiting] == [b"", b""]
     kept.request("POST", "/inject", encoded(review(bare_pod("p"))), {"Content-Type": "application/json"})
     assert kept.getresponse().status == 200
     kept.close()

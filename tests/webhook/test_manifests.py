@@ -104,11 +104,11 @@ def test_the_api_server_reaches_the_container() -> None:
 
 
 def test_the_pod_outlives_its_requests() -> None:
-    from istio_init.kubernetes.webhook.server import CLOSE_PATIENCE, DRAIN_PATIENCE
+    from istio_init.kubernetes.webhook.server import CLOSE_TIMEOUT, DRAIN_TIMEOUT
 
     pause = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pause + DRAIN_PATIENCE + CLOSE_PATIENCE < POD_SPEC["terminationGracePeriodSeconds"]
-    assert max(webhook["timeoutSeconds"] for webhook in WEBHOOKS) < DRAIN_PATIENCE
+    assert pause + DRAIN_TIMEOUT + CLOSE_TIMEOUT < POD_SPEC["terminationGracePeriodSeconds"]
+    assert max(webhook["timeoutSeconds"] for webhook in WEBHOOKS) < DRAIN_TIMEOUT
 
 
 # Which pods are asked about.

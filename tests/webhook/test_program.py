@@ -110,12 +110,12 @@ def test_it_says_where_it_serves_and_that_it_ends(certificates: Certificates) ->
     with Webhook.start(certificates) as webhook:
         (first,) = webhook.log().splitlines()
         assert first == (
-            f"istio-init: serves https://{ADDRESS}:{webhook.port}/inject, "
+            f"istio-init: serving https://{ADDRESS}:{webhook.port}/inject, "
             f"and http://{ADDRESS}:{webhook.status_port} with /healthz/ready and /metrics"
         )
         webhook.process.terminate()
         assert webhook.process.wait(20) == 0
-        assert [line.split()[1] for line in webhook.log().splitlines()] == ["serves", "stops:"], webhook.log()
+        assert [line.split()[1] for line in webhook.log().splitlines()] == ["serving", "stopping:"], webhook.log()
 
 
 def test_without_an_address_it_serves_every_family(certificates: Certificates) -> None:
@@ -145,14 +145,14 @@ def test_bad_options_are_refused_in_one_line(certificates: Certificates, tmp_pat
     with socket.create_server((ADDRESS, 0)) as taken:
         port = str(taken.getsockname()[1])
         bad = {
-            "--webhook: an API server asks over HTTPS only": ("--webhook", "--tls-cert", cert),
-            "--tls-cert, --tls-key: they are of no use here": ("--tls-key", key, "-f", "-"),
-            "--webhook: it reads and writes no manifest": ("--webhook", *files, "-f", str(tmp_path / "pod.json")),
+            "--webhook: API servers require HTTPS": ("--webhook", "--tls-cert", cert),
+            "--tls-cert, --tls-key: have no effect without --webhook": ("--tls-key", key, "-f", "-"),
+            "--webhook: does not read or write manifests": ("--webhook", *files, "-f", str(tmp_path / "pod.json")),
             "KEY_VALUES_MISMATCH": ("--webhook", "--tls-cert", cert, "--tls-key", str(other.key)),
             "/nowhere": ("--webhook", "--tls-cert", cert, "--tls-key", "/nowhere"),
             "--webhook-port": ("--webhook", *files, "--webhook-port", "65536"),
-            "--webhook-status-port: nothing is served": ("--webhook-port", "5", "-f", "-"),
-            "--webhook-address: '1.2.3.4.5' is no address": ("--webhook", *files, "--webhook-address", "1.2.3.4.5"),
+            "--webhook-status-port: have no effect without --webhook": ("--webhook-port", "5", "-f", "-"),
+            "--webhook-address: '1.2.3.4.5' is not an IP address": ("--webhook", *files, "--webhook-address", "1.2.3.4.5"),
             f"--webhook-port: cannot listen on {ADDRESS}:{port}": (
                 *("--webhook", *files, "--webhook-address", ADDRESS),
                 *("--webhook-status-port", "0", "--webhook-port", port),

@@ -137,7 +137,7 @@ def allowed_with_a_warning(found: Answer) -> str:
 
 def test_a_pod_that_is_left_alone_is_allowed_without_a_patch() -> None:
     warning = allowed_with_a_warning(asked(review(pod(test="alone"))))
-    assert warning == "istio-init: pod bookinfo/productpage-v1-6b746f74dc-*: left alone: it wants to be"
+    assert warning == "istio-init: pod bookinfo/productpage-v1-6b746f74dc-*: not injected: on request"
 
 
 def test_a_long_warning_is_one_short_line() -> None:
@@ -151,15 +151,15 @@ DEPLOYMENT = {"group": "apps", "version": "v1", "kind": "Deployment"}
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        ({"kind": DEPLOYMENT}, "this is a Deployment of apps/v1"),
-        ({"kind": {"group": "", "version": "v2", "kind": "Pod"}}, "this is a Pod of v2"),
-        ({"kind": {"group": "", "version": "v1", "kind": "Node"}}, "this is a Node of v1"),
-        ({"kind": None}, "this is a thing of"),
-        ({"operation": "UPDATE", "oldObject": POD}, "this is UPDATE"),
-        ({"operation": "DELETE", "object": None, "oldObject": POD, "name": "gone"}, "this is DELETE"),
-        ({"operation": None}, "this is no CREATE"),
-        ({"operation": "UPDATE", "subResource": "ephemeralcontainers"}, "this is their ephemeralcontainers"),
-        ({"operation": "CREATE", "subResource": "binding", "object": None}, "this is their binding"),
+        ({"kind": DEPLOYMENT}, "not apps/v1 Deployment"),
+        ({"kind": {"group": "", "version": "v2", "kind": "Pod"}}, "not v2 Pod"),
+        ({"kind": {"group": "", "version": "v1", "kind": "Node"}}, "not v1 Node"),
+        ({"kind": None}, "not an unspecified kind"),
+        ({"operation": "UPDATE", "oldObject": POD}, "the operation is UPDATE"),
+        ({"operation": "DELETE", "object": None, "oldObject": POD, "name": "gone"}, "the operation is DELETE"),
+        ({"operation": None}, "the operation is missing"),
+        ({"operation": "UPDATE", "subResource": "ephemeralcontainers"}, "not their subresource 'ephemeralcontainers'"),
+        ({"operation": "CREATE", "subResource": "binding", "object": None}, "not their subresource 'binding'"),
     ],
 )
 def test_what_is_no_new_pod_is_allowed_untouched(request_: Json, reason: str) -> None:
@@ -174,28 +174,28 @@ def test_a_kind_without_a_group_is_of_the_core_group() -> None:
 
 GOOD = review(POD)
 BAD: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "body: cannot be read as JSON"),
-    "cut": (encoded(GOOD)[:-40], "body: cannot be read as JSON"),
-    "not UTF-8": (b'{"kind": "\xff"}', "body: cannot be read as JSON"),
-    "no JSON": (b"kind: AdmissionReview", "body: cannot be read as JSON"),
-    "NaN": (b"[NaN]", "body: cannot be read as JSON: NaN"),
-    "too deep": (b"[" * 100_000, "body: cannot be read as JSON"),
-    "a number too long to read": (b"[" + b"9" * 5000 + b"]", "body: cannot be read as JSON"),
+    "empty": (b"", "body: is not valid JSON"),
+    "cut": (encoded(GOOD)[:-40], "body: is not valid JSON"),
+    "not UTF-8": (b'{"kind": "\xff"}', "body: is not valid JSON"),
+    "no JSON": (b"kind: AdmissionReview", "body: is not valid JSON"),
+    "NaN": (b"[NaN]", "body: is not valid JSON: NaN"),
+    "too deep": (b"[" * 100_000, "body: is not valid JSON"),
+    "a number too long to read": (b"[" + b"9" * 5000 + b"]", "body: is not valid JSON"),
     "a list": (b"[]", "body: is not a JSON object"),
     "v1beta1": (
         encoded({**GOOD, "apiVersion": "admission.k8s.io/v1beta1"}),
-        "apiVersion: 'admission.k8s.io/v1beta1' is not spoken here (allowed: admission.k8s.io/v1)",
+        "apiVersion: 'admission.k8s.io/v1beta1' is not supported (allowed: admission.k8s.io/v1)",
     ),
     "no version": (encoded({"kind": "AdmissionReview"}), "apiVersion: None"),
-    "another kind": (encoded({**GOOD, "kind": "Pod"}), "kind: 'Pod' is not spoken here (allowed: AdmissionReview)"),
+    "another kind": (encoded({**GOOD, "kind": "Pod"}), "kind: 'Pod' is not supported (allowed: AdmissionReview)"),
     "a kind that is an object": (encoded({**GOOD, "kind": {"long": "x" * 500}}), "kind: {'long': 'xxx"),
-    "no request": (encoded({**GOOD, "request": None}), "request.uid: there is none"),
+    "no request": (encoded({**GOOD, "request": None}), "request.uid: is missing"),
     "a request that is a list": (encoded({**GOOD, "request": []}), "request: [] has the wrong type (allowed: dict)"),
-    "no id": (encoded(review(POD, uid="")), "request.uid: there is none"),
+    "no id": (encoded(review(POD, uid="")), "request.uid: is missing"),
     "a number for an id": (encoded(review(POD, uid=7)), "uid: 7 has the wrong type"),  # type: ignore[arg-type] # on purpose
-    "no pod": (encoded(review(None)), "request.object: there is no pod in it"),
+    "no pod": (encoded(review(None)), "request.object: not a pod"),
     "a pod that is text": (encoded(review("pod")), "object: 'pod' has the wrong type"),  # type: ignore[arg-type] # on purpose
-    "no spec": (encoded(review({"metadata": {}})), "request.object: there is no pod in it"),
+    "no spec": (encoded(review({"metadata": {}})), "request.object: not a pod"),
     "a dry run that is text": (encoded(review(POD, dryRun="yes")), "dryRun: 'yes' has the wrong type (allowed: bool)"),
 }
 

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from istio_init.kubernetes.webhook import server
 from tests.webhook import stand_in as injector
-from tests.webhook.live import ADDRESS, PATIENCE, Certificates, Webhook, ask, eventually, stand_in_arguments
+from tests.webhook.live import ADDRESS, TIMEOUT, Certificates, Webhook, ask, eventually, stand_in_arguments
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 from tests.webhook.test_review import BAD
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GOOD = encoded(review(POD))
-TOO_LARGE = server.LARGEST_BODY + 1
+TOO_LARGE = server.MAX_BODY + 1
 
 
 def still_serves(webhook: Webhook) -> None:
@@ -65,7 +65,7 @@ def test_a_denied_pod_and_one_left_alone_are_answers_too(stand_in: Webhook) -> N
     assert alone["warnings"]
 
 
-@pytest.mark.parametrize("size", [1_000_000, server.LARGEST_BODY - 100_000])
+@pytest.mark.parametrize("size", [1_000_000, server.MAX_BODY - 100_000])
 def test_a_large_pod_is_injected(size: int, stand_in: Webhook) -> None:
     large = pod(large="x" * size)
     assert patched(large, stand_in.review(review(large)))["spec"]["containers"][-1]["name"] == "stand-in"
@@ -170,7 +170,7 @@ def sent(webhook: Webhook, rest: bytes) -> bytes:
     ids=["nothing", "plain HTTP", "garbage", "half a greeting"],
 )
 def test_a_client_that_speaks_no_tls_harms_nothing(message: bytes, shared: Webhook) -> None:
-    with socket.create_connection((ADDRESS, shared.port), PATIENCE) as connection:
+    with socket.create_connection((ADDRESS, shared.port), TIMEOUT) as connection:
         connection.sendall(message)
     still_serves(shared)
 
@@ -194,19 +194,19 @@ def silent(_message: str) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "READ_PATIENCE", 0.05)
+    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.05)
 
     async def post() -> int:
         async def body() -> object:
             yield GOOD[:10]
             await asyncio.get_running_loop().create_future()
 
-        application = server.Webhook(injector.inject, server.Voice(silent, silent, silent)).reviews()
+        application = server.Webhook(injector.inject, server.Logger(silent, silent, silent)).reviews()
         async with TestClient(TestServer(application)) as client:
             reply = await client.post("/inject", data=body(), headers={"Content-Type": "application/json"})
             return reply.status
 
-    assert asyncio.run(asyncio.wait_for(post(), PATIENCE)) == 408
+    assert asyncio.run(asyncio.wait_for(post(), TIMEOUT)) == 408
 
 
 @pytest.mark.parametrize(("annotation", "status"), [("fault", 500), ("deep", 400)])
@@ -216,7 +216,7 @@ def test_a_pod_that_the_injector_stumbles_over_does_not_end_the_service(
     reply = stand_in.post(encoded(review(pod(test=annotation))))
     assert reply.status == status
     still_serves(stand_in)
-    assert f"a request is refused with {status}" in stand_in.log()
+    assert f"rejected a request with status {status}" in stand_in.log()
 
 
 # Under load.
@@ -291,7 +291,7 @@ def test_each_injection_and_each_denial_is_a_line_of_the_log(stand_in: Webhook) 
 
 def refuses_connections(webhook: Webhook) -> bool:
     try:
-        socket.create_connection((ADDRESS, webhook.port), PATIENCE).close()
+        socket.create_connection((ADDRESS, webhook.port), TIMEOUT).close()
     except ConnectionRefusedError:
         return True
     return False
@@ -316,7 +316,7 @@ def test_a_signal_ends_it_after_the_requests_in_flight(number: signal.Signals, s
     reply = connection.getresponse()
     assert reply.status == 200
     assert patched(POD, json.loads(reply.read()))["spec"]["containers"][-1]["name"] == "stand-in"
-    assert stand_in.process.wait(PATIENCE) == 0
+    assert stand_in.process.wait(TIMEOUT) == 0
     connection.close()
     idle.close()
 

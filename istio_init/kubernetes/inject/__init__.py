@@ -1,4 +1,4 @@
-"""Adds the init container and the proxy to the pods of Kubernetes manifests, and takes them out again. Pure."""
+"""Adds the init container and the proxy to pods in Kubernetes manifests, and removes them again. Pure."""
 
 from istio_init.kubernetes.inject.documents import inject_document, uninject_document
 from istio_init.kubernetes.inject.pod import Workload

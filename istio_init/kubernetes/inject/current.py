@@ -1,6 +1,6 @@
-"""The sidecar in the shape that today's pods have, with the arguments that this program's own proxy takes. Pure.
+"""The sidecar in the shape of current Istio's pods, with the arguments of this program's proxy. Pure.
 
-Sources: pods that Istio's injector of 2026 makes; istio.io, "Resource Labels" and "Resource Annotations".
+Sources: pods injected by Istio in 2026; istio.io, "Resource Labels" and "Resource Annotations".
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from istio_init.kubernetes.inject.pod import Pieces, compact, field, proxy_user, readiness_probe, variable
+from istio_init.kubernetes.inject.pod import Additions, compact, field, proxy_user, readiness_probe, variable
 from istio_init.kubernetes.manifest import INIT, IPTABLES_COMMAND, PROXY
 from istio_init.rules.model import ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT, Mode
 from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT, TRUST_DOMAIN
 
 if TYPE_CHECKING:
-    from istio_init.kubernetes.inject.pod import Json, Pod, Workload
+    from istio_init.kubernetes.inject.pod import Json, PodTemplate, Workload
 
 DISCOVERY = "istiod.istio-system.svc:15010"
 REVISION = "default"
-LABEL_MAX = 63  # Kubernetes' own limit
+LABEL_MAX = 63  # Kubernetes' limit
 RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
 TOKEN_SECONDS = 43200
-# The names of the flags of the rules that stand there only when an annotation asks for them.
+# Flags of the init container that are only added if an annotation sets them.
 OPTIONAL_FLAGS = (("-q", "outbound_ports"), ("-o", "outbound_exclude_ports"), ("-c", "exclude_interfaces"))
-# Each volume, and where the proxy has it. This proxy's certificates are those of istio-certs.
+# Volumes and their mount paths in the proxy's container. This proxy takes its certificates from istio-certs.
 MOUNTS = {
     "workload-socket": "/var/run/secrets/workload-spiffe-uds",
     "credential-socket": "/var/run/secrets/credential-uds",
@@ -38,14 +38,14 @@ MOUNTS = {
 }
 
 
-def pieces(pod: Pod) -> Pieces:
-    """Make what is added to a pod."""
+def additions(pod: PodTemplate) -> Additions:
+    """Build the additions to a pod."""
     native = pod.settings.native_sidecar
     labels = {name: text for name, text in _labels(pod).items() if name not in pod.labels}
     annotations = {name: text for name, text in _annotations(pod).items() if name not in pod.annotations}
-    return Pieces(
-        # A proxy that is there before the pod's own init containers serves them, too, so the rules come first as well.
-        # Else these would find rules that lead to a proxy that does not run yet.
+    return Additions(
+        # A native sidecar starts first and also serves the pod's own init containers. A regular one starts after them, so
+        # the rules must come last, or they would redirect to a proxy that is not running yet.
         init_containers=[_init(pod), _proxy(pod)] if native else [_init(pod)],
         init_first=native,
         containers=[] if native else [_proxy(pod)],
@@ -56,7 +56,7 @@ def pieces(pod: Pod) -> Pieces:
     )
 
 
-def _labels(pod: Pod) -> dict[str, str]:
+def _labels(pod: PodTemplate) -> dict[str, str]:
     name = pod.labels.get("app.kubernetes.io/name") or pod.labels.get("app") or pod.name
     return {
         "security.istio.io/tlsMode": "istio",
@@ -67,7 +67,7 @@ def _labels(pod: Pod) -> dict[str, str]:
     }
 
 
-def _annotations(pod: Pod) -> dict[str, str]:
+def _annotations(pod: PodTemplate) -> dict[str, str]:
     return {
         "istio.io/rev": REVISION,
         "kubectl.kubernetes.io/default-container": pod.containers[0],
@@ -75,15 +75,15 @@ def _annotations(pod: Pod) -> dict[str, str]:
     }
 
 
-def _init(pod: Pod) -> Json:
-    optional = [word for flag, name in OPTIONAL_FLAGS if name in pod.wishes.flags for word in (flag, pod.flag(name, ""))]
+def _init(pod: PodTemplate) -> Json:
+    optional = [word for flag, name in OPTIONAL_FLAGS if name in pod.parsed.flags for word in (flag, pod.flag(name, ""))]
     return {
         "name": INIT,
         "image": pod.settings.init_image,
         "imagePullPolicy": "IfNotPresent",
         "args": [
             *(IPTABLES_COMMAND, "-p", str(ENVOY_PORT), "-z", str(INBOUND_PORT)),
-            *("-u", str(PROXY_UID), "-m", pod.wishes.mode.value),
+            *("-u", str(PROXY_UID), "-m", pod.parsed.mode.value),
             *("-i", pod.flag("service_cidrs", ALL), "-x", pod.flag("service_exclude_cidrs", "")),
             *("-b", pod.flag("inbound_ports", ALL), "-d", _excluded(pod)),
             *optional,
@@ -102,22 +102,21 @@ def _init(pod: Pod) -> Json:
     }
 
 
-def _excluded(pod: Pod) -> str:
-    """Leave the proxy's own ports alone, and those that the pod names."""
-    wishes = pod.wishes
-    health = wishes.status_port if wishes.is_status_port_given else HEALTH_PORT
+def _excluded(pod: PodTemplate) -> str:
+    """Return the inbound ports to exclude: the proxy's own and those of the annotation."""
+    health = pod.parsed.status_port if pod.parsed.is_status_port_set else HEALTH_PORT
     own = [PROMETHEUS_PORT, READINESS_PORT]
     named = [*filter(None, [pod.flag("inbound_exclude_ports", "")]), *map(str, filter(None, [health]))]
     return ",".join([*map(str, own), *named])
 
 
-def _proxy(pod: Pod) -> Json:
-    native, port = pod.settings.native_sidecar, pod.wishes.status_port
+def _proxy(pod: PodTemplate) -> Json:
+    native, port = pod.settings.native_sidecar, pod.parsed.status_port
     startup = {**readiness_probe(port, 0, 1, 600)}
     probes = {"startupProbe": startup, "readinessProbe": readiness_probe(port, 0, 15, 4)} if port else {}
     return {
         "name": PROXY,
-        "image": pod.wishes.proxy_image,
+        "image": pod.parsed.proxy_image,
         "imagePullPolicy": "IfNotPresent",
         **({"restartPolicy": "Always"} if native else {}),
         "args": _arguments(pod),
@@ -125,7 +124,7 @@ def _proxy(pod: Pod) -> Json:
         "ports": [{"containerPort": PROMETHEUS_PORT, "name": "http-envoy-prom", "protocol": "TCP"}],
         **probes,
         "resources": RESOURCES,
-        "securityContext": _context(pod.wishes.mode),
+        "securityContext": _context(pod.parsed.mode),
         "volumeMounts": [
             {"name": name, "mountPath": path, **({"readOnly": True} if name == "istio-certs" else {})}
             for name, path in MOUNTS.items()
@@ -133,8 +132,8 @@ def _proxy(pod: Pod) -> Json:
     }
 
 
-def _arguments(pod: Pod) -> list[str]:
-    settings, wishes = pod.settings, pod.wishes
+def _arguments(pod: PodTemplate) -> list[str]:
+    settings = pod.settings
     zipkin = settings.zipkin_address
     return [
         *("proxy", "sidecar", "--domain", f"$(POD_NAMESPACE).svc.{TRUST_DOMAIN}"),
@@ -142,11 +141,11 @@ def _arguments(pod: Pod) -> list[str]:
         *("--drainDuration", "45s", "--parentShutdownDuration", "1m0s", "--connectTimeout", "10s"),
         *("--discoveryAddress", settings.discovery_address or DISCOVERY, "--controlPlaneAuthPolicy", "NONE"),
         *(("--zipkinAddress", zipkin) if zipkin else ()),
-        *("--proxyAdminPort", str(ADMIN_PORT), "--statusPort", str(wishes.status_port)),
+        *("--proxyAdminPort", str(ADMIN_PORT), "--statusPort", str(pod.parsed.status_port)),
     ]
 
 
-def _environment(pod: Pod) -> list[Json]:
+def _environment(pod: PodTemplate) -> list[Json]:
     ports = [{"containerPort": port, "protocol": "TCP"} for _, port in pod.ports]
     return [
         field("POD_NAME", "metadata.name"),
@@ -158,7 +157,7 @@ def _environment(pod: Pod) -> list[Json]:
         variable("ISTIO_META_APP_CONTAINERS", ",".join(pod.containers)),
         variable("ISTIO_META_CLUSTER_ID", "Kubernetes"),
         field("ISTIO_META_NODE_NAME", "spec.nodeName"),
-        variable("ISTIO_META_INTERCEPTION_MODE", pod.wishes.mode.value),
+        variable("ISTIO_META_INTERCEPTION_MODE", pod.parsed.mode.value),
         variable("ISTIO_META_WORKLOAD_NAME", pod.name),
         *_owner(pod.workload),
         variable("ISTIO_META_MESH_ID", TRUST_DOMAIN),
@@ -168,7 +167,7 @@ def _environment(pod: Pod) -> list[Json]:
 
 
 def _owner(workload: Workload) -> list[Json]:
-    """Name what makes the pod, as Istio's injector does; the kubelet fills in the namespace, which manifests may lack."""
+    """Name the pod's owner as Istio's injector does; the kubelet expands the namespace, which manifests can lack."""
     if not workload.api_version:
         return []
     kind = f"{workload.kind.lower()}s"
@@ -189,11 +188,11 @@ def _context(mode: Mode) -> Json:
     }
 
 
-def _volumes(pod: Pod) -> list[Json]:
+def _volumes(pod: PodTemplate) -> list[Json]:
     token = {"path": "istio-token", "expirationSeconds": TOKEN_SECONDS, "audience": "istio-ca"}
     podinfo = [{"path": name, "fieldRef": {"fieldPath": f"metadata.{name}"}} for name in ("labels", "annotations")]
     sources: dict[str, Json] = {
-        # Optional, unlike Istio's: this proxy does without, and a mesh that has none of it can run its pods.
+        # Optional, unlike in Istio: this proxy does not need it, so pods also run without an Istio control plane.
         "istiod-ca-cert": {"configMap": {"name": "istio-ca-root-cert", "optional": True}},
         "istio-envoy": {"emptyDir": {"medium": "Memory"}},
         "istio-token": {"projected": {"sources": [{"serviceAccountToken": token}]}},

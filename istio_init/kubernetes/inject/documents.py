@@ -1,4 +1,4 @@
-"""One document of a manifest: what has pods in it is changed, and everything else is handed on. Pure."""
+"""Injects one document of a manifest; documents without pods pass through unchanged. Pure."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from istio_init.kubernetes.inject.settings import InjectSettings
     from istio_init.kubernetes.inject.template import Injection, Json
 
-    Change = Callable[[Json, Json, str], Injection]  # a document, its pod template, and where it is
+    Change = Callable[[Json, Json, str], Injection]  # a document, its pod template, and their location
 
 
-TO_END = ("Job", "CronJob")
-NEVER_ENDS = "a Job does not end while its proxy runs: use --layout current --native-sidecar"
+RUN_TO_COMPLETION = ("Job", "CronJob")
+NEVER_ENDS = "the Job will not complete while its proxy runs: use --layout current --native-sidecar"
 
 
 def inject_document(document: Any, settings: InjectSettings, where: str) -> tuple[Any, tuple[str, ...]]:
     """Inject each pod template of a document.
 
     Args:
-        document: any object of Kubernetes, or a List of them; it is not changed.
-        settings: what the command line says.
-        where: the file and the document.
+        document: any Kubernetes object, or a List of them; not modified.
+        settings: the command line's settings.
+        where: the file and the document, for errors.
 
     Returns:
-        The document, and a line for each pod template about what became of it.
+        The new document, and a note about the outcome for each pod template.
 
     Raises:
-        InvalidInput: an annotation or a part of the template is not allowed.
+        InvalidInput: an annotation or a member of the template is not allowed.
     """
     return _changed(document, partial(_inject, settings), where)
 
 
 def uninject_document(document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
-    """Take out what was injected into a document; otherwise as `inject_document`."""
+    """Remove what was injected into a document; see `inject_document`."""
     return _changed(document, lambda _, template, place: uninject_template(template, where=place), where)
 
 
@@ -51,9 +51,11 @@ def _inject(settings: InjectSettings, document: Json, template: Json, where: str
     kind = document["kind"]
     workload = Workload(_name(document), namespace, kind, str(document.get("apiVersion") or ""))
     made = inject_template(template, settings, workload, where)
-    warnings = [NEVER_ENDS] if made.template is not None and kind in TO_END and not settings.native_sidecar else []
+    warnings = (
+        [NEVER_ENDS] if made.template is not None and kind in RUN_TO_COMPLETION and not settings.native_sidecar else []
+    )
     if template is not document and any(INJECT in (_metadata(document).get(part) or ()) for part in TEXTS):
-        warnings.append(f"{INJECT} of the {kind} itself has no effect: it belongs to the metadata of the pod template")
+        warnings.append(f"{INJECT} on the {kind} itself has no effect: it must be in the pod template's metadata")
     return made._replace(note="; ".join((made.note, *warnings)))
 
 
@@ -64,28 +66,29 @@ def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str,
     kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in KINDS or _group(document) not in GROUPS:
         return document, ()
-    way = KINDS[kind]
-    injection = change(document, _at(document, way, where), where)
+    path = KINDS[kind]
+    injection = change(document, _at(document, path, where), where)
     note = f"{where}: {kind} {_name(document)!r}: {injection.note}"
-    return document if injection.template is None else _put(document, way, injection.template), (note,)
+    return document if injection.template is None else _put(document, path, injection.template), (note,)
 
 
 def _group(document: Json) -> str:
     return str(document.get("apiVersion") or "").rpartition("/")[0]
 
 
-def _at(document: Json, way: Sequence[str], where: str) -> Json:
-    for depth, name in enumerate(way, start=1):
-        document = document.get(name)  # type: ignore[assignment] # looked at in the next line
-        if not isinstance(document, dict):
-            raise InvalidInput(where, f"{'.'.join(way[:depth])} is no object", "a manifest as Kubernetes has it")
+def _at(document: Json, path: Sequence[str], where: str) -> Json:
+    for depth, name in enumerate(path, start=1):
+        member = document.get(name)
+        if not isinstance(member, dict):
+            raise InvalidInput(where, f"{'.'.join(path[:depth])} is not an object", "a valid Kubernetes manifest")
+        document = member
     return document
 
 
-def _put(document: Json, way: Sequence[str], template: Json) -> Json:
-    if not way:
+def _put(document: Json, path: Sequence[str], template: Json) -> Json:
+    if not path:
         return template
-    return {**document, way[0]: _put(document[way[0]], way[1:], template)}
+    return {**document, path[0]: _put(document[path[0]], path[1:], template)}
 
 
 def _metadata(document: Json) -> Json:

@@ -1,4 +1,4 @@
-"""New parts of a manifest as text, in the style of what stands around them. Pure."""
+"""Renders new parts of a manifest in the style of the surrounding text. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from istio_init.kubernetes.inject.tree import Node
 
-# Text that no version of YAML takes for anything else; the rest is quoted. Kubernetes reads a mixture of 1.1 and 1.2.
+# Scalars that are strings in every YAML version; others are quoted. Kubernetes reads a mixture of YAML 1.1 and 1.2.
 PLAIN = re.compile(r"-{0,2}[A-Za-z/](?:[A-Za-z0-9._/@:-]*[A-Za-z0-9._/@-])?")
-NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-WIDEST = 1 << 30
+NOT_STRINGS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+NO_WRAP = 1 << 30
 
 
 class Style(NamedTuple):
-    """How a document indents, in columns.
+    """The indentation of a document, in columns.
 
     Attributes:
         mapping: from a key to the keys below it.
@@ -35,7 +35,7 @@ class Style(NamedTuple):
 
     @classmethod
     def of(cls, text: str, tree: Node) -> Style:
-        """Read the style off a document: that of its containers, else of whatever it has."""
+        """Detect a document's style: that of its containers, else of its first collections."""
         mappings = [width for key, width, is_list in _indents(text, tree) if not is_list]
         dashes = {key: width for key, width, is_list in _indents(text, tree) if is_list}
         dash = dashes.get("containers", next(iter(dashes.values()), 0))
@@ -43,14 +43,14 @@ class Style(NamedTuple):
 
 
 def column(text: str, position: int) -> int:
-    """Count the characters of a line before a position."""
+    """Return the column of a position."""
     return position - (text.rfind("\n", 0, position) + 1)
 
 
 def block_lines(value: dict[str, Any] | list[Any], style: Style) -> list[str]:
-    """Write members of a mapping, or items of a sequence, as lines that begin in the first column."""
+    """Render members of a mapping or items of a sequence as unindented lines in block style."""
     writer = YAML()
-    writer.width = WIDEST
+    writer.width = NO_WRAP
     writer.indent(mapping=style.mapping, sequence=style.dash + 2, offset=style.dash)
     stream = StringIO()
     writer.dump(_quoted(value), stream)
@@ -58,17 +58,17 @@ def block_lines(value: dict[str, Any] | list[Any], style: Style) -> list[str]:
 
 
 def flow_text(value: Any, unit: str | None) -> str:
-    """Write a value as JSON, in one line or with each level indented by `unit`."""
+    """Render a value as JSON, on one line or with each level indented by `unit`."""
     return json.dumps(value, indent=unit, ensure_ascii=False)
 
 
 def _quoted(value: Any) -> Any:
-    """Choose how each text is written."""
+    """Choose the quoting of each string."""
     if isinstance(value, dict):
         return {key: _quoted(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_quoted(one) for one in value]
-    if not isinstance(value, str) or (PLAIN.fullmatch(value) and value.lower() not in NOT_TEXT):
+    if not isinstance(value, str) or (PLAIN.fullmatch(value) and value.lower() not in NOT_STRINGS):
         return value
     if value.isascii() and value.replace("\n", "").isprintable():
         if value.endswith("\n") and value.strip() and not value.startswith(("\n", " ")):
@@ -79,7 +79,7 @@ def _quoted(value: Any) -> Any:
 
 
 def _indents(text: str, tree: Node) -> Iterator[tuple[str, int, bool]]:
-    """Give the keys that have a collection below them, by how much it is indented, and whether it is a list."""
+    """List the keys with a nested block collection, its relative indentation, and whether it is a list."""
     for key, (start, value) in tree.members.items():
         if not tree.flow and not value.flow and (value.items or value.members):
             yield key, column(text, value.start) - column(text, start), bool(value.items)

@@ -1,4 +1,4 @@
-"""A pod template as the pieces of its sidecar are made from it, and what they are. Pure."""
+"""The input and output of the layouts: a pod template, and the additions to it. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from istio_init.rules.values import PORT_MAX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from istio_init.kubernetes.inject.settings import InjectSettings, Wishes
+    from istio_init.kubernetes.inject.settings import InjectSettings, PodAnnotations
 
 Json = dict[str, Any]
 
 
 class Workload(NamedTuple):
-    """What makes a pod, or the pod itself where nothing does.
+    """The owner of a pod, or the pod itself if it has none.
 
     Attributes:
         name: its name.
-        namespace: that it is in; `default` where its manifest names none, and whoever creates it may choose another.
+        namespace: its namespace; `default` if the manifest has none, although `kubectl -n` can choose another.
         kind: such as `Deployment`.
-        api_version: such as `apps/v1`; empty where the manifest does not say.
+        api_version: such as `apps/v1`; empty if the manifest has none.
     """
 
     name: str
@@ -36,18 +36,18 @@ class Workload(NamedTuple):
     api_version: str = "v1"
 
 
-class Pod(NamedTuple):
-    """What the pieces depend on.
+class PodTemplate(NamedTuple):
+    """The properties of a pod template that its additions depend on.
 
     Attributes:
-        workload: what makes it.
-        labels: the pod's.
-        annotations: the pod's.
-        service_account: that it runs under.
+        workload: the pod's owner.
+        labels: the pod's labels.
+        annotations: the pod's annotations.
+        service_account: the pod's service account.
         containers: the names of the app's containers.
-        ports: each container's name, and a TCP port that it declares.
-        wishes: what the annotations ask for.
-        settings: what the command line says.
+        ports: names of containers with the TCP ports that they declare.
+        parsed: the parsed annotations.
+        settings: the command line's settings.
     """
 
     workload: Workload
@@ -56,35 +56,35 @@ class Pod(NamedTuple):
     service_account: str
     containers: tuple[str, ...]
     ports: tuple[tuple[str, int], ...]
-    wishes: Wishes
+    parsed: PodAnnotations
     settings: InjectSettings
 
     @property
     def name(self) -> str:
-        """The workload's name."""
+        """The name of the owner."""
         return self.workload.name
 
     @property
     def app_ports(self) -> str:
-        """The app's ports, as a flag lists them."""
+        """The app's ports, comma-separated as in flags."""
         return ",".join(dict.fromkeys(str(port) for _, port in self.ports))
 
     def flag(self, option: str, default: str) -> str:
-        """Give the value of a flag of the init container: the annotation's, or the default."""
-        return self.wishes.flags.get(option, default)
+        """Return the value of a flag of the init container: that of its annotation, or the default."""
+        return self.parsed.flags.get(option, default)
 
 
-class Pieces(NamedTuple):
+class Additions(NamedTuple):
     """What is added to a pod.
 
     Attributes:
-        init_containers: those of the sidecar.
-        init_first: whether they go before the pod's own; else they go after them.
-        containers: those of the sidecar.
-        volumes: that they mount.
-        labels: that the pod does not have.
-        annotations: that the pod does not have.
-        status: more members of the status annotation.
+        init_containers: init containers.
+        init_first: whether they go before the pod's own init containers instead of after them.
+        containers: containers.
+        volumes: volumes.
+        labels: labels that the pod lacks.
+        annotations: annotations that the pod lacks.
+        status: additional members of the status annotation.
     """
 
     init_containers: list[Json]
@@ -100,63 +100,62 @@ def read_ports(spec: Json, where: str) -> tuple[tuple[str, int], ...]:
     """List the TCP ports that the app's containers declare.
 
     Raises:
-        InvalidInput: a part of the spec has the wrong type.
+        InvalidInput: a member of the spec has the wrong type.
     """
     try:
         return tuple(container_ports(spec))
     except ValueError as error:
-        raise InvalidInput(where, str(error), "a pod as Kubernetes has it") from None
+        raise InvalidInput(where, str(error), "a valid Kubernetes pod") from None
 
 
-def check_ports(ports: tuple[tuple[str, int], ...], wishes: Wishes, where: str) -> tuple[str, ...]:
-    """Compare the app's ports with those of the proxy, and give what the user should know.
+def check_ports(ports: tuple[tuple[str, int], ...], annotations: PodAnnotations, where: str) -> tuple[str, ...]:
+    """Compare the app's ports with the proxy's, and return warnings.
 
     Raises:
-        InvalidInput: there is no such port, or readiness would be served where somebody else listens.
+        InvalidInput: a port number is invalid, or the readiness port is already in use.
     """
     app = {port: container for container, port in ports}
     for port, container in app.items():
         if not 0 < port <= PORT_MAX:
             raise InvalidInput(where, f"container {container} declares port {port}", f"1 to {PORT_MAX}")
-    if wishes.is_status_port_given:
+    if annotations.is_status_port_set:
+        status_port = annotations.status_port
         own = {port: what for port, what in MESH_PORTS.items() if port not in (HEALTH_PORT, READINESS_PORT)}
-        taken = own.get(wishes.status_port) or (wishes.status_port in app and f"container {app[wishes.status_port]}")
-        if taken:
-            place = f"{where}: annotation {STATUS_PORT}"
-            raise InvalidInput(
-                place, f"port {wishes.status_port} is that of {taken}", "a port that nothing else in the pod has"
-            )
+        user = own.get(status_port) or (status_port in app and f"container {app[status_port]}")
+        if user:
+            annotation = f"{where}: annotation {STATUS_PORT}"
+            raise InvalidInput(annotation, f"port {status_port} is used by {user}", "a port not used in the pod")
     return tuple(
-        f"container {container} declares port {port}, which is the proxy's own ({MESH_PORTS[port]})"
+        f"container {container} declares port {port}, which the proxy uses ({MESH_PORTS[port]})"
         for port, container in app.items()
         if port in MESH_PORTS
     )
 
 
 def field(name: str, path: str) -> Json:
-    """Make a variable that has a field of the pod."""
+    """Build a variable with a field of the pod (downward API)."""
     return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
 def variable(name: str, value: str) -> Json:
-    """Make a variable with a value that the kubelet leaves as it is: `$(` would begin a reference."""
+    """Build a variable with a literal value, in which the kubelet expands no `$(…)` references."""
     return {"name": name, "value": value.replace("$(", "$$(")}
 
 
 def compact(value: Mapping[str, str]) -> str:
-    """Write texts as JSON in one line, sorted by name as Go does."""
+    """Render a map as compact JSON, sorted by key as in Go."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def proxy_user(mode: Mode) -> Json:
-    """Give the user of Envoy: under TPROXY root, to bind to clients' addresses, of a group that is not captured."""
+    """Return Envoy's user: with TPROXY, root, to bind to client addresses, in a group that is not captured."""
     if mode is Mode.TPROXY:
         return {"runAsUser": 0, "runAsGroup": PROXY_UID, "runAsNonRoot": False}
     return {"runAsUser": PROXY_UID}
 
 
 def readiness_probe(port: int, first: int, period: int, failures: int) -> Json:
-    """Ask the proxy for its readiness; times are seconds."""
+    """Build a probe of the proxy's readiness; times are in seconds."""
     return {
         "httpGet": {"path": "/healthz/ready", "port": port},
         "initialDelaySeconds": first,

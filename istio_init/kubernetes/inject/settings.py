@@ -1,6 +1,6 @@
-"""What decides how a pod is injected: the command's options, and the pod's own annotations, which win.
+"""The injection's settings: the command's options, and the pod's annotations, which take precedence.
 
-Names and meanings of the annotations are those of Istio (istio.io, "Resource Annotations").
+Names and semantics of the annotations are Istio's (istio.io, "Resource Annotations").
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATUS_PORT = "status.sidecar.istio.io/port"
 PROXY_IMAGE_ANNOTATION = "sidecar.istio.io/proxyImage"
 TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
 INBOUND_PORTS = f"{TRAFFIC_PREFIX}includeInboundPorts"
-# The flag of the init container that each annotation decides, by `Option.name`.
+# Annotation → the init container's flag that it sets, by `Option.name`.
 TRAFFIC = {
     INTERCEPTION_MODE: "mode",
     INBOUND_PORTS: "inbound_ports",
@@ -41,9 +41,9 @@ TRAFFIC = {
     f"{TRAFFIC_PREFIX}excludeOutboundIPRanges": "service_exclude_cidrs",
     f"{TRAFFIC_PREFIX}excludeInterfaces": "exclude_interfaces",
 }
-# Beside Go's words for truth values, those that Istio's injector takes for this annotation.
+# Boolean words that Istio's injector accepts for this annotation, in addition to Go's.
 WORDS = {"y": True, "yes": True, "on": True, "n": False, "no": False, "off": False}
-# github.com/distribution/reference: a host with a port, a path, a tag and a digest.
+# github.com/distribution/reference: host and port, path, tag and digest.
 IMAGE = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
@@ -52,16 +52,16 @@ IMAGE = re.compile(
 
 
 class InjectSettings(NamedTuple):
-    """What the command line says of all pods.
+    """The command line's settings, for all pods.
 
     Attributes:
         layout: `istio-1.0` or `current`.
-        init_image: of the init container.
-        proxy_image: of the proxy, where no annotation names another.
-        native_sidecar: whether the proxy is an init container that goes on running; layout current only.
-        discovery_address: the control plane as `HOST:PORT`; empty is the default of the layout.
-        zipkin_address: where traces go, as `HOST:PORT`; empty is nowhere, None the default of the layout.
-        unprivileged: whether istio-1.0's init container gets single capabilities instead of all that root can have.
+        init_image: the init container's image.
+        proxy_image: the proxy's image, unless an annotation overrides it.
+        native_sidecar: whether the proxy is a native sidecar, an init container that keeps running; layout current only.
+        discovery_address: the control plane as `HOST:PORT`; empty for the layout's default.
+        zipkin_address: the Zipkin collector as `HOST:PORT`; empty for none, None for the layout's default.
+        unprivileged: whether istio-1.0's init container gets single capabilities instead of being privileged.
     """
 
     layout: str = ISTIO_1_0
@@ -73,80 +73,82 @@ class InjectSettings(NamedTuple):
     unprivileged: bool = False
 
     def checked(self) -> InjectSettings:
-        """Give the same settings, if each is allowed.
+        """Validate and return these settings.
 
         Raises:
-            InvalidInput: a value is not allowed; it is named by its flag.
+            InvalidInput: a value is not allowed; the error names its flag.
         """
         if self.layout not in LAYOUTS:
-            raise InvalidInput("--layout", f"{self.layout!r} is not a layout", " or ".join(LAYOUTS))
+            raise InvalidInput("--layout", f"{self.layout!r} is not a known layout", " or ".join(LAYOUTS))
         if self.native_sidecar and self.layout != CURRENT:
-            raise InvalidInput("--native-sidecar", f"layout {self.layout} has no such pods", f"--layout {CURRENT}")
+            raise InvalidInput("--native-sidecar", f"layout {self.layout} has no native sidecars", f"--layout {CURRENT}")
         image(self.init_image, "--init-image")
         image(self.proxy_image, "--proxy-image")
         flags = {"discoveryAddress": self.discovery_address or None, "zipkinAddress": self.zipkin_address}
-        # The name of a control plane without a namespace is one in the pod's own; which that is does not matter here.
+        # A control plane's name without a namespace refers to the pod's namespace; any value will do for validation.
         parse_proxy_settings("sidecar", flags, {"POD_NAMESPACE": "default"}, "192.0.2.1")
         return self
 
 
-class Wishes(NamedTuple):
-    """What a pod's annotations ask for.
+class PodAnnotations(NamedTuple):
+    """A pod's parsed annotations, with defaults applied.
 
     Attributes:
-        flags: `Option.name` → the text of an annotation that decides it.
+        flags: `Option.name` → the value of the annotation that sets it.
         mode: how inbound connections reach the proxy.
-        status_port: where the proxy serves readiness; 0 is off.
-        is_status_port_given: whether an annotation says so.
+        status_port: the port of the readiness probe; 0 disables it.
+        is_status_port_set: whether an annotation sets it.
         proxy_image: the proxy's image.
-        warnings: what the user should know about values that were accepted.
+        warnings: warnings about accepted values.
     """
 
     flags: dict[str, str]
     mode: Mode
     status_port: int
-    is_status_port_given: bool
+    is_status_port_set: bool
     proxy_image: str
     warnings: tuple[str, ...]
 
     @classmethod
-    def read(cls, annotations: Mapping[str, str], settings: InjectSettings, where: str) -> Wishes:
-        """Read the annotations as the flags that they stand for are read.
+    def read(cls, annotations: Mapping[str, str], settings: InjectSettings, where: str) -> PodAnnotations:
+        """Parse the annotations by the rules of the corresponding flags.
 
         Args:
-            annotations: the pod's.
-            settings: what counts where there is no annotation.
-            where: the file and the document.
+            annotations: the pod's annotations.
+            settings: the defaults.
+            where: the file and the document, for errors.
 
         Raises:
-            InvalidInput: a value is not allowed; `where` and the annotation say which.
+            InvalidInput: a value is not allowed; the error names the annotation.
         """
         values = {
-            option: Value(annotations[name], _place(where, name)) for name, option in TRAFFIC.items() if name in annotations
+            option: Value(annotations[name], _annotation(where, name))
+            for name, option in TRAFFIC.items()
+            if name in annotations
         }
         every_port = {"inbound_ports": Value(ALL, where)} if settings.layout == CURRENT else {}
         rules = parse_settings({**every_port, **values}, NO_ACCOUNTS, settings.layout)
-        given = PROXY_IMAGE_ANNOTATION in annotations
+        own_image = annotations.get(PROXY_IMAGE_ANNOTATION)
         return cls(
             flags={option: value.text for option, value in values.items()},
             mode=rules.mode,
             status_port=_status_port(annotations, settings.layout, where),
-            is_status_port_given=STATUS_PORT in annotations,
-            proxy_image=image(annotations[PROXY_IMAGE_ANNOTATION], _place(where, PROXY_IMAGE_ANNOTATION))
-            if given
-            else settings.proxy_image,
+            is_status_port_set=STATUS_PORT in annotations,
+            proxy_image=settings.proxy_image
+            if own_image is None
+            else image(own_image, _annotation(where, PROXY_IMAGE_ANNOTATION)),
             warnings=(*rules.warnings, *_unknown(annotations), *_own_ports(rules.inbound_ports)),
         )
 
 
 def wants_injection(labels: Mapping[str, str], annotations: Mapping[str, str], where: str) -> bool:
-    """Tell whether a pod wants to be injected, as it does unless it says no; its label wins over its annotation.
+    """Return whether a pod is to be injected; the default is yes, and its label takes precedence over its annotation.
 
     Raises:
-        InvalidInput: the value is no truth value.
+        InvalidInput: the value is not a boolean.
     """
-    for kind, said in (("label", labels), ("annotation", annotations)):
-        text = said.get(INJECT, "")
+    for kind, values in (("label", labels), ("annotation", annotations)):
+        text = values.get(INJECT, "")
         if text:
             if text.lower() in WORDS:
                 return WORDS[text.lower()]
@@ -158,28 +160,28 @@ def wants_injection(labels: Mapping[str, str], annotations: Mapping[str, str], w
 
 
 def image(text: str, where: str) -> str:
-    """Read the name of an image.
+    """Validate an image reference.
 
     Raises:
-        InvalidInput: it cannot be one.
+        InvalidInput: it is malformed.
     """
     if not IMAGE.fullmatch(text):
-        raise InvalidInput(where, f"{text!r} is not the name of an image", "[HOST[:PORT]/]NAME[:TAG][@DIGEST]")
+        raise InvalidInput(where, f"{text!r} is not an image reference", "[HOST[:PORT]/]NAME[:TAG][@DIGEST]")
     return text
 
 
 def _unknown(annotations: Mapping[str, str]) -> Iterator[str]:
     for name in annotations:
         if name.startswith(TRAFFIC_PREFIX) and name not in TRAFFIC:
-            yield f"annotation {name} is not known here and has no effect"
+            yield f"annotation {name} is unknown and has no effect"
 
 
 def _own_ports(captured: tuple[str, ...]) -> Iterator[str]:
-    """Tell which listed ports are the proxy's: captured, they would reach it twice, and whoever asks for them nobody."""
+    """Warn of listed ports that the proxy itself uses: captured, they are no longer reachable."""
     spans = [item.partition(":") for item in captured if item != ALL]
     for port, what in MESH_PORTS.items():
         if any(int(first) <= port <= int(last or first) for first, _, last in spans):
-            yield f"annotation {INBOUND_PORTS} lists port {port}, which is the proxy's own ({what})"
+            yield f"annotation {INBOUND_PORTS} lists port {port}, which the proxy uses ({what})"
 
 
 def _status_port(annotations: Mapping[str, str], layout: str, where: str) -> int:
@@ -188,9 +190,9 @@ def _status_port(annotations: Mapping[str, str], layout: str, where: str) -> int
     try:
         found = parse_proxy_settings("sidecar", {"statusPort": annotations[STATUS_PORT]}, {}, "192.0.2.1")
     except InvalidInput as error:
-        raise InvalidInput(_place(where, STATUS_PORT), error.problem, error.allowed) from None
+        raise InvalidInput(_annotation(where, STATUS_PORT), error.problem, error.allowed) from None
     return found.status_port
 
 
-def _place(where: str, annotation: str) -> str:
+def _annotation(where: str, annotation: str) -> str:
     return f"{where}: annotation {annotation}"

@@ -1,4 +1,4 @@
-"""Edits of a text that bring its data from one state to another, by adding and removing whole members and items. Pure."""
+"""Applies a change of a document's data to its text, by adding and removing whole members and items. Pure."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 class Unwritable(Exception):
-    """A change cannot be written into this text."""
+    """A change cannot be expressed as edits of this text."""
 
 
 class Edit(NamedTuple):
-    """Text that takes the place of what stands from `start` to before `end`."""
+    """A replacement of the text from `start` up to, but excluding, `end`."""
 
     start: int
     end: int
     text: str
 
 
-class Place(NamedTuple):
-    """A value, and the member that it is of.
+class Location(NamedTuple):
+    """The location of a value in the text.
 
     Attributes:
         node: the value.
-        key: where the member's key begins.
-        in_flow: whether the member stands in brackets.
+        key: the start of the key of its member.
+        in_flow: whether the member is in flow style.
     """
 
     node: Node
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Splicer:
-    """Collects edits of one text.
+    """Collects the edits of a text.
 
     Args:
         text: the text.
@@ -53,19 +53,19 @@ class Splicer:
         self._style = Style()
 
     def change(self, tree: Node, old: Any, new: Any) -> None:
-        """Bring a document from one state to another.
+        """Add the edits for a change of one document.
 
         Raises:
-            Unwritable: it cannot be done with whole members and items.
+            Unwritable: the change is not limited to whole members and items.
         """
         self._style = Style.of(self._text, tree)
-        self._value(Place(tree), old, new)
+        self._value(Location(tree), old, new)
 
     def result(self) -> str:
-        """Give the text with all edits.
+        """Return the text with all edits applied.
 
         Raises:
-            Unwritable: two edits meet.
+            Unwritable: two edits overlap.
         """
         edits = sorted(self._edits)
         if any(one.end > other.start for one, other in pairwise(edits)):
@@ -76,68 +76,68 @@ class Splicer:
             position = edit.end
         return text + self._text[position:]
 
-    def _value(self, place: Place, old: Any, new: Any) -> None:
+    def _value(self, location: Location, old: Any, new: Any) -> None:
         if old == new:
             return
         if old and new and isinstance(old, dict) and isinstance(new, dict):
-            self._mapping(place, old, new)
+            self._mapping(location, old, new)
         elif old and new and isinstance(old, list) and isinstance(new, list):
-            self._sequence(place, old, new)
+            self._sequence(location, old, new)
         elif not old and new:
-            self._fill(place, old, new)
+            self._fill(location, old, new)
         elif old and not new:
-            self._empty(place, new)
+            self._empty(location, new)
         else:
             raise Unwritable
 
-    def _mapping(self, place: Place, old: dict[str, Any], new: dict[str, Any]) -> None:
-        members = place.node.members
-        if not set(old) <= set(members):  # a merge key brings members that stand elsewhere
+    def _mapping(self, location: Location, old: dict[str, Any], new: dict[str, Any]) -> None:
+        members = location.node.members
+        if not set(old) <= set(members):  # a merge key adds members that are defined elsewhere
             raise Unwritable
         for key in old.keys() & new.keys():
             start, value = members[key]
-            self._value(Place(value, start, place.node.flow), old[key], new[key])
-        self._remove(place.node, [index for index, key in enumerate(members) if key not in new])
+            self._value(Location(value, start, location.node.flow), old[key], new[key])
+        self._remove(location.node, [index for index, key in enumerate(members) if key not in new])
         added = {key: value for key, value in new.items() if key not in old}
         if added:
-            self._add(place, added, first=False)
+            self._add(location, added, first=False)
 
-    def _sequence(self, place: Place, old: list[Any], new: list[Any]) -> None:
-        items = place.node.items
+    def _sequence(self, location: Location, old: list[Any], new: list[Any]) -> None:
+        items = location.node.items
         if len(items) != len(old):
             raise Unwritable
         if len(old) == len(new):
             for item, before, after in zip(items, old, new, strict=True):
-                self._value(Place(item, item.start, place.node.flow), before, after)
+                self._value(Location(item, item.start, location.node.flow), before, after)
         elif new[: len(old)] == old:
-            self._add(place, new[len(old) :], first=False)
+            self._add(location, new[len(old) :], first=False)
         elif new[-len(old) :] == old:
-            self._add(place, new[: -len(old)], first=True)
+            self._add(location, new[: -len(old)], first=True)
         else:
-            self._remove(place.node, _missing(old, new))
+            self._remove(location.node, _missing(old, new))
 
-    def _fill(self, place: Place, old: Any, new: Any) -> None:
-        """Write into what is empty."""
-        node = place.node
+    def _fill(self, location: Location, old: Any, new: Any) -> None:
+        """Add to a missing or empty value."""
+        node = location.node
         if old is not None:
-            self._add(place, new, first=False)  # between the brackets
+            self._add(location, new, first=False)  # between the brackets
         elif node.start < node.end:
             self._edits.append(Edit(node.start, node.end, flow_text(new, None)))
-        elif place.in_flow:
+        elif location.in_flow:
             self._edits.append(Edit(node.end, node.end, f" {flow_text(new, None)}"))
         else:
             below = self._style.dash if isinstance(new, list) else self._style.mapping
-            self._add_lines(node.end, column(self._text, place.key) + below, new)
+            self._add_lines(node.end, column(self._text, location.key) + below, new)
 
-    def _empty(self, place: Place, new: Any) -> None:
-        """Leave nothing, a null or brackets."""
-        node = place.node
+    def _empty(self, location: Location, new: Any) -> None:
+        """Remove everything, leaving nothing, a null or empty brackets."""
+        node = location.node
         if node.flow and new is None:
             self._edits.append(Edit(node.start, node.end, "null"))
             return
         self._remove(node, range(len(node.items or node.members)))
         if not node.flow and new is not None:
-            colon = self._text.index(":", place.key) + 1
+            colon = self._text.index(":", location.key) + 1
             self._edits.append(Edit(colon, colon, f" {flow_text(new, None)}"))
 
     def _remove(self, node: Node, indexes: Sequence[int]) -> None:
@@ -149,15 +149,15 @@ class Splicer:
                 kept_before = index
             elif not node.flow:
                 self._edits.append(Edit(self._end_of_line_before(start), self._end_of_line(end), ""))
-            elif kept_before is not None:  # with the comma before it
+            elif kept_before is not None:  # including the preceding comma
                 self._edits.append(Edit(spans[index - 1][1], end, ""))
-            elif index + 1 < len(spans):  # with the comma behind it
+            elif index + 1 < len(spans):  # including the following comma
                 self._edits.append(Edit(start, spans[index + 1][0], ""))
             else:
                 self._edits.append(Edit(start, end, ""))
 
     def _spans(self, node: Node) -> list[tuple[int, int]]:
-        """Give where each member or item begins and ends; an item of a block begins with its dash."""
+        """Return the start and end of each member or item; in block style, an item starts with its dash."""
         if node.members:
             return [(start, value.end) for start, value in node.members.values()]
         if node.flow:
@@ -173,13 +173,15 @@ class Splicer:
             at = line - 1
         return node.start
 
-    def _add(self, place: Place, new: Any, *, first: bool) -> None:
-        """Add members to a mapping, or items to a sequence, before or behind those that it has."""
-        node = place.node
+    def _add(self, location: Location, new: Any, *, first: bool) -> None:
+        """Add members to a mapping or items to a sequence, before or after the existing ones."""
+        node = location.node
         if node.flow:
             self._add_in_brackets(node, new, first=first)
         elif first:
-            self._add_lines(place.key, column(self._text, node.start), new)  # above comments, which are the old ones'
+            self._add_lines(
+                location.key, column(self._text, node.start), new
+            )  # above comments, which belong to the existing items
         else:
             self._add_lines(node.end, column(self._text, node.start), new)
 
@@ -206,12 +208,12 @@ class Splicer:
             self._edits.append(Edit(spans[-1][1], spans[-1][1], f"{separator}{written}"))
 
     def _margin(self, position: int) -> str:
-        """Give the white space that a position's line begins with."""
+        """Return the leading white space of a position's line."""
         line = self._text[position - column(self._text, position) :].partition("\n")[0]
         return line[: len(line) - len(line.lstrip())]
 
     def _end_of_line(self, position: int) -> int:
-        """Find where a line ends, its line break not included."""
+        """Return the end of a position's line, excluding the line break."""
         end = self._text.find("\n", position)
         if end < 0:
             return len(self._text)
@@ -220,12 +222,12 @@ class Splicer:
     def _end_of_line_before(self, position: int) -> int:
         start = position - column(self._text, position)
         if self._text[start:position].strip():
-            raise Unwritable  # something else stands on the same line
+            raise Unwritable  # there is something else on the same line
         return start - 1 - self._text.endswith("\r", 0, start - 1)
 
 
 def _missing(old: list[Any], new: list[Any]) -> list[int]:
-    """Find which items of a list another one lacks, which has nothing else."""
+    """Return the indexes of the items that `new`, a subsequence of `old`, lacks."""
     missing, found = [], 0
     for index, item in enumerate(old):
         if found < len(new) and new[found] == item:

@@ -1,7 +1,7 @@
-"""Changes a manifest's text where its data changes, and nowhere else: what is added is removed again to the byte. Pure.
+"""Edits a manifest's text only where its data changes, so that additions can be removed again byte for byte. Pure.
 
-A round-trip library that writes a whole file anew keeps comments and order, but wraps lines, spaces and indents as it likes.
-So here ruamel.yaml says where each part stands and writes what is new, and the rest of the text is not touched.
+A round trip through ruamel.yaml keeps comments and order, but reformats line wrapping, spacing and indentation. Therefore
+ruamel.yaml is only used to locate existing parts and to render new ones; the rest of the text is left untouched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[Any, str], tuple[Any, tuple[str, ...]]]
 
-# What a constructor of a value raises, beside the parser's own errors.
+# The parser's errors, and what constructors of scalar values can raise.
 UNREADABLE = (YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -30,17 +30,17 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
     """Change each document of a text.
 
     Args:
-        text: YAML of any number of documents, or JSON.
-        where: the file.
-        change: from a document and its place to what it becomes, and to notes.
+        text: a stream of YAML documents, or JSON.
+        where: the file, for errors.
+        change: maps a document and its location to the new document and notes.
 
     Returns:
-        The text, and all notes.
+        The new text, and all notes.
 
     Raises:
-        InvalidInput: it is neither YAML nor JSON, `change` refuses it, or a change cannot be written into it.
+        InvalidInput: the text is neither YAML nor JSON, `change` rejects it, or the change cannot be expressed as edits.
     """
-    mark, body = text[: text.startswith("\ufeff")], text.removeprefix("\ufeff")
+    byte_order_mark, body = text[: text.startswith("\ufeff")], text.removeprefix("\ufeff")
     is_json, documents = _read(body, where)
     places = [where] if len(documents) == 1 else [f"{where}: document {index + 1}" for index in range(len(documents))]
     changed = [change(document, place) for document, place in zip(documents, places, strict=True)]
@@ -49,22 +49,22 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
     if after == documents:
         return text, notes
     result = _spliced(body, documents, after, where, is_json=is_json)
-    return mark + result, notes
+    return byte_order_mark + result, notes
 
 
 def _read(text: str, where: str) -> tuple[bool, list[Any]]:
-    """Give the documents, and whether they are one of JSON."""
+    """Parse the documents; also return whether the text is JSON."""
     with suppress(ValueError, RecursionError):
         return True, [json.loads(text)]
     try:
         return False, list(YAML(typ="safe", pure=True).load_all(text))
     except UNREADABLE as error:
-        raise InvalidInput(where, f"cannot be read as YAML: {error}", "YAML or JSON") from None
+        raise InvalidInput(where, f"not valid YAML: {error}", "YAML or JSON") from None
 
 
 def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_json: bool) -> str:
     try:
-        # YAML has no tabs between its words; in JSON they stand nowhere else.
+        # YAML does not allow tabs as separators; valid JSON has them nowhere else.
         trees = read_trees(text.replace("\t", " ") if is_json else text)
         splicer = Splicer(text)
         for tree, old, new in zip(trees, before, after, strict=True):
@@ -74,5 +74,5 @@ def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_j
             return result
     except (*UNREADABLE, Unwritable, InvalidInput):
         pass
-    problem = "what has to be added cannot be written into this text without changing other parts of it"
-    raise InvalidInput(where, problem, "a pod written out, without YAML's anchors, aliases, merge keys and tags around it")
+    problem = "the change cannot be made without reformatting other parts of this text"
+    raise InvalidInput(where, problem, "a pod without YAML anchors, aliases, merge keys or tags")

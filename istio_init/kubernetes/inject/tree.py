@@ -1,7 +1,8 @@
-"""Where the parts of a YAML text stand in it, as a tree of its collections. Pure."""
+"""Parses YAML into a tree of collections with their positions in the text. Pure."""
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ruamel.yaml import YAML
@@ -15,7 +16,7 @@ from ruamel.yaml.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 BLOCK_SCALARS = ("|", ">")
 
@@ -24,25 +25,25 @@ class Node(NamedTuple):
     """A value in a text.
 
     Attributes:
-        start: where it begins: of a block collection, where its first key or dash stands.
-        end: behind its last character; what follows on the same line, and comments, are not part of it.
-        flow: whether it is written in brackets, as all of JSON is.
-        items: of a sequence.
-        members: of a mapping, by key: where the key begins, and the value.
+        start: its start; that of a block collection is its first key or dash.
+        end: the position after its last character, excluding trailing comments.
+        flow: whether it is in flow style, with brackets, as all of JSON is.
+        items: the items of a sequence.
+        members: the members of a mapping: key → start of the key, and value.
     """
 
     start: int
     end: int
     flow: bool = False
     items: tuple[Node, ...] = ()
-    members: dict[str, tuple[int, Node]] = {}  # noqa: RUF012 - nobody changes it
+    members: Mapping[str, tuple[int, Node]] = MappingProxyType({})
 
 
 def read_trees(text: str) -> list[Node]:
-    """Give the tree of each document.
+    """Parse each document.
 
     Raises:
-        ruamel.yaml.error.YAMLError: it is no YAML.
+        ruamel.yaml.error.YAMLError: the text is not YAML.
     """
     events = iter(YAML(typ="safe", pure=True).parse(text))
     return [_node(text, next(events), events) for event in events if isinstance(event, DocumentStartEvent)]
@@ -60,17 +61,17 @@ def _node(text: str, event: Any, events: Iterator[Any]) -> Node:
     if isinstance(event, MappingStartEvent):
         members, last = {}, next(events)
         while isinstance(last, NodeEvent):
-            key, at = str(getattr(last, "value", "")), last.start_mark.index
-            behind = _node(text, last, events).end
+            key, key_start = str(getattr(last, "value", "")), last.start_mark.index
+            key_end = _node(text, last, events).end
             value = _node(text, next(events), events)
-            if value.start == value.end:  # there is none, and the library says that it is where the next thing begins
-                colon = text.index(":", behind) + 1
+            if value.start == value.end:  # an empty value, for which the library reports the start of the next token
+                colon = text.index(":", key_end) + 1
                 value = Node(colon, colon)
-            members[key] = (at, value)
+            members[key] = (key_start, value)
             last = next(events)
         end = last.end_mark.index if event.flow_style else max([end, *(value.end for _, value in members.values())])
         return Node(start, end, bool(event.flow_style), (), members)
     if isinstance(event, ScalarEvent) and event.style in BLOCK_SCALARS:
-        end -= text.endswith("\n", start, end)  # its last line's end is the line's, like any other's
+        end -= text.endswith("\n", start, end)  # the final line break belongs to the line, not to the value
         end -= text.endswith("\r", start, end)
     return Node(start, end)

@@ -1,1 +1,1 @@
-"""The admission webhook: the API server asks it about each new pod, and it answers with what to add."""
+"""The mutating admission webhook: reviews each new pod and returns a patch that adds the sidecar."""

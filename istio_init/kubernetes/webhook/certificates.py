@@ -1,4 +1,4 @@
-"""The server's certificate, which may change while it serves."""
+"""The server's certificate, reloaded without a restart."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from istio_init.core.errors import InvalidInput
 
 
 class ServerCertificate:
-    """A certificate with its key, read from files, and read again when they change.
+    """A certificate and its key, read from files and reloaded when these change.
 
-    A listener keeps one TLS context for its whole life, so each handshake is sent on to the context of the day: its
-    certificate and key are loaded together or not at all, and connections that are open keep what they began with.
+    A listener keeps a single TLS context, so its SNI callback switches each handshake to the current context. Certificate
+    and key are thereby replaced together or not at all, and established connections are unaffected.
 
     Args:
-        certificate: a file, PEM, the server's own certificate first.
-        key: a file, PEM, without a password.
+        certificate: a PEM file, the server's own certificate first.
+        key: a PEM file, unencrypted.
 
     Raises:
-        InvalidInput: they cannot be read, or do not belong together.
+        InvalidInput: the files cannot be read, or do not match.
     """
 
     def __init__(self, certificate: str, key: str) -> None:
@@ -31,14 +31,14 @@ class ServerCertificate:
 
     @property
     def directories(self) -> set[str]:
-        """Name where a change can come from."""
+        """The directories to watch for changes."""
         return {str(Path(file).absolute().parent) for file in self.files}
 
     def reload(self) -> bool:
-        """Take what is in the files now; False where they have not changed.
+        """Load the current files; False if they have not changed.
 
         Raises:
-            InvalidInput: as the class does; the former certificate stays in use.
+            InvalidInput: see the class; the previous certificate stays in use.
         """
         contents = self._read()
         if contents == self._contents:
@@ -47,8 +47,8 @@ class ServerCertificate:
         self._contents = contents
         return True
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:  # noqa: ARG002 - ssl's signature
-        """Go on with the present certificate; OpenSSL asks in every handshake, also of a client that names no server."""
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:  # noqa: ARG002 - the signature is ssl's
+        """Switch to the current certificate; OpenSSL calls this in every handshake, even without SNI."""
         connection.context = self._current
 
     def _read(self) -> tuple[bytes, ...]:
@@ -60,11 +60,11 @@ class ServerCertificate:
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            # A key with a password must not make OpenSSL ask for it at a terminal.
+            # For an encrypted key, OpenSSL must not prompt at a terminal.
             context.load_cert_chain(*self.files, password=lambda: "")
-        except OSError as error:  # of which SSLError is one
+        except OSError as error:  # includes SSLError
             raise self._refusal(f"{' and '.join(self.files)}: {error}") from None
         return context
 
     def _refusal(self, problem: str) -> InvalidInput:
-        return InvalidInput("--tls-cert, --tls-key", problem, "a certificate and its key, PEM, without a password")
+        return InvalidInput("--tls-cert, --tls-key", problem, "a certificate and its unencrypted key, in PEM")

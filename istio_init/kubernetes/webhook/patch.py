@@ -1,7 +1,7 @@
 """The difference between two JSON values as a JSON Patch (RFC 6902). Pure.
 
-The library `jsonpatch` looks for the shortest patch, and takes five times as long for it as all of the injection. What an
-injection changes are new members of objects and new items of lists; for anything else in a list, the list is replaced.
+The library `jsonpatch` searches for the shortest patch, which takes five times as long as the whole injection. An injection
+only adds members to objects and items to lists; any other change within a list replaces the list.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ Operation = dict[str, Any]
 
 
 def difference(old: Any, new: Any, path: str = "") -> Iterator[Operation]:
-    """Give the operations, in their order, that make one JSON value of another.
+    """Return the operations, in order, that turn one JSON value into another.
 
     Args:
-        old: the one.
-        new: the other.
-        path: where both are, as a JSON Pointer (RFC 6901); empty for whole documents.
+        old: the original value.
+        new: the resulting value.
+        path: the location of both, as a JSON Pointer (RFC 6901); empty for whole documents.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        yield from _of_objects(old, new, path)
+        yield from _object_difference(old, new, path)
     elif isinstance(old, list) and isinstance(new, list):
-        yield from _of_lists(old, new, path)
+        yield from _list_difference(old, new, path)
     elif _text(old) != _text(new):
         yield {"op": "replace", "path": path, "value": new}
 
 
-def _of_objects(old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator[Operation]:
+def _object_difference(old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator[Operation]:
     for name in old:
         if name not in new:
             yield {"op": "remove", "path": _member(path, name)}
@@ -42,8 +42,8 @@ def _of_objects(old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator
             yield {"op": "add", "path": _member(path, name), "value": value}
 
 
-def _of_lists(old: list[Any], new: list[Any], path: str) -> Iterator[Operation]:
-    """Insert one item after the other as long as the old ones keep their order."""
+def _list_difference(old: list[Any], new: list[Any], path: str) -> Iterator[Operation]:
+    """Insert single items if the old ones keep their order; else replace the list."""
     missing = [_text(item) for item in reversed(old)]
     inserted = []
     for index, item in enumerate(new):
@@ -55,10 +55,10 @@ def _of_lists(old: list[Any], new: list[Any], path: str) -> Iterator[Operation]:
 
 
 def _text(value: Any) -> str:
-    """Make values comparable as JSON has them: Python takes 1, 1.0 and True for the same."""
+    """Return a form for comparison: unlike in JSON, 1, 1.0 and True are equal in Python."""
     return json.dumps(value, sort_keys=True)
 
 
 def _member(path: str, name: str) -> str:
-    """Go down to a member, whose name may have the two characters in it that RFC 6901 escapes."""
+    """Append a member's name to a JSON Pointer, escaped (RFC 6901)."""
     return f"{path}/{name.replace('~', '~0').replace('/', '~1')}"

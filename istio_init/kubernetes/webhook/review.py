@@ -1,4 +1,4 @@
-"""AdmissionReview → its answer. Pure.
+"""Answers AdmissionReviews. Pure.
 
 Source: Kubernetes' API reference, `admission.k8s.io/v1`, and its chapter on dynamic admission control.
 """
@@ -24,13 +24,14 @@ T = TypeVar("T")
 API_VERSION = "admission.k8s.io/v1"
 KIND = "AdmissionReview"
 POD = {"group": "", "version": "v1", "kind": "Pod"}
-UNPROCESSABLE = 422  # as the API server itself has it for an object with a value that is not allowed
-WARNING_LENGTH = 256  # characters, behind which the API server may cut
-JOB_OF_A_CRON_JOB = re.compile(r"(.+)-\d{8,10}")  # a CronJob's controller adds the time, in minutes (formerly seconds)
+UNPROCESSABLE = 422  # the API server's own code for an object with an invalid value
+SHOWN_LENGTH = 80  # characters of an invalid value in an error
+WARNING_LENGTH = 256  # characters; the API server may truncate longer warnings
+JOB_OF_A_CRON_JOB = re.compile(r"(.+)-\d{8,10}")  # the CronJob controller appends the time in minutes (formerly seconds)
 
 
 class Outcome(StrEnum):
-    """What became of a pod."""
+    """The outcome of a review; the values are labels of a metric."""
 
     INJECTED = "injected"
     LEFT_ALONE = "left_alone"
@@ -38,12 +39,12 @@ class Outcome(StrEnum):
 
 
 class Answer(NamedTuple):
-    """What the API server is told.
+    """The answer to a review.
 
     Attributes:
-        review: the AdmissionReview that goes back.
-        outcome: what became of the pod.
-        note: in words, and of which pod; for the log.
+        review: the AdmissionReview to return.
+        outcome: the outcome of the review.
+        note: the pod and its outcome, for the log.
     """
 
     review: Json
@@ -55,30 +56,30 @@ class Injector(Protocol):
     """Adds the sidecar to a pod."""
 
     def __call__(self, template: Json, workload: Workload, where: str) -> Injection:
-        """Give the pod with the sidecar, or say why it is left alone.
+        """Return the pod with the sidecar, or the reason why it is not injected.
 
         Args:
-            template: the pod, which is not changed.
-            workload: what made the pod, such as its Deployment, or the pod itself.
-            where: what an error begins with.
+            template: the pod; not modified.
+            workload: the owner of the pod, such as its Deployment, or the pod itself.
+            where: the prefix of errors.
 
         Raises:
-            InvalidInput: an annotation, or the pod, is not allowed.
+            InvalidInput: the pod or one of its annotations is not allowed.
         """
 
 
 class Request(NamedTuple):
-    """A question of the API server's, with the members that matter here.
+    """The relevant members of an AdmissionRequest.
 
     Attributes:
-        uid: what the answer must repeat.
+        uid: the ID that the answer must echo.
         kind: `group`, `version` and `kind` of the object.
         subresource: such as `ephemeralcontainers`; empty for the object itself.
         operation: CREATE, UPDATE, DELETE or CONNECT.
-        name: the object's; empty where the API server has yet to make one.
-        namespace: the object's, which it need not name itself.
-        dry_run: nothing will be kept.
-        pod: the object; empty where there is none.
+        name: the object's name; empty if the API server has yet to generate it.
+        namespace: the object's namespace, which its metadata may lack.
+        dry_run: whether the object will not be persisted.
+        pod: the object; empty if there is none.
     """
 
     uid: str
@@ -96,7 +97,7 @@ def answer(body: bytes, inject: Injector) -> Answer:
 
     Args:
         body: the AdmissionReview, as JSON.
-        inject: what adds the sidecar.
+        inject: adds the sidecar.
 
     Raises:
         InvalidInput: the body is not an AdmissionReview that can be answered.
@@ -105,42 +106,42 @@ def answer(body: bytes, inject: Injector) -> Answer:
     pod_name = _title(request)
     where = f"pod {pod_name}"
     note = f"{where} (dry run)" if request.dry_run else where
-    reason = _reason_to_leave_alone(request)
+    reason = _skip_reason(request)
     if reason:
-        return _left_alone(request, f"{note}: left alone: {reason}")
+        return _not_injected(request, f"{note}: not injected: {reason}")
     if not isinstance(request.pod.get("spec"), dict):
-        raise InvalidInput("request.object", "there is no pod in it", "a Pod with its spec")
+        raise InvalidInput("request.object", "not a pod", "a Pod with a spec")
     try:
-        found = inject(request.pod, workload_of(request), where)
+        injection = inject(request.pod, workload_of(request), where)
     except InvalidInput as error:
         status = {"status": "Failure", "reason": "Invalid", "code": UNPROCESSABLE, "message": str(error)}
         return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note}: denied: {error}")
-    if found.template is None:
-        return _left_alone(request, f"{note}: {found.note}")
-    patch = json.dumps(list(difference(request.pod, found.template))).encode()
+    if injection.template is None:
+        return _not_injected(request, f"{note}: {injection.note}")
+    patch = json.dumps(list(difference(request.pod, injection.template))).encode()
     answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"))
-    return Answer(answered, Outcome.INJECTED, f"{note}: {found.note}")
+    return Answer(answered, Outcome.INJECTED, f"{note}: {injection.note}")
 
 
 def read_request(body: bytes) -> Request:
-    """Read an AdmissionReview.
+    """Parse an AdmissionReview.
 
     Raises:
-        InvalidInput: it is none, or of another version, or lacks what an answer needs.
+        InvalidInput: it is not an AdmissionReview, has an unsupported version, or lacks a member that an answer needs.
     """
     try:
-        review = json.loads(body, parse_constant=_no_constant)
+        review = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput("body", f"cannot be read as JSON: {error}", f"an {KIND} of {API_VERSION}") from None
+        raise InvalidInput("body", f"is not valid JSON: {error}", f"an {API_VERSION} {KIND}") from None
     if not isinstance(review, dict):
-        raise InvalidInput("body", "is not a JSON object", f"an {KIND} of {API_VERSION}")
+        raise InvalidInput("body", "is not a JSON object", f"an {API_VERSION} {KIND}")
     for member, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         if review.get(member) != expected:
-            raise InvalidInput(member, f"{_shortened(review.get(member))} is not spoken here", expected)
+            raise InvalidInput(member, f"{_shortened(review.get(member))} is not supported", expected)
     request = _member(review, "request", dict, {})
     uid = _member(request, "uid", str, "")
     if not uid:
-        raise InvalidInput("request.uid", "there is none", "the id of the question, which its answer repeats")
+        raise InvalidInput("request.uid", "is missing", "the ID of the request")
     pod = _member(request, "object", dict, {})
     return Request(
         uid=uid,
@@ -155,9 +156,9 @@ def read_request(body: bytes) -> Request:
 
 
 def workload_of(request: Request) -> Workload:
-    """Tell what made a pod: the Deployment behind its ReplicaSet, the CronJob behind its Job, its owner, or itself.
+    """Return the owner of a pod: the Deployment of its ReplicaSet, the CronJob of its Job, its controller, or itself.
 
-    The API server makes a pod's own name from `generateName` only after it has asked.
+    The API server generates a pod's name from `generateName` only after admission.
     """
     metadata = _metadata(request.pod)
     references = metadata.get("ownerReferences")
@@ -180,19 +181,20 @@ def workload_of(request: Request) -> Workload:
     return Workload(name, request.namespace, kind, version)
 
 
-def _reason_to_leave_alone(request: Request) -> str:
+def _skip_reason(request: Request) -> str:
     if {**request.kind, "group": request.kind.get("group") or ""} != POD:
         group, version, kind = (str(request.kind.get(part) or "") for part in ("group", "version", "kind"))
-        return f"only pods of v1 are injected, and this is a {kind or 'thing'} of {group}{'/' if group else ''}{version}"
+        found = f"{group}/{version} {kind}".strip("/ ")
+        return f"only v1 Pods are injected, not {found or 'an unspecified kind'}"
     if request.subresource:
-        return f"only pods themselves are injected, and this is their {request.subresource}"
+        return f"only pods are injected, not their subresource {request.subresource!r}"
     if request.operation != "CREATE":
-        return f"only new pods are injected, and this is {request.operation or 'no CREATE'}"
+        return f"only new pods are injected; the operation is {request.operation or 'missing'}, not CREATE"
     return ""
 
 
-def _left_alone(request: Request, note: str) -> Answer:
-    # A warning travels in an HTTP header: one line.
+def _not_injected(request: Request, note: str) -> Answer:
+    # A warning becomes an HTTP header, so it must be a single line.
     warning = " ".join(f"istio-init: {note}".split())[:WARNING_LENGTH]
     answered = _review(request, allowed=True, warnings=[warning])
     return Answer(answered, Outcome.LEFT_ALONE, note)
@@ -216,7 +218,7 @@ def _metadata(pod: Json) -> Json:
 
 def _member(owner: Json, name: str, kind: type[T], default: T) -> T:
     value = owner.get(name)
-    if value is None:  # JSON from Go has null where there is nothing
+    if value is None:  # Go serializes empty values as null
         return default
     if not isinstance(value, kind):
         raise InvalidInput(name, f"{_shortened(value)} has the wrong type", kind.__name__)
@@ -225,9 +227,9 @@ def _member(owner: Json, name: str, kind: type[T], default: T) -> T:
 
 def _shortened(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"  # noqa: PLR2004 - enough to know it by
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…"
 
 
-def _no_constant(name: str) -> None:
-    """Refuse NaN and the infinities, which JSON does not have and Python's parser takes."""
+def _reject_constant(name: str) -> None:
+    """Reject NaN and infinities, which Python's parser accepts but JSON does not have."""
     raise ValueError(name)

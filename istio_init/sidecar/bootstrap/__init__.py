@@ -1,4 +1,4 @@
-"""Proxy settings → the file that Envoy starts from. Pure."""
+"""Renders proxy settings as Envoy's bootstrap file. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FLAVOURS = {"v3": v3.render, "v2": v2.render}
 
 
 def render_bootstrap(settings: ProxySettings, flavour: str = "v3", override: dict[str, Any] | None = None) -> str:
-    """Write the bootstrap file: strict JSON that ends with a newline, its keys in a stable order.
+    """Render the bootstrap file as strict JSON with a stable key order and a trailing newline.
 
     Args:
-        settings: who the proxy is, and where its control plane is.
-        flavour: `v3` for today's Envoy, `v2` for one of Istio 1.0.
-        override: laid over the result; see `istio_init.sidecar.bootstrap.override.merge`.
+        settings: the proxy's settings.
+        flavour: `v3` for current Envoys, `v2` for Istio 1.0's.
+        override: merged into the result; see `istio_init.sidecar.bootstrap.override.merge`.
     """
     return json.dumps(merge(FLAVOURS[flavour](settings), override or {}), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What both flavours of the bootstrap file say in the same words."""
+"""The parts that both flavours of the bootstrap file share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LOCALHOST = "127.0.0.1"
 PROMETHEUS_PATH = "/stats/prometheus"
 CERTIFICATES = "/etc/certs"
 
-# Parts of the names of Envoy's statistics that become tags (Istio 1.0.5). The patterns are Envoy's own syntax (RE2, and for
-# those with a look-ahead std::regex).
+# Parts of Envoy's statistic names that become tags (Istio 1.0.5). The patterns are in Envoy's syntax: RE2, or std::regex for
+# those with a look-ahead.
 STATS_TAGS = {
     "cluster_name": r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)",
     "tcp_prefix": r"^tcp\.((.*?)\.)\w+?$",
@@ -32,39 +32,39 @@ STATS_TAGS = {
 }
 
 
-def node(who: Node) -> Json:
-    """Say who this proxy is."""
-    locality: Json = {"locality": {"zone": who.zone}} if who.zone else {}
-    return {"id": who.name, "cluster": who.cluster, **locality, "metadata": who.metadata}
+def node(proxy: Node) -> Json:
+    """Render the identity of this proxy."""
+    locality: Json = {"locality": {"zone": proxy.zone}} if proxy.zone else {}
+    return {"id": proxy.name, "cluster": proxy.cluster, **locality, "metadata": proxy.metadata}
 
 
 def stats_config() -> Json:
-    """Say which parts of statistics' names are tags."""
+    """Render the rules that extract tags from statistic names."""
     tags = [{"tag_name": name, "regex": regex} for name, regex in STATS_TAGS.items()]
     return {"use_all_default_tags": False, "stats_tags": tags}
 
 
 def address(host: str, port: int, protocol: str = "TCP") -> Json:
-    """Write a socket address."""
+    """Render a socket address."""
     return {"socket_address": {"protocol": protocol, "address": host, "port_value": port}}
 
 
-def everywhere(ip: str, port: int) -> Json:
-    """Write the socket address that a pod listens on for any address of its own.
+def wildcard_address(ip: str, port: int) -> Json:
+    """Render the wildcard socket address of a pod.
 
     Args:
-        ip: the pod's address; one that is known by an address of IPv4 need not have IPv6 at all.
+        ip: the pod's primary address; if it is IPv4, the pod may lack IPv6 altogether.
         port: the port.
     """
     if ":" not in ip:
-        return address("0.0.0.0", port)  # noqa: S104 - those who connect come from outside the pod
+        return address("0.0.0.0", port)  # noqa: S104 - clients connect from outside the pod
     both = address("::", port)
     return {"socket_address": {**both["socket_address"], "ipv4_compat": True}}
 
 
-def address_of(place: HostPort, protocol: str = "TCP") -> Json:
-    """Write the socket address of a host and port."""
-    return address(place.host, place.port, protocol)
+def address_of(target: HostPort, protocol: str = "TCP") -> Json:
+    """Render the socket address of a host and port."""
+    return address(target.host, target.port, protocol)
 
 
 def clusters(
@@ -72,12 +72,12 @@ def clusters(
     make: Callable[[str, str, str, Json], Json],
     control_plane: Json,
 ) -> list[Json]:
-    """List what Envoy knows before its control plane tells it more.
+    """List the static clusters.
 
     Args:
-        settings: the proxy's.
-        make: writes a cluster from its name, type, connect timeout and the address of its only endpoint.
-        control_plane: what the cluster of the control plane has besides.
+        settings: the proxy's settings.
+        make: renders a cluster from its name, type, connect timeout and the address of its only endpoint.
+        control_plane: additional members of the control plane's cluster.
     """
     made = [
         make("prometheus_stats", "STATIC", "0.250s", address(LOCALHOST, settings.admin_port)),
@@ -89,18 +89,18 @@ def clusters(
 
 
 def circuit_breakers() -> Json:
-    """Set limits that the control plane's own connection never meets."""
+    """Set limits that the connection to the control plane never reaches."""
     limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100000)
     return {"thresholds": [{"priority": priority, **limits} for priority in ("DEFAULT", "HIGH")]}
 
 
 def keepalive() -> Json:
-    """Notice within minutes when the control plane has gone without a word."""
+    """Detect a dead control plane connection within minutes."""
     return {"tcp_keepalive": {"keepalive_time": 300}}
 
 
 def tls_certificates() -> Json:
-    """Name the files of this proxy's own certificate."""
+    """Reference the files of this proxy's certificate."""
     return {
         "certificate_chain": {"filename": f"{CERTIFICATES}/cert-chain.pem"},
         "private_key": {"filename": f"{CERTIFICATES}/key.pem"},
@@ -108,6 +108,6 @@ def tls_certificates() -> Json:
 
 
 def prometheus_route() -> Json:
-    """Route the one path that anybody may read to the administration port."""
+    """Route the only public path to the admin port."""
     route = {"match": {"prefix": PROMETHEUS_PATH}, "route": {"cluster": "prometheus_stats"}}
     return {"virtual_hosts": [{"name": "backend", "domains": ["*"], "routes": [route]}]}

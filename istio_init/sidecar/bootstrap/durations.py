@@ -1,4 +1,4 @@
-"""Durations as Go writes them, and as protobuf's JSON wants them."""
+"""Durations in Go's syntax and in protobuf's JSON mapping."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ALLOWED = "a duration such as 45s, 1m0s or 500ms"
 
 
 def parse_duration(text: str, where: str) -> int:
-    """Read a duration as Go's time.ParseDuration does, and give nanoseconds.
+    """Parse a duration like Go's time.ParseDuration; returns nanoseconds.
 
     Args:
         text: such as `1h2m3.5s`.
         where: the flag, for the error.
 
     Raises:
-        InvalidInput: it is none, or it is negative.
+        InvalidInput: it is not a duration, or negative.
     """
     parts = PART.findall(text)
     if text == "0":
@@ -41,7 +41,7 @@ def parse_duration(text: str, where: str) -> int:
 
 
 def to_json(nanoseconds: int) -> str:
-    """Write a `google.protobuf.Duration`: seconds with 0, 3, 6 or 9 decimals (protobuf's JSON mapping)."""
+    """Format a `google.protobuf.Duration`: seconds with 0, 3, 6 or 9 decimals (protobuf's JSON mapping)."""
     seconds, rest = divmod(nanoseconds, SECOND)
     if rest == 0:
         return f"{seconds}s"

@@ -1,4 +1,4 @@
-"""A user's own additions to a rendered bootstrap."""
+"""User overrides of a rendered bootstrap."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def merge(rendered: Any, override: Any) -> Any:
-    """Lay one JSON value over another.
+    """Merge an override into a rendered JSON value.
 
-    Objects are merged member by member. Lists whose items have names are merged item by item, by `name`; items with new
-    names come last. Everything else of the override replaces what was rendered.
+    Objects are merged member by member. Lists whose items all have a `name` are merged by that name; items with new names
+    are appended. Anything else in the override replaces the rendered value.
     """
     if isinstance(rendered, dict) and isinstance(override, dict):
         merged = {name: merge(value, override[name]) if name in override else value for name, value in rendered.items()}

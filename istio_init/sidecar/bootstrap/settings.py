@@ -1,13 +1,13 @@
-"""What a pod tells its proxy: the flags and variables of Istio 1.0's `pilot-agent proxy`, validated.
+"""The proxy's settings: flags and variables of Istio 1.0's `pilot-agent proxy`, validated.
 
-One row of `OPTIONS` is one flag. Names and defaults are those of Istio 1.0.5, `pilot/cmd/pilot-agent`.
+Each row of `OPTIONS` is one flag. Names and defaults are those of Istio 1.0.5, `pilot/cmd/pilot-agent`.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
@@ -24,21 +24,21 @@ ADMIN_PORT = 15000
 XDS_PORT = 15010
 XDS_TLS_PORT = 15011
 TRUST_DOMAIN = "cluster.local"
-HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")  # a name as DNS has it, or an IPv4 address
+HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")  # a DNS name or an IPv4 address
 HOST_IN_BRACKETS = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+")
 META_PREFIX = "ISTIO_META_"
 METAJSON_PREFIX = "ISTIO_METAJSON_"
 
 
-class Option(NamedTuple):
-    """One flag of the proxy.
+class ProxyOption(NamedTuple):
+    """A flag of the proxy.
 
     Attributes:
-        name: the flag without its dashes, which is also its key among the values.
-        default: as a user would write it; None where it is made from the environment, or there is none.
-        metavar: what `--help` shows for the value.
-        help: what it is.
+        name: the flag without dashes; also its key in the values.
+        default: as a user would write it; None if it is derived from the environment, or if there is none.
+        metavar: the value's placeholder in `--help`.
+        help: the text in `--help`.
     """
 
     name: str
@@ -48,49 +48,53 @@ class Option(NamedTuple):
 
 
 OPTIONS = (
-    Option("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first one that is not loopback."),
-    Option("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
-    Option("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
-    Option("configPath", "/etc/istio/proxy", "DIRECTORY", "Where the bootstrap file is written."),
-    Option("binaryPath", "/usr/local/bin/envoy", "FILE", "The Envoy that is run."),
-    Option("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
-    Option("availabilityZone", None, "ZONE", "Availability zone of the node."),
-    Option("drainDuration", "2s", "DURATION", "How long connections are drained; whole seconds, at most 1h."),
-    Option("parentShutdownDuration", "3s", "DURATION", "When a former epoch ends; more than the drain, at most 1h."),
-    Option("statusPort", "0", "PORT", "Where readiness is served; 0 is off."),
-    Option("discoveryAddress", "istio-pilot:15007", "HOST:PORT", "The control plane; Envoy resolves the host."),
-    Option("discoveryGrpcPort", None, "PORT", "Port of its ADS. Default: 15010, with MUTUAL_TLS 15011."),
-    Option("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
-    Option("zipkinAddress", None, "HOST:PORT", "Where traces go."),
-    Option("connectTimeout", "1s", "DURATION", "For connections to the control plane, 1ms to 30s."),
-    Option("statsdUdpAddress", None, "ADDRESS:PORT", "Where statistics go; an IP address, for Envoy resolves no name here."),
-    Option("proxyAdminPort", str(ADMIN_PORT), "PORT", "Envoy's administration, on localhost."),
-    Option("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
-    Option("customConfigFile", None, "FILE", "A bootstrap file that is used instead of a rendered one."),
-    Option("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
-    Option("concurrency", "0", "NUMBER", "Worker threads; 0 is Envoy's own choice."),
-    Option("applicationPorts", None, "PORTS", "Ports of the app that readiness waits for."),
+    ProxyOption("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first non-loopback address."),
+    ProxyOption("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
+    ProxyOption("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
+    ProxyOption("configPath", "/etc/istio/proxy", "DIRECTORY", "Directory for the bootstrap file."),
+    ProxyOption("binaryPath", "/usr/local/bin/envoy", "FILE", "Envoy's executable."),
+    ProxyOption("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
+    ProxyOption("availabilityZone", None, "ZONE", "Availability zone of the node."),
+    ProxyOption("drainDuration", "2s", "DURATION", "Drain time; whole seconds, at most 1h."),
+    ProxyOption(
+        "parentShutdownDuration", "3s", "DURATION", "Time until the previous epoch exits; longer than the drain, at most 1h."
+    ),
+    ProxyOption("statusPort", "0", "PORT", "Port of the readiness probe; 0 disables it."),
+    ProxyOption("discoveryAddress", "istio-pilot:15007", "HOST:PORT", "The control plane; Envoy resolves the host."),
+    ProxyOption("discoveryGrpcPort", None, "PORT", "Port of its ADS. Default: 15010, with MUTUAL_TLS 15011."),
+    ProxyOption("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
+    ProxyOption("zipkinAddress", None, "HOST:PORT", "Zipkin collector for traces."),
+    ProxyOption("connectTimeout", "1s", "DURATION", "Timeout for connections to the control plane, 1ms to 30s."),
+    ProxyOption(
+        "statsdUdpAddress", None, "ADDRESS:PORT", "StatsD server; an IP address, as Envoy does not resolve names here."
+    ),
+    ProxyOption("proxyAdminPort", str(ADMIN_PORT), "PORT", "Port of Envoy's admin interface, on localhost."),
+    ProxyOption("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
+    ProxyOption("customConfigFile", None, "FILE", "Bootstrap file to use instead of a rendered one."),
+    ProxyOption("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
+    ProxyOption("concurrency", "0", "NUMBER", "Worker threads; 0 leaves the choice to Envoy."),
+    ProxyOption("applicationPorts", None, "PORTS", "Ports of the app; readiness needs an inbound listener for one of them."),
 )
 
 
 class HostPort(NamedTuple):
-    """Where something listens; the host may be a name."""
+    """A host, by name or address, and a port."""
 
     host: str
     port: int
 
 
 class Node(NamedTuple):
-    """Who a proxy is.
+    """The identity of a proxy.
 
     Attributes:
         role: `sidecar`, `ingress` or `router`.
         ip: the pod's address.
-        id: the proxy's name among those of its role.
+        id: the proxy's name, unique within its role.
         domain: the DNS suffix of the pod's services.
-        cluster: the service that it belongs to.
+        cluster: the service that the proxy belongs to.
         zone: the availability zone, or empty.
-        metadata: what else the control plane is told; any JSON.
+        metadata: further data for the control plane; any JSON.
     """
 
     role: str
@@ -103,16 +107,16 @@ class Node(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name by which a control plane knows this proxy: Istio's service node."""
+        """The name by which the control plane identifies this proxy: Istio's service node."""
         return f"{self.role}~{self.ip}~{self.id}~{self.domain}"
 
 
 class ProxySettings(NamedTuple):
-    """Validated settings of one proxy; durations are nanoseconds, and what is off is 0, empty or None.
+    """Validated settings of a proxy; durations are in nanoseconds, disabled features are 0, empty or None.
 
     Attributes:
         xds: the control plane's ADS.
-        control_plane_identity: the SPIFFE id that the control plane must prove; empty without mutual TLS.
+        control_plane_identity: the SPIFFE ID that the control plane must present; empty without mutual TLS.
     """
 
     node: Node
@@ -140,58 +144,58 @@ def parse_proxy_settings(
     environ: Mapping[str, str],
     first_address: str,
 ) -> ProxySettings:
-    """Validate what a pod gave, and fill in the defaults.
+    """Validate flags and variables, and apply defaults.
 
     Args:
         role: `sidecar`, `ingress` or `router`.
-        values: `Option.name` → the value of its flag, or None where the flag was not given.
+        values: `ProxyOption.name` → the flag's value, or None if it was not flags.
         environ: the environment variables.
-        first_address: the host's first address that is not loopback, or empty.
+        first_address: the host's first non-loopback address, or empty.
 
     Raises:
-        InvalidInput: the first value that is not allowed.
+        InvalidInput: a value is not allowed; the first one is reported.
     """
-    given = {option.name: values.get(option.name) or option.default or "" for option in OPTIONS}
-    drain = _duration(given, "drainDuration", SECOND, HOUR, whole_seconds=True)
-    discovery = _host_port(given["discoveryAddress"], "--discoveryAddress")
-    secure = _one_of(given, "controlPlaneAuthPolicy", (NONE, MUTUAL_TLS)) == MUTUAL_TLS
-    xds_port = given["discoveryGrpcPort"] or str(XDS_TLS_PORT if secure else XDS_PORT)
-    ports = (word.strip() for word in given["applicationPorts"].split(",") if word.strip())
+    flags = {option.name: values.get(option.name) or option.default or "" for option in OPTIONS}
+    drain = _duration(flags, "drainDuration", SECOND, HOUR, whole_seconds=True)
+    discovery = _host_port(flags["discoveryAddress"], "--discoveryAddress")
+    secure = _one_of(flags, "controlPlaneAuthPolicy", (NONE, MUTUAL_TLS)) == MUTUAL_TLS
+    xds_port = flags["discoveryGrpcPort"] or str(XDS_TLS_PORT if secure else XDS_PORT)
+    ports = (word.strip() for word in flags["applicationPorts"].split(",") if word.strip())
     return ProxySettings(
-        node=_node(role, given, environ, first_address),
-        config_path=given["configPath"],
-        binary_path=given["binaryPath"],
+        node=_node(role, flags, environ, first_address),
+        config_path=flags["configPath"],
+        binary_path=flags["binaryPath"],
         drain=drain,
-        parent_shutdown=_duration(given, "parentShutdownDuration", drain + SECOND, HOUR, whole_seconds=True),
-        status_port=_status_port(given),
+        parent_shutdown=_duration(flags, "parentShutdownDuration", drain + SECOND, HOUR, whole_seconds=True),
+        status_port=_status_port(flags),
         xds=HostPort(discovery.host, _port(xds_port, "--discoveryGrpcPort")),
-        refresh_delay=_duration(given, "discoveryRefreshDelay", SECOND, 600 * SECOND),
-        zipkin=_optional_host_port(given, "zipkinAddress"),
-        connect_timeout=_duration(given, "connectTimeout", MILLISECOND, 30 * SECOND),
-        statsd=_statsd(given["statsdUdpAddress"]),
-        admin_port=_admin_port(given),
-        control_plane_identity=_identity(discovery.host, given["domain"], environ) if secure else "",
-        custom_config_file=given["customConfigFile"],
-        log_level=_one_of(given, "proxyLogLevel", LOG_LEVELS),
-        concurrency=_number(given["concurrency"], "--concurrency", 0, 1024),
+        refresh_delay=_duration(flags, "discoveryRefreshDelay", SECOND, 600 * SECOND),
+        zipkin=_optional_host_port(flags, "zipkinAddress"),
+        connect_timeout=_duration(flags, "connectTimeout", MILLISECOND, 30 * SECOND),
+        statsd=_statsd(flags["statsdUdpAddress"]),
+        admin_port=_admin_port(flags),
+        control_plane_identity=_identity(discovery.host, flags["domain"], environ) if secure else "",
+        custom_config_file=flags["customConfigFile"],
+        log_level=_one_of(flags, "proxyLogLevel", LOG_LEVELS),
+        concurrency=_number(flags["concurrency"], "--concurrency", 0, 1024),
         application_ports=tuple(_port(port, "--applicationPorts") for port in ports),
     )
 
 
-def _node(role: str, given: Mapping[str, str], environ: Mapping[str, str], first_address: str) -> Node:
+def _node(role: str, flags: Mapping[str, str], environ: Mapping[str, str], first_address: str) -> Node:
     if role not in ROLES:
-        raise InvalidInput("role", f"{role!r} is not a role", ", ".join(ROLES))
-    ip = _address(given["ip"], "--ip") or _address(environ.get("INSTANCE_IP", ""), "$INSTANCE_IP") or first_address
+        raise InvalidInput("role", f"{role!r} is not a known role", ", ".join(ROLES))
+    ip = _address(flags["ip"], "--ip") or _address(environ.get("INSTANCE_IP", ""), "$INSTANCE_IP") or first_address
     if not ip:
-        raise InvalidInput("--ip", "this host has no address but loopback", "the pod's address, or $INSTANCE_IP")
+        raise InvalidInput("--ip", "this host has no non-loopback address", "the pod's address, or $INSTANCE_IP")
     pod, namespace = environ.get("POD_NAME", ""), environ.get("POD_NAMESPACE", "")
     return Node(
         role=role,
         ip=ip,
-        id=_word(given["id"] or (f"{pod}.{namespace}" if pod and namespace else ip), "--id"),
-        domain=_word(given["domain"] or (f"{namespace}.svc.cluster.local" if namespace else ""), "--domain"),
-        cluster=_text(given["serviceCluster"], "--serviceCluster"),
-        zone=_text(given["availabilityZone"], "--availabilityZone"),
+        id=_node_part(flags["id"] or (f"{pod}.{namespace}" if pod and namespace else ip), "--id"),
+        domain=_node_part(flags["domain"] or (f"{namespace}.svc.cluster.local" if namespace else ""), "--domain"),
+        cluster=_text(flags["serviceCluster"], "--serviceCluster"),
+        zone=_text(flags["availabilityZone"], "--availabilityZone"),
         metadata=read_metadata(role, environ),
     )
 
@@ -199,10 +203,10 @@ def _node(role: str, given: Mapping[str, str], environ: Mapping[str, str], first
 def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """Collect the node's metadata: ISTIO_META_X as X, then the members of each ISTIO_METAJSON_*, then the role.
 
-    Variables are taken by name, so that the same environment always gives the same metadata.
+    Variables are read in alphabetical order, so the result is deterministic.
 
     Raises:
-        InvalidInput: an ISTIO_METAJSON_ variable is no JSON object, or has a key twice.
+        InvalidInput: an ISTIO_METAJSON_ variable is not a JSON object, or has a duplicate key.
     """
     metadata: dict[str, Any] = {
         name.removeprefix(META_PREFIX): _text(environ[name], f"${name}")
@@ -213,34 +217,34 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(METAJSON_PREFIX):
             continue
         try:
-            members = json.loads(environ[name], parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+            members = json.loads(environ[name], parse_constant=_reject_constant, object_pairs_hook=_reject_duplicates)
             json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"${name}", f"{environ[name]!r} cannot be read as JSON: {error}", "a JSON object") from None
+            raise InvalidInput(f"${name}", f"{environ[name]!r} is not valid JSON: {error}", "a JSON object") from None
         if not isinstance(members, dict):
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not a JSON object", 'such as {"app":"productpage"}')
         metadata.update(members)
     return {**metadata, "istio": role}
 
 
-def _no_constant(name: str) -> None:
-    """Refuse NaN and the infinities, which JSON does not have and Python's parser takes."""
+def _reject_constant(name: str) -> None:
+    """Reject NaN and infinities, which Python's parser accepts but JSON does not have."""
     raise ValueError(name)
 
 
-def _no_repetition(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that an object has twice: which of the two would count is nowhere laid down (RFC 8259, 4)."""
+def _reject_duplicates(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Reject duplicate keys, whose meaning is undefined (RFC 8259, 4)."""
     found: dict[str, Any] = {}
     for key, value in members:
         if key in found:
-            message = f"the key {key!r} stands there twice"
+            message = f"duplicate key {key!r}"
             raise ValueError(message)
         found[key] = value
     return found
 
 
 def _text(text: str, where: str) -> str:
-    """Refuse bytes that are no UTF-8: JSON cannot carry them."""
+    """Reject text that is not UTF-8, which JSON cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -248,83 +252,83 @@ def _text(text: str, where: str) -> str:
     return text
 
 
-def _word(text: str, where: str) -> str:
-    """Read a part of the node's name, whose parts are separated by ~."""
+def _node_part(text: str, where: str) -> str:
+    """Validate a part of the node's name; parts are separated by ~."""
     if "~" in text or not text.isprintable() or " " in text:
-        raise InvalidInput(where, f"{text!r} cannot be part of a node's name", "printable text without ~ and spaces")
+        raise InvalidInput(where, f"{text!r} cannot be part of a node's name", "printable text without ~ or spaces")
     return text
 
 
 def _identity(host: str, domain: str, environ: Mapping[str, str]) -> str:
-    """Say who the control plane must prove to be (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
-    labels = host.removesuffix(".").split(".")
-    if len(labels) == 1:
-        owner = environ.get("POD_NAMESPACE", "")
-        if not owner:
-            problem = f"{host!r} does not say which namespace the control plane is in, and POD_NAMESPACE is not set"
-            raise InvalidInput("--discoveryAddress", problem, "SERVICE.NAMESPACE:PORT, or POD_NAMESPACE")
-    elif len(labels) == 2:  # noqa: PLR2004 - service and namespace
-        owner = labels[1]
-    else:
-        owner = environ.get("ISTIO_NAMESPACE") or "istio-system"
-    return f"spiffe://{domain or TRUST_DOMAIN}/ns/{owner}/sa/istio-pilot-service-account"
+    """Return the control plane's expected SPIFFE ID (Istio 1.0.5, `pilot-agent` and `envoy.GetPilotSAN`)."""
+    match host.removesuffix(".").split("."):
+        case [_service]:
+            namespace = environ.get("POD_NAMESPACE", "")
+        case [_service, namespace]:
+            pass
+        case _:
+            namespace = environ.get("ISTIO_NAMESPACE") or "istio-system"
+    if not namespace:
+        problem = f"{host!r} does not name the control plane's namespace, and POD_NAMESPACE is not set"
+        raise InvalidInput("--discoveryAddress", problem, "SERVICE.NAMESPACE:PORT, or POD_NAMESPACE")
+    return f"spiffe://{domain or TRUST_DOMAIN}/ns/{namespace}/sa/istio-pilot-service-account"
 
 
 def _address(text: str, where: str) -> str:
     if not text:
         return ""
-    if "%" not in text:  # a scope is of no use to others
+    if "%" not in text:  # zone IDs are only meaningful on this host
         with suppress(ValueError):
             return str(ip_address(text))
     raise InvalidInput(where, f"{text!r} is not an IP address", "an address such as 10.1.1.1 or fd00::1")
 
 
 def _duration(
-    given: Mapping[str, str],
+    flags: Mapping[str, str],
     name: str,
     lowest: int,
     highest: int,
     *,
     whole_seconds: bool = False,
 ) -> int:
-    flag, text = f"--{name}", given[name]
+    flag, text = f"--{name}", flags[name]
     value = parse_duration(text, flag)
     if not lowest <= value <= highest or (whole_seconds and value % SECOND):
         whole = "whole seconds, " if whole_seconds else ""
-        span = f"{whole}{lowest / SECOND:g}s to {highest / SECOND:g}s"
-        raise InvalidInput(flag, f"{text!r} is out of range", span)
+        allowed = f"{whole}{lowest / SECOND:g}s to {highest / SECOND:g}s"
+        raise InvalidInput(flag, f"{text!r} is out of range", allowed)
     return value
 
 
-def _optional_host_port(given: Mapping[str, str], name: str) -> HostPort | None:
-    return _host_port(given[name], f"--{name}") if given[name] else None
+def _optional_host_port(flags: Mapping[str, str], name: str) -> HostPort | None:
+    return _host_port(flags[name], f"--{name}") if flags[name] else None
 
 
 def _host_port(text: str, where: str) -> HostPort:
-    """Read `host:port`; an IPv6 address stands in brackets."""
+    """Parse `host:port`, with IPv6 addresses in brackets."""
     host, _, port = text.rpartition(":")
     bare = host[1:-1] if HOST_IN_BRACKETS.fullmatch(host) else host
     if not _is_host(host):
-        raise InvalidInput(where, f"{text!r} is not an address with a port", "HOST:PORT, such as istio-pilot:15010")
+        raise InvalidInput(where, f"{text!r} is not a host and port", "HOST:PORT, such as istio-pilot:15010")
     return HostPort(bare, _port(port, where))
 
 
-def _admin_port(given: Mapping[str, str]) -> int:
-    port = _port(given["proxyAdminPort"], "--proxyAdminPort")
+def _admin_port(flags: Mapping[str, str]) -> int:
+    port = _port(flags["proxyAdminPort"], "--proxyAdminPort")
     if port == PROMETHEUS_PORT:
-        raise InvalidInput("--proxyAdminPort", f"{port} is where Envoy serves metrics", "a port that is free, such as 15000")
+        raise InvalidInput("--proxyAdminPort", f"{port} is the port of Envoy's metrics", "a free port, such as 15000")
     return port
 
 
-def _status_port(given: Mapping[str, str]) -> int:
-    port = _port(given["statusPort"], "--statusPort", lowest=0)
-    if port in (_admin_port(given), PROMETHEUS_PORT):
-        raise InvalidInput("--statusPort", f"{port} is a port of Envoy's own", "a port that is free, such as 15020")
+def _status_port(flags: Mapping[str, str]) -> int:
+    port = _port(flags["statusPort"], "--statusPort", lowest=0)
+    if port in (_admin_port(flags), PROMETHEUS_PORT):
+        raise InvalidInput("--statusPort", f"{port} is already used by Envoy", "a free port, such as 15020")
     return port
 
 
 def _is_host(text: str) -> bool:
-    """Tell whether a text is a name, an IPv4 address, or an IPv6 address in brackets."""
+    """Return whether a text is a name, an IPv4 address, or an IPv6 address in brackets."""
     in_brackets = HOST_IN_BRACKETS.fullmatch(text) is not None
     if not in_brackets and not LOOKS_LIKE_IPV4.fullmatch(text):
         return HOST_NAME.fullmatch(text) is not None
@@ -332,15 +336,15 @@ def _is_host(text: str) -> bool:
         address = ip_address(text.strip("[]"))
     except ValueError:
         return False
-    return in_brackets == (address.version == 6)  # noqa: PLR2004 - IP's own number
+    return in_brackets == isinstance(address, IPv6Address)
 
 
 def _statsd(text: str) -> HostPort | None:
-    """Read where statistics go; Envoy resolves no name there."""
+    """Parse the StatsD server, whose name Envoy would not resolve."""
     if not text:
         return None
-    place = _host_port(text, "--statsdUdpAddress")
-    return place._replace(host=_address(place.host, "--statsdUdpAddress"))
+    server = _host_port(text, "--statsdUdpAddress")
+    return server._replace(host=_address(server.host, "--statsdUdpAddress"))
 
 
 def _port(text: str, where: str, lowest: int = 1) -> int:
@@ -350,11 +354,11 @@ def _port(text: str, where: str, lowest: int = 1) -> int:
 def _number(text: str, where: str, lowest: int, highest: int) -> int:
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(PORT_MAX)) else -1
     if not lowest <= number <= highest:
-        raise InvalidInput(where, f"{text!r} is not a number in range", f"{lowest}..{highest}")
+        raise InvalidInput(where, f"{text!r} is not a number in the allowed range", f"{lowest}..{highest}")
     return number
 
 
-def _one_of(given: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
-    if given[name] not in allowed:
-        raise InvalidInput(f"--{name}", f"{given[name]!r} is not possible", ", ".join(allowed))
-    return given[name]
+def _one_of(flags: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    if flags[name] not in allowed:
+        raise InvalidInput(f"--{name}", f"{flags[name]!r} is not a valid value", ", ".join(allowed))
+    return flags[name]

@@ -1,6 +1,6 @@
-"""The bootstrap file that an Envoy of Istio 1.0 reads: messages of the v2 API, as JSON.
+"""The bootstrap file for Istio 1.0's Envoy: v2 API messages as JSON.
 
-Source: Istio 1.0.5, `tools/deb/envoy_bootstrap_v2.json`, with its faults mended.
+Source: Istio 1.0.5, `tools/deb/envoy_bootstrap_v2.json`, with its bugs fixed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from istio_init.sidecar.bootstrap.common import (
     address_of,
     circuit_breakers,
     clusters,
-    everywhere,
     keepalive,
     node,
     prometheus_route,
     stats_config,
     tls_certificates,
+    wildcard_address,
 )
 from istio_init.sidecar.bootstrap.durations import to_json
 from istio_init.sidecar.bootstrap.settings import PROMETHEUS_PORT
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def render(settings: ProxySettings) -> Json:
-    """Make the bootstrap as data; the same settings always give the same."""
+    """Render the bootstrap as data; deterministic."""
     ads = {
         "api_type": "GRPC",
         "refresh_delay": to_json(settings.refresh_delay),
@@ -90,7 +90,7 @@ def _prometheus_listener(ip: str) -> Json:
     }
     return {
         "name": "prometheus_stats",
-        "address": everywhere(ip, PROMETHEUS_PORT),
+        "address": wildcard_address(ip, PROMETHEUS_PORT),
         "filter_chains": [{"filters": [{"name": "envoy.http_connection_manager", "config": manager}]}],
     }
 

@@ -1,4 +1,4 @@
-"""The bootstrap file of today's Envoy: messages of the v3 API, as JSON.
+"""The bootstrap file for current Envoys: v3 API messages as JSON.
 
 Source: Envoy's v3 API reference, `config.bootstrap.v3.Bootstrap`.
 """
@@ -15,12 +15,12 @@ from istio_init.sidecar.bootstrap.common import (
     address_of,
     circuit_breakers,
     clusters,
-    everywhere,
     keepalive,
     node,
     prometheus_route,
     stats_config,
     tls_certificates,
+    wildcard_address,
 )
 from istio_init.sidecar.bootstrap.settings import PROMETHEUS_PORT
 
@@ -33,7 +33,7 @@ ADS = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
 
 
 def render(settings: ProxySettings) -> Json:
-    """Make the bootstrap as data; the same settings always give the same."""
+    """Render the bootstrap as data; deterministic."""
     return {
         "node": node(settings.node),
         "stats_config": stats_config(),
@@ -116,7 +116,7 @@ def _prometheus_listener(ip: str) -> Json:
     http = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
         "name": "prometheus_stats",
-        "address": everywhere(ip, PROMETHEUS_PORT),
+        "address": wildcard_address(ip, PROMETHEUS_PORT),
         "filter_chains": [{"filters": [http]}],
     }
 

@@ -1,1 +1,1 @@
-"""Runs Envoy: starts it, watches over it, replaces it when its certificate changes, and ends it without a failed request."""
+"""Runs Envoy: starts and supervises it, hot-restarts it when its certificate changes, and drains it before it stops."""

@@ -1,4 +1,4 @@
-"""Envoy's administration interface, on localhost of the pod.
+"""Client for Envoy's admin interface, on the pod's loopback address.
 
 Source: Envoy's documentation, "Administration interface".
 """
@@ -16,81 +16,81 @@ from istio_init.sidecar.bootstrap.settings import PROMETHEUS_PORT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 2.0  # seconds that one answer may take
+REQUEST_TIMEOUT = 2.0  # seconds
 
 UPDATES = re.compile(r".*\.update_(success|rejected): (?P<number>\d+)")
-# Connections of listeners; the per-worker figures say the same once more.
+# Connections per listener; the per-worker statistics would count them twice.
 CONNECTIONS = re.compile(r"listener\.(?P<listener>.+)\.downstream_cx_active: (?P<number>\d+)")
 NOT_TRAFFIC = re.compile(rf"admin|.*[_.:]{PROMETHEUS_PORT}|.*\.worker_\d+|.*\.main_thread")
 
 
 class Unreachable(Exception):
-    """Envoy does not answer, or not with success."""
+    """Envoy's admin interface does not respond, or responds with an error."""
 
 
 class Admin(NamedTuple):
-    """Where Envoy's administration listens."""
+    """Envoy's admin interface."""
 
     port: int
 
     def updates(self, service: str) -> int:
-        """Count the updates of a discovery service that Envoy took or refused.
+        """Count the updates of a discovery service that Envoy accepted or rejected.
 
         Args:
             service: `cluster_manager.cds` or `listener_manager.lds`.
 
         Raises:
-            Unreachable: Envoy does not answer.
+            Unreachable: the request failed.
         """
         text = self._request("GET", rf"/stats?filter=^{service}\.update_(success|rejected)$")
-        return sum(int(one["number"]) for line in text.splitlines() if (one := UPDATES.fullmatch(line)))
+        return sum(int(found["number"]) for line in text.splitlines() if (found := UPDATES.fullmatch(line)))
 
     def connections(self) -> int:
-        """Count the connections that Envoy holds for its clients, its own statistics' readers left out.
+        """Count active downstream connections, except those to the admin and Prometheus listeners.
 
         Raises:
-            Unreachable: Envoy does not answer.
+            Unreachable: the request failed.
         """
         text = self._request("GET", r"/stats?filter=^listener\..*\.downstream_cx_active$")
-        found = (CONNECTIONS.fullmatch(line) for line in text.splitlines())
-        return sum(int(one["number"]) for one in found if one and not NOT_TRAFFIC.fullmatch(one["listener"]))
+        matches = filter(None, map(CONNECTIONS.fullmatch, text.splitlines()))
+        return sum(int(found["number"]) for found in matches if not NOT_TRAFFIC.fullmatch(found["listener"]))
 
     def inbound_ports(self, address: str) -> set[int]:
-        """List the ports of the pod that listeners from the control plane take connections for.
+        """List the pod's ports for which the control plane has configured inbound listeners.
 
         Args:
-            address: the pod's own.
+            address: the pod's address.
 
         Raises:
-            Unreachable: Envoy does not answer.
+            Unreachable: the request failed.
         """
         text = self._request("GET", "/config_dump?resource=dynamic_listeners")
         try:
-            found = json.loads(text).get("configs", [])
+            configs = json.loads(text).get("configs", [])
         except (AttributeError, ValueError):
-            problem = "/config_dump: no JSON object"
+            problem = "/config_dump: not a JSON object"
             raise Unreachable(problem) from None
-        states = (listener.get("active_state", {}) for listener in found)
+        states = (listener.get("active_state", {}) for listener in configs)
         listeners = [state.get("listener", {}) for state in states]
         return {port for listener in listeners for port in _ports(listener, address)}
 
     def is_initializing(self) -> bool:
-        """Tell whether Envoy still waits for what it needs to serve; an Envoy that does not answer is not known to."""
+        """Return whether Envoy is still initializing; False if it does not respond."""
         try:
             return "INITIALIZING" in self._ask("GET", "/ready")[1]
         except Unreachable:
             return False
 
     def drain(self) -> None:
-        """Tell clients to go elsewhere, while connections are still accepted.
+        """Start a graceful drain: clients are asked to reconnect elsewhere, but connections are still accepted.
 
         Raises:
-            Unreachable: Envoy does not answer.
+            Unreachable: the request failed.
         """
         try:
             self._request("POST", "/drain_listeners?graceful")
         except Unreachable:
-            self._request("POST", "/healthcheck/fail")  # Envoys before 1.14
+            self._request("POST", "/healthcheck/fail")  # Envoy before 1.14
 
     def _request(self, method: str, path: str) -> str:
         status, text = self._ask(method, path)
@@ -100,7 +100,7 @@ class Admin(NamedTuple):
         return text
 
     def _ask(self, method: str, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=REQUEST_TIMEOUT)
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -112,7 +112,7 @@ class Admin(NamedTuple):
 
 
 def _ports(listener: dict[str, Any], address: str) -> Iterator[int]:
-    """Read a listener of either shape: one for an address and port, or one with a filter chain for each port."""
+    """List the ports of a listener: the one it is bound to on `address`, or those of its inbound filter chains."""
     bound = listener.get("address", {}).get("socket_address", {})
     if bound.get("address") == address:
         yield bound.get("port_value", 0)

@@ -12,22 +12,22 @@ from istio_init.sidecar.bootstrap.durations import SECOND
 if TYPE_CHECKING:
     from istio_init.sidecar.bootstrap.settings import ProxySettings
 
-MAX_OBJECT_NAME = 189  # characters; Istio 1.0's names of clusters are longer than Envoy's limit was in those days
+MAX_OBJECT_NAME = 189  # characters; Istio 1.0's cluster names exceed the default limit of Envoys of that time
 
 
 def bootstrap_name(epoch: int) -> str:
-    """Name the bootstrap file of an epoch, in the directory of `--configPath`."""
+    """Return the name of an epoch's bootstrap file, in the directory of `--configPath`."""
     return f"envoy-rev{epoch}.json"
 
 
 def envoy_command(settings: ProxySettings, flavour: str, file: str, epoch: int) -> tuple[str, ...]:
-    """Give the program and arguments of one epoch of Envoy.
+    """Return the command line of one Envoy epoch.
 
     Args:
-        settings: the proxy's.
-        flavour: `v3`, or `v2` for an Envoy of Istio 1.0.
+        settings: the proxy's settings.
+        flavour: `v3`, or `v2` for Istio 1.0's Envoy.
         file: the bootstrap file.
-        epoch: 0 for the first Envoy, and one more for each that takes over from a running one.
+        epoch: the hot restart epoch, 0 for the first Envoy.
     """
     return (
         settings.binary_path,
@@ -39,10 +39,10 @@ def envoy_command(settings: ProxySettings, flavour: str, file: str, epoch: int) 
         *("--service-node", settings.node.name),
         *("-l", settings.log_level),
         *(("--concurrency", str(settings.concurrency)) if settings.concurrency else ()),
-        *(_of_old_envoys(settings) if flavour == "v2" else ()),
+        *(_v2_flags(settings) if flavour == "v2" else ()),
     )
 
 
-def _of_old_envoys(settings: ProxySettings) -> tuple[str, ...]:
+def _v2_flags(settings: ProxySettings) -> tuple[str, ...]:
     zone = ("--service-zone", settings.node.zone) if settings.node.zone else ()
     return ("--max-obj-name-len", str(MAX_OBJECT_NAME), "--allow-unknown-fields", "--v2-config-only", *zone)

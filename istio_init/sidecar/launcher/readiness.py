@@ -1,4 +1,4 @@
-"""`/healthz/ready`: whether Envoy has what it needs from its control plane.
+"""The readiness probe `/healthz/ready`: whether Envoy has received its configuration from the control plane.
 
 Source: Istio 1.0.5, `pilot/cmd/pilot-agent/status`.
 """
@@ -24,12 +24,12 @@ SERVICES = {"CDS": "cluster_manager.cds", "LDS": "listener_manager.lds"}
 
 
 class Readiness(NamedTuple):
-    """What has to be there.
+    """The conditions for readiness.
 
     Attributes:
-        admin: Envoy's administration.
-        address: the pod's.
-        ports: those of the app; an inbound listener for one of them is waited for, if there are any.
+        admin: Envoy's admin interface.
+        address: the pod's address.
+        ports: the app's ports; if there are any, at least one must have an inbound listener.
     """
 
     admin: Admin
@@ -37,49 +37,49 @@ class Readiness(NamedTuple):
     ports: tuple[int, ...]
 
     def missing(self) -> str:
-        """Say what is not there yet, or nothing."""
+        """Return the reason why Envoy is not ready, or an empty string."""
         try:
             waiting = [name for name, service in SERVICES.items() if not self.admin.updates(service)]
             if waiting:
-                return f"Envoy waits for its control plane: no update of {' and '.join(waiting)} yet"
+                return f"waiting for the control plane: no {' or '.join(waiting)} update received yet"
             if self.ports and not self.admin.inbound_ports(self.address) & set(self.ports):
-                return f"no inbound listener yet for any of the ports {', '.join(map(str, self.ports))}"
+                return f"no inbound listener yet for any of ports {', '.join(map(str, self.ports))}"
         except Unreachable as error:
-            return f"Envoy's administration does not answer: {error}"
+            return f"Envoy's admin interface does not respond: {error}"
         return ""
 
 
-class Server(ThreadingHTTPServer):
-    """Listens on IPv4 and IPv6 alike: a pod may have addresses of either."""
+class ProbeServer(ThreadingHTTPServer):
+    """Listens on IPv4 and IPv6: a pod can have either."""
 
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
     def server_bind(self) -> None:
-        """Bind, without the library's question to DNS how this host is called."""
+        """Bind without the reverse DNS lookup of `HTTPServer`."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Be silent about a prober that has gone before its answer came."""
+        """Ignore clients that disconnect before they get a response."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type] # the library's types name its internals
+            super().handle_error(request, client_address)  # type: ignore[arg-type] # typeshed requires the library's internal types
 
 
 @contextmanager
 def serve(readiness: Readiness, port: int) -> Iterator[None]:
-    """Answer probes on a port of every address, in threads of their own; port 0 is off.
+    """Serve probes on a port of all addresses, in background threads; port 0 disables this.
 
     Raises:
-        InvalidInput: the port cannot be listened on.
+        InvalidInput: cannot listen on the port.
     """
     if not port:
         yield
         return
     try:
-        server = Server(("", port), _handler(readiness))
+        server = ProbeServer(("", port), _handler(readiness))
     except OSError as error:
-        raise InvalidInput("--statusPort", f"cannot listen on {port}: {error.strerror}", "a port that is free") from None
+        raise InvalidInput("--statusPort", f"cannot listen on {port}: {error.strerror}", "a free port") from None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -91,11 +91,11 @@ def serve(readiness: Readiness, port: int) -> Iterator[None]:
 
 
 def _handler(readiness: Readiness) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds that a prober may take to ask
+    class ProbeHandler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds to receive a request
 
         def do_GET(self) -> None:
-            missing = readiness.missing() if self.path == PATH else f"only {PATH} is here"
+            missing = readiness.missing() if self.path == PATH else f"only {PATH} is served here"
             status = 404 if self.path != PATH else 503 if missing else 200
             body = (missing or "ready").encode() + b"\n"
             self.send_response(status)
@@ -104,7 +104,7 @@ def _handler(readiness: Readiness) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's signature
-            """Be silent: probes come every few seconds."""
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overrides the library's signature
+            """Do not log: probes arrive every few seconds."""
 
-    return Handler
+    return ProbeHandler
