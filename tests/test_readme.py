@@ -49,7 +49,7 @@ def old_script() -> Iterator[None]:
     if OLD_SCRIPT.exists():
         yield
         return
-    OLD_SCRIPT.write_text("#!/bin/sh\nexec iptables -t nat -N ISTIO_REDIRECT\n", encoding="ascii")
+    OLD_SCRIPT.write_text("#!/bin/sh\nexec iptables -t nat -S\n", encoding="ascii")
     OLD_SCRIPT.chmod(0o755)
     yield
     OLD_SCRIPT.unlink()
