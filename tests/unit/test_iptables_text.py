@@ -12,6 +12,7 @@ from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
+    NO_REASON,
     OWN_CHAINS,
     Family,
     KernelRule,
@@ -94,7 +95,7 @@ TARGETS = {
 
 def without_reasons(tables: Snapshot) -> Snapshot:
     def bare(rule: KernelRule) -> KernelRule:
-        return rule._replace(why="") if isinstance(rule, Rule) else rule
+        return rule._replace(reason=NO_REASON) if isinstance(rule, Rule) else rule
 
     return {
         name: state._replace(

@@ -286,10 +286,14 @@ def _interface(name: str) -> str:
     return f'"{name[:-1]}*"' if name.endswith("+") else f'"{name}"'
 
 
-def _comment(why: str) -> str:
-    """Write a reason, cut at a word where it is too long, without what would end the quotes."""
-    text = why.replace('"', "'")
+def _comment(text: str) -> str:
+    return f'comment "{comment_text(text)}"'
+
+
+def comment_text(text: str) -> str:
+    """Give a sentence as it stands in a comment: cut at a word where it is too long, without what would end the quotes."""
+    text = text.replace('"', "'")
     if len(text.encode()) > COMMENT_BYTES:
         room = text.encode()[: COMMENT_BYTES - len("…".encode())].decode(errors="ignore")
         text = f"{room.rpartition(' ')[0] or room}…"
-    return f'comment "{text}"'
+    return text

@@ -30,7 +30,7 @@ from istio_init.rules.model import (
     TargetKind,
 )
 from istio_init.rules.render.nft import ADDRESS_WORDS, INTERFACES, MARKS, OWNERS, REJECTIONS, hook
-from istio_init.rules.render.nft_sets import ADDRESSES, NOUNS, PORTS, range_cidrs, tidy
+from istio_init.rules.render.nft_sets import ADDRESSES, JOINED, PORTS, range_cidrs, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,7 +216,7 @@ def _alternatives(kind: MatchKind, condition: Json) -> list[Match]:
         raise _Unknown
     is_set = isinstance(right, dict) and "set" in right
     values = [value for element in (right["set"] if is_set else [right]) for value in _values(kind, element)]
-    if kind in NOUNS:
+    if kind in JOINED:
         values = list(tidy(kind, values))
     if is_set and negated and kind is MatchKind.DESTINATION_PORT:
         return [Match(MatchKind.DESTINATION_PORTS, ",".join(map(str, values)), negated)]

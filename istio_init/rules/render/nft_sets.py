@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.rules.model import Match, MatchKind, Rule
+from istio_init.rules.model import Match, MatchKind, Reason, Rule
 from istio_init.rules.values import IPV4_BITS, ipv4_number, ipv4_text
 
 if TYPE_CHECKING:
@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 Interval = tuple[int, int]  # first and last
 
-# What can be joined, and what reasons call it, the most particular name first.
-NOUNS = {
-    MatchKind.SOURCE: ("sender",),
-    MatchKind.DESTINATION: ("destination",),
-    MatchKind.SOURCE_PORT: ("port",),
-    MatchKind.DESTINATION_PORT: ("destination port", "port"),
-    MatchKind.UID_OWNER: ("uid",),
-    MatchKind.GID_OWNER: ("gid", "group"),
-}
+JOINED = (
+    *(MatchKind.SOURCE, MatchKind.DESTINATION),
+    *(MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORT),
+    *(MatchKind.UID_OWNER, MatchKind.GID_OWNER),
+)
 ADDRESSES = (MatchKind.SOURCE, MatchKind.DESTINATION)
 PORTS = (MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORT, MatchKind.DESTINATION_PORTS)
 IPV6_BITS = 128
@@ -40,13 +36,10 @@ class Pattern(NamedTuple):
 
     Attributes:
         place: the index of the only match in which they differ.
-        head, tail: what their reasons say before and behind its value.
-        tells_value: whether they say it at all.
+        tells_value: whether the value of that match is the one that their reasons tell.
     """
 
     place: int
-    head: str
-    tail: str
     tells_value: bool
 
 
@@ -161,10 +154,9 @@ def _pattern(one: Rule, other: Rule) -> Pattern | None:
     if len(one.matches) != len(other.matches):
         return None
     places = [place for place, match in enumerate(one.matches) if match != other.matches[place]]
-    if len(places) != 1 or one.matches[places[0]].kind not in NOUNS or one.matches[places[0]].negated:
+    if len(places) != 1 or one.matches[places[0]].kind not in JOINED or one.matches[places[0]].negated:
         return None
-    head, value, tail = one.why.partition(str(one.matches[places[0]].value))
-    pattern = Pattern(places[0], head, tail, tells_value=bool(value))
+    pattern = Pattern(places[0], tells_value=one.reason.value == str(one.matches[places[0]].value))
     return pattern if _fits(other, one, pattern) else None
 
 
@@ -172,13 +164,20 @@ def _fits(rule: Rule, first: Rule, pattern: Pattern) -> bool:
     """Tell whether a rule differs from the first one in a value only, and its reason too."""
     if len(rule.matches) != len(first.matches) or rule.target != first.target:
         return False
-    place, head, tail, tells_value = pattern
+    place = pattern.place
     match, original = rule.matches[place], first.matches[place]
     if match.kind is not original.kind or match.negated:
         return False
-    if rule.why != (f"{head}{match.value}{tail}" if tells_value else first.why):
+    if not _has_the_same_reason(rule, first, match if pattern.tells_value else None):
         return False
     return rule.matches[:place] == first.matches[:place] and rule.matches[place + 1 :] == first.matches[place + 1 :]
+
+
+def _has_the_same_reason(rule: Rule, first: Rule, told: Match | None) -> bool:
+    """Tell whether a rule is there for the reason of the first one, the value of the match that both tell aside."""
+    reason, other = rule.reason, first.reason
+    value = other.value if told is None else str(told.value)
+    return reason.id == other.id and reason.template == other.template and reason.value == value
 
 
 def _joined(rules: list[Rule], pattern: Pattern | None) -> Joined:
@@ -186,8 +185,8 @@ def _joined(rules: list[Rule], pattern: Pattern | None) -> Joined:
         return Joined(rules[0])
     kind = rules[0].matches[pattern.place].kind
     values = [rule.matches[pattern.place].value for rule in rules]
-    why = _reason(kind, values, pattern) if pattern.tells_value else rules[0].why
-    return Joined(rules[0]._replace(why=why), pattern.place, tidy(kind, values))
+    reason = _reason(rules[0].reason, values) if pattern.tells_value else rules[0].reason
+    return Joined(rules[0]._replace(reason=reason), pattern.place, tidy(kind, values))
 
 
 def _apart(joined: Joined) -> Iterator[Rule]:
@@ -206,11 +205,13 @@ def _tidy_ports(match: Match) -> Match:
     return match._replace(value=",".join(map(str, tidy(match.kind, str(match.value).split(",")))))
 
 
-def _reason(kind: MatchKind, values: Sequence[int | str], pattern: Pattern) -> str:
-    """Say of all values what each rule says of its own; count them where there are too many to name."""
-    head, tail = pattern.head, pattern.tail
-    noun = next((noun for noun in NOUNS[kind] if head.endswith(f"{noun} ")), "")
-    head = head.removesuffix(f"{noun} ") if noun else head
-    tail = f" are {tail.removeprefix(' is ')}" if tail.startswith(" is ") else tail
-    named = f"{head}{f'{noun}s ' if noun else ''}{', '.join(map(str, values))}{tail}"
-    return named if len(named.encode()) <= COMMENT_BYTES else f"{head}{len(values):,} {noun or NOUNS[kind][-1]}s{tail}"
+def _reason(reason: Reason, values: Sequence[int | str]) -> Reason:
+    """Give the reason of all values; it counts them where there are too many to name."""
+    if not reason.plural:
+        return reason._replace(value=", ".join(map(str, values)))
+    head, _, rest = reason.plural.partition("{")
+    noun, _, tail = rest.partition("}")
+    named = reason._replace(template=f"{head}{noun} {{value}}{tail}", value=", ".join(map(str, values)))
+    if len(str(named).encode()) <= COMMENT_BYTES:
+        return named
+    return reason._replace(template=f"{head}{{value}} {noun}{tail}", value=f"{len(values):,}")
