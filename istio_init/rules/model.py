@@ -184,7 +184,7 @@ class Rule(NamedTuple):
 
 
 class OpaqueRule(NamedTuple):
-    """A rule found in a kernel that this model has no words for; kept so that it can be put back.
+    """A rule found in a kernel that this model cannot express; kept so that it can be put back.
 
     Attributes:
         text: the rule as iptables-save prints it, without `-A CHAIN`.

@@ -12,22 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.rules.model import Match, MatchKind, Reason, Rule
-from istio_init.rules.values import IPV4_BITS, ipv4_number, ipv4_text
+from istio_init.rules.matches import MATCHES
+from istio_init.rules.model import Match, Reason, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-Interval = tuple[int, int]  # first and last
-
-JOINED = (
-    *(MatchKind.SOURCE, MatchKind.DESTINATION),
-    *(MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORT),
-    *(MatchKind.UID_OWNER, MatchKind.GID_OWNER),
-)
-ADDRESSES = (MatchKind.SOURCE, MatchKind.DESTINATION)
-PORTS = (MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORT, MatchKind.DESTINATION_PORTS)
-IPV6_BITS = 128
 COMMENT_BYTES = 128  # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl
 
 
@@ -49,7 +39,7 @@ class Joined(NamedTuple):
     Attributes:
         rule: the first of them, with a reason for all of them.
         place: the index of the match that has `values` in place of its own value; None for a single rule.
-        values: what that match looks for, in the form of `tidy`.
+        values: what that match looks for, in order, and as few as hold the same.
     """
 
     rule: Rule
@@ -79,82 +69,12 @@ def canonical(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     return tuple(rule for joined in join(rules) for rule in _apart(joined))
 
 
-def tidy(kind: MatchKind, values: Iterable[int | str]) -> tuple[int | str, ...]:
-    """Bring values of one kind into order, with the fewest items."""
-    if kind in ADDRESSES:
-        bits, intervals = _intervals(map(str, values))
-        return tuple(cidr for interval in merge(intervals) for cidr in _cidrs(interval, bits))
-    if kind in PORTS:
-        ranges = (str(value).partition(":") for value in values)
-        merged = merge([(int(first), int(last or first)) for first, _, last in ranges])
-        return tuple(f"{first}:{last}" if last > first else str(first) for first, last in merged)
-    return tuple(sorted(set(values), key=int))
-
-
-def merge(intervals: list[Interval]) -> list[Interval]:
-    """Join intervals that overlap or touch."""
-    merged: list[Interval] = []
-    for first, last in sorted(intervals):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return merged
-
-
-def _intervals(cidrs: Iterable[str]) -> tuple[int, list[Interval]]:
-    """Give the addresses of CIDRs (or bare addresses) of one family as numbers, and the family's number of bits."""
-    intervals = []
-    bits = IPV4_BITS
-    for cidr in cidrs:
-        address, _, prefix = cidr.partition("/")
-        if ":" in address:
-            bits = IPV6_BITS
-        first = _number(address)
-        intervals.append((first, first + (1 << bits - int(prefix or bits)) - 1))
-    return bits, intervals
-
-
-def range_cidrs(first: str, last: str) -> Iterator[str]:
-    """Give the fewest CIDRs for a range of addresses."""
-    return _cidrs((_number(first), _number(last)), IPV6_BITS if ":" in first else IPV4_BITS)
-
-
-def _number(address: str) -> int:
-    if ":" in address:
-        from ipaddress import IPv6Address
-
-        return int(IPv6Address(address))
-    number = ipv4_number(address)
-    if number is None:
-        message = f"{address!r} is no IPv4 address"
-        raise ValueError(message)
-    return number
-
-
-def _text(number: int, bits: int) -> str:
-    if bits == IPV6_BITS:
-        from ipaddress import IPv6Address
-
-        return str(IPv6Address(number))
-    return ipv4_text(number)
-
-
-def _cidrs(interval: Interval, bits: int) -> Iterator[str]:
-    first, last = interval
-    while first <= last:
-        # The largest block that begins here: as even as the address is, and no longer than what is left.
-        host_bits = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
-        yield f"{_text(first, bits)}/{bits - host_bits}"
-        first += 1 << host_bits
-
-
 def _pattern(one: Rule, other: Rule) -> Pattern | None:
     """Tell how two rules are alike but for the value of one match; nothing if they are not."""
     if len(one.matches) != len(other.matches):
         return None
     places = [place for place, match in enumerate(one.matches) if match != other.matches[place]]
-    if len(places) != 1 or one.matches[places[0]].kind not in JOINED or one.matches[places[0]].negated:
+    if len(places) != 1 or not MATCHES[one.matches[places[0]].kind].joins or one.matches[places[0]].negated:
         return None
     pattern = Pattern(places[0], tells_value=one.reason.value == str(one.matches[places[0]].value))
     return pattern if _fits(other, one, pattern) else None
@@ -183,26 +103,24 @@ def _has_the_same_reason(rule: Rule, first: Rule, told: Match | None) -> bool:
 def _joined(rules: list[Rule], pattern: Pattern | None) -> Joined:
     if pattern is None:
         return Joined(rules[0])
-    kind = rules[0].matches[pattern.place].kind
+    known = MATCHES[rules[0].matches[pattern.place].kind]
     values = [rule.matches[pattern.place].value for rule in rules]
     reason = _reason(rules[0].reason, values) if pattern.tells_value else rules[0].reason
-    return Joined(rules[0]._replace(reason=reason), pattern.place, tidy(kind, values))
+    return Joined(rules[0]._replace(reason=reason), pattern.place, known.tidy(values))
 
 
 def _apart(joined: Joined) -> Iterator[Rule]:
     rule, place, values = joined
     if place is None:
-        yield rule._replace(matches=tuple(_tidy_ports(match) for match in rule.matches))
+        yield rule._replace(matches=tuple(_canonical(match) for match in rule.matches))
         return
     before, kind, behind = rule.matches[:place], rule.matches[place].kind, rule.matches[place + 1 :]
     for value in values:
         yield rule._replace(matches=(*before, Match(kind, value), *behind))
 
 
-def _tidy_ports(match: Match) -> Match:
-    if match.kind is not MatchKind.DESTINATION_PORTS:
-        return match
-    return match._replace(value=",".join(map(str, tidy(match.kind, str(match.value).split(",")))))
+def _canonical(match: Match) -> Match:
+    return match._replace(value=MATCHES[match.kind].canonical(match.value))
 
 
 def _reason(reason: Reason, values: Sequence[int | str]) -> Reason:
