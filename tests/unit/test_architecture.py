@@ -229,6 +229,25 @@ def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
     assert done.stderr.split() == []
 
 
+# What writes and reads rules of iptables: each pod start runs it, and what it does not need must not be imported with it.
+HOT = [
+    *("istio_init.rules.changes", "istio_init.rules.render.iptables", "istio_init.rules.kernel.modules"),
+    *(module for module in MODULES if room(module) in ("rules.matches", "rules.layouts", "rules.model")),
+]
+
+
+def test_what_each_pod_start_runs_imports_nothing_slow_at_its_head() -> None:
+    slow = {"re", "ipaddress", "json", "dataclasses", "functools", "contextlib", "subprocess"}
+    heads = {
+        (module, alias.name if isinstance(node, ast.Import) else str(node.module))
+        for module in HOT
+        for node in tree(module).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {(module, name) for module, name in heads if name in slow} == set()
+
+
 CASES_OF = {ISTIO_1_0: CASES, CURRENT: CASES_CURRENT}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 # Kinds that no rule of a layout has.
