@@ -27,9 +27,12 @@ from istio_init.core.errors import IstioInitError
 from istio_init.lab.client import Lab
 from istio_init.lab.pods import SYSTEM_PATH
 from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
-from istio_init.rules.model import PROXY_UID
+from istio_init.rules.layouts import reasons
+from istio_init.rules.model import NO_REASON, PROXY_UID, Reason
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.render.iptables import render_rule
+from istio_init.rules.render.nft import comment_text
+from istio_init.rules.render.nft_sets import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,11 +49,11 @@ ENVIRONMENT = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}  # the user's own may c
 CURL = ("curl", "-q", "-fsS")  # -q, which must be first: ignore ~/.curlrc
 HOST = f"{REVIEWS.service}.{REVIEWS.domain}"
 
-# Reasons of rules, to find their counters, and names of Envoy's statistics.
-REDIRECTED = re.compile(r"every other destination is captured")
-OWN_TRAFFIC = re.compile(rf"the proxy's own traffic \(uid {PROXY_UID}\)")
-CAPTURED = re.compile(r"every other port is captured")
-EXCLUDED = re.compile(rf"\b{EXCLUDED_PORT}\b.*excluded \(-d\)")
+# Reasons of rules, by which their counters are found, and statistics of Envoy.
+REDIRECTED = reasons.OUTBOUND_ALL_CAPTURED
+OWN_TRAFFIC = reasons.PROXY_UID.of(PROXY_UID)
+CAPTURED = reasons.INBOUND_ALL_CAPTURED
+EXCLUDED = reasons.INBOUND_PORT_EXCLUDED.of(EXCLUDED_PORT)
 TO_REVIEWS = f"outbound|{APP_PORT}||{HOST}"
 OUTBOUND_CLUSTER = f"cluster.{TO_REVIEWS}.upstream_rq_total"
 OUTBOUND_LISTENER = f"listener.0.0.0.0_{APP_PORT}.downstream_cx_total"
@@ -72,9 +75,13 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 class Rule(NamedTuple):
     """A rule in a pod: its reason, its text, and its packet counter."""
 
-    why: str
+    reason: Reason
     text: str
     packets: int
+
+    def is_there_for(self, wanted: Reason) -> bool:
+        """Tell whether the reason is the wanted one: of its value, too, or of several with that among them."""
+        return self.reason.id == wanted.id and wanted.value in ("", *self.reason.value.split(", "))
 
 
 class Counters(NamedTuple):
@@ -83,9 +90,9 @@ class Counters(NamedTuple):
     rules: tuple[Rule, ...]
     stats: dict[str, int]
 
-    def packets(self, reasons: tuple[re.Pattern[str], ...]) -> dict[str, int]:
-        """Return the packets of the rules with matching reasons, by the rules' text."""
-        return {rule.text: rule.packets for rule in self.rules if any(reason.search(rule.why) for reason in reasons)}
+    def packets(self, wanted: Reason) -> dict[str, int]:
+        """Give the packets of the rules with this reason, by the rules' texts."""
+        return {rule.text: rule.packets for rule in self.rules if rule.is_there_for(wanted)}
 
 
 class Demo(NamedTuple):
@@ -120,18 +127,20 @@ class Demo(NamedTuple):
         return Counters(tuple(self._rules(pod)), stats)
 
     def _rules(self, pod: str) -> Iterator[Rule]:
+        plan = build_plan(Settings.of(self.settings.layout, **self.settings.values))
         if self.settings.backend == "nft":
+            joined = [one.rule.reason for chain in plan.chains for one in join(chain.rules)]
+            told = {comment_text(str(reason)): reason for reason in joined}
             for line in self.run(pod, "nft", "list", "table", "ip", "istio-init", uid=0).splitlines():
                 if found := LISTED.fullmatch(line):
-                    match, packets, verdict, why = found.groups()
-                    yield Rule(why, f"{match} {verdict}".strip(), int(packets))
+                    match, packets, verdict, comment = found.groups()
+                    yield Rule(told.get(comment, NO_REASON), f"{match} {verdict}".strip(), int(packets))
             return
-        plan = build_plan(Settings.of(self.settings.layout, **self.settings.values))
-        reasons = {f"-A {chain.name} {render_rule(rule)}": rule.why for chain in plan.chains for rule in chain.rules}
+        told = {f"-A {chain.name} {render_rule(rule)}": rule.reason for chain in plan.chains for rule in chain.rules}
         for variant in ("nft", "legacy"):
             for line in self.run(pod, f"iptables-{variant}-save", "-c", "-t", "nat", uid=0).splitlines():
                 if found := SAVED.fullmatch(line):
-                    yield Rule(reasons.get(found[2], ""), found[2], int(found[1]))
+                    yield Rule(told.get(found[2], NO_REASON), found[2], int(found[1]))
 
     def access_log(self, pod: str) -> dict[str, Any]:
         """Find the request in the access log of a pod's Envoy, which is flushed with a delay."""
@@ -161,10 +170,10 @@ class Demo(NamedTuple):
             self.check("no such rule", ok=False)
         return "\n".join(found)
 
-    def check_packets(self, reason: re.Pattern[str], before: Counters, after: Counters) -> str:
-        """Check that the counter of the rule with a matching reason has grown."""
-        now = after.packets((reason,))
-        return self.check_grown(now, before.packets((reason,)), now)
+    def check_packets(self, reason: Reason, before: Counters, after: Counters) -> str:
+        """Check that the counter of the rule with this reason has grown."""
+        now = after.packets(reason)
+        return self.check_grown(now, before.packets(reason), now)
 
     def check_same(self, whose: str, name: str, before: dict[str, int], after: dict[str, int]) -> None:
         """Check that a counter has not grown."""
@@ -257,7 +266,7 @@ def show_request(demo: Demo) -> list[Note]:
     answer = json.loads(demo.run(PRODUCTPAGE.name, *CURL, "-H", f"x-request-id: {REQUEST_ID}", URL))
     after = {pod: demo.counters(pod) for pod in before}
     listener, cluster = INBOUND[demo.settings.listeners]
-    hops: tuple[tuple[str, str, re.Pattern[str] | tuple[str, str]], ...] = (
+    hops: tuple[tuple[str, str, Reason | tuple[str, str]], ...] = (
         ("the app's connection is redirected to Envoy", PRODUCTPAGE.name, REDIRECTED),
         ("productpage's Envoy accepts it: listener, cluster", PRODUCTPAGE.name, (OUTBOUND_LISTENER, OUTBOUND_CLUSTER)),
         ("Envoy's own connection is not redirected", PRODUCTPAGE.name, OWN_TRAFFIC),
@@ -268,7 +277,7 @@ def show_request(demo: Demo) -> list[Note]:
     for number, (what, pod, grown) in enumerate(hops, start=1):
         console.print(f" [bold]{number}[/bold] {what}")
         then, now = before[pod], after[pod]
-        if isinstance(grown, re.Pattern):
+        if isinstance(grown, Reason):
             evidence = demo.check_packets(grown, then, now)
         else:
             evidence = demo.check_grown(grown, then.stats, now.stats)
@@ -312,9 +321,9 @@ def show_bypasses(demo: Demo) -> None:
     demo.run(PRODUCTPAGE.name, *CURL, f"http://{REVIEWS.address}:{APP_PORT}/", uid=PROXY_UID)
     after = demo.counters(PRODUCTPAGE.name)
     demo.check_packets(OWN_TRAFFIC, before, after)
-    redirected = after.packets((REDIRECTED,))
+    redirected = after.packets(REDIRECTED)
     for rule in redirected:
-        demo.check_same("productpage", rule, before.packets((REDIRECTED,)), redirected)
+        demo.check_same("productpage", rule, before.packets(REDIRECTED), redirected)
     demo.check_same("productpage", ACCEPTED, before.stats, after.stats)
 
 

@@ -134,12 +134,47 @@ class Target(NamedTuple):
     zone: int | None = None
 
 
+class Reason(NamedTuple):
+    """Why a rule is there: programs go by the id, people read the sentence, which is `str(reason)`.
+
+    Layouts have one table of them without values; `of` gives the reason of one rule.
+
+    Attributes:
+        id: stable, and unique among the reasons of all layouts.
+        template: the sentence, with `{value}` where it tells a value.
+        value: that value as text, such as a CIDR.
+        plural: the sentence about several values at once, where rules are joined into one. The noun that counts them stands
+            in braces: `{ports} are excluded` becomes "ports 1, 3 are excluded", or "2,000 ports are excluded".
+    """
+
+    id: str = ""
+    template: str = ""
+    value: str = ""
+    plural: str = ""
+
+    def of(self, value: int | str) -> "Reason":
+        """Give this reason for one value."""
+        return Reason(self.id, self.template, str(value), self.plural)
+
+    def __str__(self) -> str:
+        """Write the sentence."""
+        return self.template.replace("{value}", self.value)
+
+
+NO_REASON = Reason()
+
+
 class Rule(NamedTuple):
-    """One rule of a chain, and the reason that it is there (empty for a rule read from a kernel)."""
+    """One rule of a chain, and the reason that it is there (`NO_REASON` for a rule read from a kernel)."""
 
     matches: tuple[Match, ...]
     target: Target
-    why: str = ""
+    reason: Reason = NO_REASON
+
+    @property
+    def why(self) -> str:
+        """The reason as a sentence."""
+        return str(self.reason)
 
     def does_the_same_as(self, other: "KernelRule") -> bool:
         """Compare effects: reasons do not count, nor the order of conditions that all have to hold."""
@@ -149,7 +184,7 @@ class Rule(NamedTuple):
 
 
 class OpaqueRule(NamedTuple):
-    """A rule found in a kernel that this model has no words for; kept so that it can be put back.
+    """A rule found in a kernel that this model cannot express; kept so that it can be put back.
 
     Attributes:
         text: the rule as iptables-save prints it, without `-A CHAIN`.

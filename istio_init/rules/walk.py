@@ -3,56 +3,22 @@
 It answers "why is this connection not captured?" without a kernel; the tests hold its answers to what real packets meet.
 """
 
-from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import NamedTuple
 
-from istio_init.rules.model import Family, Match, MatchKind, Plan, Rule, Table, Target, TargetKind
+from istio_init.rules.matches import MATCHES, TARGETS
+from istio_init.rules.model import Family, Match, Plan, Rule, Table, Target
+from istio_init.rules.packet import Packet
+
+__all__ = ["INBOUND", "OUTBOUND", "Packet", "Step", "Walk", "walk"]
 
 # The hooks that a connection's first packet passes, in the kernel's order (netfilter packet flow).
 OUTBOUND = tuple((table, "OUTPUT") for table in Table)
 INBOUND = ((Table.RAW, "PREROUTING"), (Table.MANGLE, "PREROUTING"), (Table.NAT, "PREROUTING"), (Table.FILTER, "INPUT"))
 
-DIVERTING = (TargetKind.REDIRECT, TargetKind.TPROXY, TargetKind.REJECT, TargetKind.DROP)
-NOT_FINAL = (TargetKind.MARK, TargetKind.SAVE_MARK, TargetKind.RESTORE_MARK, TargetKind.ZONE)
-
-
-class Packet(NamedTuple):
-    """The first packet of a connection, as rules see it.
-
-    Attributes:
-        destination: the address that the sender asked for.
-        port: its port.
-        source: the sender's address.
-        protocol: `tcp` or `udp`.
-        outbound: whether a process in the namespace sends it.
-        interface: where it leaves, or comes in.
-        uid: the sender's user, if it is outbound.
-        gid: the sender's group, if it is outbound.
-        has_socket: whether a socket here already has this connection.
-        ctstate: its conntrack state.
-        source_port: the sender's port.
-        mark: the mark that the packet bears when it begins its way.
-        connmark: that of its connection.
-    """
-
-    destination: str
-    port: int
-    source: str = ""
-    protocol: str = "tcp"
-    outbound: bool = True
-    interface: str = "eth0"
-    uid: int = 0
-    gid: int = 0
-    has_socket: bool = False
-    ctstate: str = "NEW"
-    source_port: int = 0
-    mark: int = 0
-    connmark: int = 0
-
 
 class Step(NamedTuple):
-    """A rule that matched."""
+    """A rule that matched; `rule.reason.id` tells which one it is."""
 
     table: Table
     chain: str
@@ -78,7 +44,7 @@ def walk(plan: Plan, packet: Packet) -> Walk:
     steps: list[Step] = []
     for table, hook in OUTBOUND if packet.outbound else INBOUND:
         outcome = _pass(chains, table, hook, packet, steps)
-        if outcome is not None and outcome.kind in DIVERTING:
+        if outcome is not None and TARGETS[outcome.kind].effect == "diverts":
             return Walk(outcome, tuple(steps))
     return Walk(None, tuple(steps))
 
@@ -95,54 +61,17 @@ def _pass(
         if not all(_matches(match, packet) for match in rule.matches):
             continue
         steps.append(Step(table, name, rule))
-        match rule.target.kind:
-            case TargetKind.RETURN:
+        match TARGETS[rule.target.kind].effect:
+            case "returns":
                 return None
-            case TargetKind.JUMP:
+            case "jumps":
                 outcome = _pass(chains, table, rule.target.chain, packet, steps)
                 if outcome is not None:
                     return outcome
-            case kind if kind in NOT_FINAL:
-                continue
-            case _:
+            case "ends" | "diverts":
                 return rule.target
     return None
 
 
 def _matches(match: Match, packet: Packet) -> bool:
-    return CONDITIONS[match.kind](packet, match.value) is not match.negated
-
-
-def _in_cidr(address: str, cidr: int | str) -> bool:
-    return ip_address(address) in ip_network(cidr)
-
-
-def _in_range(port: int, ports: int | str) -> bool:
-    first, _, last = str(ports).partition(":")
-    return int(first) <= port <= int(last or first)
-
-
-def _is_interface(name: str, wanted: int | str) -> bool:
-    """Compare interfaces; a trailing + stands for anything (iptables(8))."""
-    text = str(wanted)
-    return name.startswith(text[:-1]) if text.endswith("+") else name == text
-
-
-# When a condition holds, its negation aside.
-CONDITIONS: dict[MatchKind, Callable[[Packet, int | str], bool]] = {
-    MatchKind.SOURCE: lambda packet, cidr: _in_cidr(packet.source, cidr),
-    MatchKind.DESTINATION: lambda packet, cidr: _in_cidr(packet.destination, cidr),
-    MatchKind.IN_INTERFACE: lambda packet, name: not packet.outbound and _is_interface(packet.interface, name),
-    MatchKind.OUT_INTERFACE: lambda packet, name: packet.outbound and _is_interface(packet.interface, name),
-    MatchKind.PROTOCOL: lambda packet, name: packet.protocol == name,
-    MatchKind.SOURCE_PORT: lambda packet, ports: _in_range(packet.source_port, ports),
-    MatchKind.DESTINATION_PORT: lambda packet, ports: _in_range(packet.port, ports),
-    MatchKind.DESTINATION_PORTS: lambda packet, ports: any(_in_range(packet.port, one) for one in str(ports).split(",")),
-    MatchKind.UID_OWNER: lambda packet, uid: packet.outbound and packet.uid == uid,
-    MatchKind.GID_OWNER: lambda packet, gid: packet.outbound and packet.gid == gid,
-    MatchKind.SOCKET: lambda packet, _: packet.has_socket,
-    MatchKind.CTSTATE: lambda packet, states: packet.ctstate in str(states).split(","),
-    MatchKind.MARK: lambda packet, mark: packet.mark == mark,
-    MatchKind.CONNMARK: lambda packet, mark: packet.connmark == mark,
-    MatchKind.COMMENT: lambda packet, comment: True,  # noqa: ARG005 - it is for readers
-}
+    return MATCHES[match.kind].holds(packet, match.value) is not match.negated

@@ -9,11 +9,13 @@ from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import TableChange, compare, desired, shadows
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import (
+    NO_REASON,
     Family,
     KernelRule,
     Match,
     MatchKind,
     OpaqueRule,
+    Reason,
     Rule,
     Snapshot,
     Table,
@@ -27,10 +29,11 @@ from istio_init.rules.settings import Settings
 from tests.unit.strategies import valid_settings
 
 TCP = Match(MatchKind.PROTOCOL, "tcp")
+REASON = Reason("some", "a reason")
 TO_80 = Match(MatchKind.DESTINATION_PORT, "80")
-RETURN = Rule((TCP, TO_80), Target(TargetKind.RETURN), "a reason")
+RETURN = Rule((TCP, TO_80), Target(TargetKind.RETURN), REASON)
 ACCEPT = Rule((), Target(TargetKind.ACCEPT))
-JUMP = Rule((TCP,), Target(TargetKind.JUMP, chain="ISTIO_INBOUND"), "a reason")
+JUMP = Rule((TCP,), Target(TargetKind.JUMP, chain="ISTIO_INBOUND"), REASON)
 MARKED_JUMP = OpaqueRule('-m comment --comment "x" -j ISTIO_INBOUND')
 
 
@@ -53,8 +56,8 @@ def test_nothing_changes_when_nothing_is_wanted_and_nothing_is_there() -> None:
 def test_reasons_and_the_order_of_conditions_make_no_difference() -> None:
     found = Rule((TO_80, TCP), Target(TargetKind.RETURN))
     current = nat(
-        {"ISTIO_OUTPUT": (ACCEPT._replace(why="another"),), "ISTIO_INBOUND": (found, ACCEPT)},
-        ("PREROUTING", JUMP._replace(why="")),
+        {"ISTIO_OUTPUT": (ACCEPT._replace(reason=Reason("another", "another reason")),), "ISTIO_INBOUND": (found, ACCEPT)},
+        ("PREROUTING", JUMP._replace(reason=NO_REASON)),
     )
     assert compare(WANTED, current) == []
 

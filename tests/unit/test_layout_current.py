@@ -7,9 +7,10 @@ from itertools import combinations
 import pytest
 
 from istio_init.rules.changes import compare, desired
-from istio_init.rules.layouts import build_plan
+from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
+    NO_REASON,
     OWN_CHAINS,
     OWNER_COMMENT,
     Chain,
@@ -137,7 +138,7 @@ def test_whatever_is_combined_the_proxy_does_not_loop_and_localhost_and_udp_pass
 def test_each_rule_has_a_reason_and_each_rule_outside_of_our_chains_is_known_as_ours(case: Case) -> None:
     for one in case.plan().chains:
         for rule in (*one.inserted, *one.rules):
-            assert rule.why
+            assert rule.reason.id
             if one.name in BUILTIN_CHAINS:
                 signed = Match(MatchKind.COMMENT, OWNER_COMMENT) in rule.matches
                 assert signed is not (rule.target.kind is TargetKind.JUMP)
@@ -176,7 +177,7 @@ def in_ipv6(one: Chain) -> Chain:
 
 
 def without_reasons(one: Chain) -> Chain:
-    rules, inserted = (tuple(rule._replace(why="") for rule in side) for side in (one.rules, one.inserted))
+    rules, inserted = (tuple(rule._replace(reason=NO_REASON) for rule in side) for side in (one.rules, one.inserted))
     return one._replace(rules=rules, inserted=inserted)
 
 
@@ -199,13 +200,15 @@ def test_the_rule_for_others_within_the_pod_comes_after_those_of_all_owners() ->
 
 def test_what_decides_on_outbound_connections_comes_in_order() -> None:
     rules = chain(BY_NAME["environment"].plan(), "ISTIO_OUTPUT").rules
-    reasons = [rule.why for rule in rules]
-    words = (
-        *("(-o)", "from this address", "with this mark", "(uid 1337)", "(gid 3000)", "directly", "group 4000", "DNS"),
-        *("over localhost", "(-x)", "(-q)", "(-i)"),
-    )
-    places = [next(number for number, why in enumerate(reasons) if word in why) for word in words]
-    assert places == sorted(places)
+    assert list(dict.fromkeys(rule.reason.id for rule in rules)) == [
+        reason.id
+        for reason in (
+            *(reasons.OUTBOUND_PORT_EXCLUDED, reasons.PROXY_SOURCE, reasons.TPROXY_TO_APP),
+            *(reasons.PROXY_HAIRPIN_UID, reasons.PROXY_UID, reasons.PROXY_HAIRPIN_GID, reasons.PROXY_GID),
+            *(reasons.APP_HAIRPIN, reasons.GROUP_EXCLUDED, reasons.DNS, reasons.LOCALHOST),
+            *(reasons.OUTBOUND_CIDR_EXCLUDED, reasons.OUTBOUND_PORT_CAPTURED, reasons.OUTBOUND_CIDR_CAPTURED),
+        )
+    ]
 
 
 def test_the_last_virtual_interface_stands_first_and_its_captures_before_its_returns() -> None:
@@ -310,5 +313,5 @@ def test_what_an_app_sends_to_its_own_pod_is_captured_only_where_a_cidr_inside_l
 ) -> None:
     plan = current(service_cidrs=f"10.96.0.0/16,{cidr}", dual_stack="true")
     for family in Family:
-        reasons = [rule.why for rule in chain(plan, "ISTIO_OUTPUT", family=family).rules]
-        assert ("an app that calls its own pod's address does so directly" in reasons) is not is_loopback
+        told = [rule.reason for rule in chain(plan, "ISTIO_OUTPUT", family=family).rules]
+        assert (reasons.APP_HAIRPIN in told) is not is_loopback

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import compare, desired
-from istio_init.rules.layouts import build_plan
+from istio_init.rules.layouts import build_plan, reasons
+from istio_init.rules.matches import MATCHES
 from istio_init.rules.model import (
     Chain,
     Family,
@@ -21,6 +22,7 @@ from istio_init.rules.model import (
     MatchKind,
     OpaqueRule,
     Plan,
+    Reason,
     Rule,
     Snapshot,
     Table,
@@ -32,7 +34,7 @@ from istio_init.rules.options import CURRENT
 from istio_init.rules.render import render
 from istio_init.rules.render.nft import canonical_tables, render_nft, render_tables
 from istio_init.rules.render.nft_listing import parse_listing
-from istio_init.rules.render.nft_sets import canonical, join, tidy
+from istio_init.rules.render.nft_sets import canonical, join
 from istio_init.rules.settings import Settings
 from istio_init.rules.walk import Packet, walk
 from tests.unit.strategies import addresses, cidrs, ipv6_addresses, ipv6_cidrs, port_ranges, ports, valid_settings
@@ -41,6 +43,13 @@ TCP = Match(MatchKind.PROTOCOL, "tcp")
 RETURN = Target(TargetKind.RETURN)
 CAPTURE = Target(TargetKind.JUMP, chain="ISTIO_REDIRECT")
 COMMENT = re.compile(r' comment "([^"]*)"$')
+
+
+EXCLUDED = reasons.OUTBOUND_CIDR_EXCLUDED
+
+
+def because(sentence: str) -> Reason:
+    return Reason("because", sentence)
 
 
 def to(cidr: str) -> Match:
@@ -101,22 +110,9 @@ def test_a_port_tells_the_protocol(match: Match, words: str) -> None:
     assert lines_of(Rule((TCP, match), RETURN)) == [f"{words} return"]
 
 
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        (CAPTURE, "jump nat_ISTIO_REDIRECT"),
-        (Target(TargetKind.REDIRECT, port=15001), "redirect to :15001"),
-        (Target(TargetKind.ACCEPT), "accept"),
-        (Target(TargetKind.DROP), "drop"),
-        (Target(TargetKind.MARK, mark=1338), "meta mark set 0x53a"),
-        (Target(TargetKind.SAVE_MARK), "ct mark set meta mark"),
-        (Target(TargetKind.RESTORE_MARK), "meta mark set ct mark"),
-        (Target(TargetKind.ZONE, zone=2), "ct zone set 2"),
-        (Target(TargetKind.REJECT, reject_with="icmp6-port-unreachable"), "reject with icmpv6 type port-unreachable"),
-    ],
-)
-def test_a_target_is_written(target: Target, words: str) -> None:
-    assert lines_of(Rule((TCP,), target)) == [f"meta l4proto tcp {words}"]
+def test_a_target_of_ipv6_is_written() -> None:
+    target = Target(TargetKind.REJECT, reject_with="icmp6-port-unreachable")
+    assert lines_of(Rule((TCP,), target)) == ["meta l4proto tcp reject with icmpv6 type port-unreachable"]
 
 
 def test_tproxy_drops_what_no_proxy_listens_for() -> None:
@@ -163,7 +159,7 @@ BASE_CHAINS = {
 
 @pytest.mark.parametrize(("table", "chain"), BASE_CHAINS)
 def test_a_built_in_chain_is_a_base_chain_at_its_place(table: Table, chain: str) -> None:
-    text = render_nft(plan_of(Rule((), CAPTURE, "because"), table=table, chain=chain))
+    text = render_nft(plan_of(Rule((), CAPTURE, because("because")), table=table, chain=chain))
     assert text == (
         "# test\nadd table ip istio-init\ndelete table ip istio-init\ntable ip istio-init {\n"
         f"\tchain {table}_{chain} {{\n\t\t{BASE_CHAINS[table, chain]}\n"
@@ -193,7 +189,7 @@ def test_where_there_is_no_table_none_is_deleted() -> None:
 
 
 def test_an_owner_that_a_packet_must_not_have_is_looked_for_in_a_chain_of_its_own() -> None:
-    rule = Rule((Match(MatchKind.OUT_INTERFACE, "lo"), uid(7, negated=True), uid(5, negated=True)), RETURN, "why")
+    rule = Rule((Match(MatchKind.OUT_INTERFACE, "lo"), uid(7, negated=True), uid(5, negated=True)), RETURN, because("why"))
     text = render_nft(plan_of(rule))
     assert 'oifname "lo" counter jump nat_ISTIO_OUTPUT_if_1 comment "why"' in text
     guard = text.split("chain nat_ISTIO_OUTPUT_if_1 {\n")[1]
@@ -205,7 +201,7 @@ def test_an_owner_that_a_packet_must_not_have_is_looked_for_in_a_chain_of_its_ow
 
 def test_the_same_guard_is_written_once() -> None:
     socket = Match(MatchKind.SOCKET)
-    rules = [Rule((TCP, port(str(number)), socket), CAPTURE, "known") for number in (1, 3)]
+    rules = [Rule((TCP, port(str(number)), socket), CAPTURE, because("known")) for number in (1, 3)]
     text = render_nft(plan_of(rules[0], Rule((TCP,), RETURN), rules[1]))
     assert text.count("jump nat_ISTIO_OUTPUT_if_1 ") == 2
     assert text.count("chain nat_ISTIO_OUTPUT_if_") == 1
@@ -223,7 +219,7 @@ def test_a_guard_does_not_accept_what_would_go_on(others: tuple[Rule, ...]) -> N
 
 
 def excluded(*values: str) -> list[Rule]:
-    return [Rule((to(cidr),), RETURN, f"destination {cidr} is excluded (-x)") for cidr in values]
+    return [Rule((to(cidr),), RETURN, EXCLUDED.of(cidr)) for cidr in values]
 
 
 def test_consecutive_rules_that_differ_in_a_value_become_one_with_a_set() -> None:
@@ -246,15 +242,16 @@ def test_ten_thousand_destinations_are_one_look_up() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        Rule((to("10.2.0.0/16"),), CAPTURE, "destination 10.2.0.0/16 is excluded (-x)"),
-        Rule((to("10.2.0.0/16"),), RETURN, "containers of a pod talk to each other directly over localhost"),
-        Rule((to("10.2.0.0/16"), TCP), RETURN, "destination 10.2.0.0/16 is excluded (-x)"),
-        Rule(
-            (Match(MatchKind.DESTINATION, "10.2.0.0/16", negated=True),), RETURN, "destination 10.2.0.0/16 is excluded (-x)"
-        ),
-        Rule((Match(MatchKind.SOURCE, "10.2.0.0/16"),), RETURN, "destination 10.2.0.0/16 is excluded (-x)"),
+        Rule((to("10.2.0.0/16"),), CAPTURE, EXCLUDED.of("10.2.0.0/16")),
+        Rule((to("10.2.0.0/16"),), RETURN, reasons.LOCALHOST),
+        Rule((to("10.2.0.0/16"),), RETURN, EXCLUDED._replace(id="another").of("10.2.0.0/16")),
+        Rule((to("10.2.0.0/16"),), RETURN, EXCLUDED._replace(template="{value}").of("10.2.0.0/16")),
+        Rule((to("10.2.0.0/16"),), RETURN, EXCLUDED.of("10.3.0.0/16")),
+        Rule((to("10.2.0.0/16"), TCP), RETURN, EXCLUDED.of("10.2.0.0/16")),
+        Rule((Match(MatchKind.DESTINATION, "10.2.0.0/16", negated=True),), RETURN, EXCLUDED.of("10.2.0.0/16")),
+        Rule((Match(MatchKind.SOURCE, "10.2.0.0/16"),), RETURN, EXCLUDED.of("10.2.0.0/16")),
     ],
-    ids=["target", "reason", "condition", "negation", "kind"],
+    ids=["target", "reason", "id", "template", "value", "condition", "negation", "kind"],
 )
 def test_rules_that_differ_in_more_stay_apart(other: Rule) -> None:
     rules = [*excluded("10.1.0.0/16"), other]
@@ -270,46 +267,56 @@ def test_a_rule_is_joined_with_neighbours_in_one_place_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "whys", "why"),
+    ("kind", "values", "reason", "sentence"),
     [
         (
             MatchKind.DESTINATION_PORT,
             ("80", "90:95"),
-            "destination port {} is captured (-q)",
+            reasons.OUTBOUND_PORT_CAPTURED,
             "destination ports 80, 90:95 are captured (-q)",
         ),
-        (MatchKind.DESTINATION_PORT, ("80", "90"), "port {} is excluded (-d)", "ports 80, 90 are excluded (-d)"),
-        (MatchKind.UID_OWNER, (0, 1337), "the proxy's own traffic (uid {}) must not loop", None),
-        (MatchKind.GID_OWNER, (5, 6), "group {} is excluded", "groups 5, 6 are excluded"),
-        (MatchKind.DESTINATION, ("10.0.0.1/32", "10.0.0.9/32"), "requests to {} go on", None),
-        (MatchKind.SOURCE, ("10.0.0.1/32", "10.0.0.9/32"), "answers come in", "answers come in"),
+        (MatchKind.UID_OWNER, (0, 1337), reasons.PROXY_UID, "the proxy's own traffic (uids 0, 1337) must not loop"),
+        (MatchKind.GID_OWNER, (5, 6), Reason("a", "for {value}"), "for 5, 6"),
+        (MatchKind.SOURCE, ("10.0.0.1/32", "10.0.0.9/32"), Reason("a", "replies are let in"), "replies are let in"),
     ],
 )
-def test_a_reason_is_that_of_all_values(kind: MatchKind, values: tuple[int | str, ...], whys: str, why: str | None) -> None:
-    (joined,) = join(Rule((TCP, Match(kind, value)), RETURN, whys.format(value)) for value in values)
-    named = whys.format(", ".join(map(str, values))).replace("(uid ", "(uids ")
-    assert joined.rule.why == (why or named)
+def test_a_reason_is_that_of_all_values(
+    kind: MatchKind, values: tuple[int | str, ...], reason: Reason, sentence: str
+) -> None:
+    (joined,) = join(Rule((TCP, Match(kind, value)), RETURN, _told(reason, value)) for value in values)
+    assert joined.rule.reason.id == reason.id
+    assert joined.rule.why == sentence
+
+
+def _told(reason: Reason, value: int | str) -> Reason:
+    return reason.of(value) if "{value}" in reason.template else reason
+
+
+def test_rules_that_tell_the_same_value_of_something_else_are_joined() -> None:
+    reason = reasons.VIRTUAL_CAPTURED.of("vm0")
+    (joined,) = join(Rule((to(cidr),), CAPTURE, reason) for cidr in ("10.1.0.0/16", "10.3.0.0/16"))
+    assert joined.rule.reason == reason
 
 
 def test_values_that_are_too_many_to_name_are_counted() -> None:
-    for whys, why in (
-        ("port {} is excluded (-d)", "1,000 ports are excluded (-d)"),
-        ("the proxy's own traffic (port {}) must not loop", "the proxy's own traffic (1,000 ports) must not loop"),
+    for reason, sentence in (
+        (reasons.INBOUND_PORT_EXCLUDED, "1,000 ports are excluded (-d)"),
+        (Reason("a", "({value})", plural="({ports}) must not loop"), "(1,000 ports) must not loop"),
     ):
-        (joined,) = join(Rule((TCP, port(str(n))), RETURN, whys.format(n)) for n in range(1000, 3000, 2))
-        assert joined.rule.why == why
+        (joined,) = join(Rule((TCP, port(str(n))), RETURN, reason.of(str(n))) for n in range(1000, 3000, 2))
+        assert joined.rule.why == sentence
 
 
 def test_a_reason_that_is_too_long_is_cut_at_a_word() -> None:
     for why in ("word " * 40, "ü" * 100, "a" * 129):
-        text = render_nft(plan_of(Rule((), RETURN, why)))
+        text = render_nft(plan_of(Rule((), RETURN, because(why))))
         (comment,) = re.findall(r'comment "(.*)"', text)
         assert comment.endswith("…")
         assert 100 < len(comment.encode()) <= 128
         assert why.startswith(comment[:-1])
         assert " " not in why or why[len(comment) - 1] == " "
-    assert f'comment "{"a" * 128}"' in render_nft(plan_of(Rule((), RETURN, "a" * 128)))
-    assert "comment \"it's 'so'\"" in render_nft(plan_of(Rule((), RETURN, 'it\'s "so"')))
+    assert f'comment "{"a" * 128}"' in render_nft(plan_of(Rule((), RETURN, because("a" * 128))))
+    assert "comment \"it's 'so'\"" in render_nft(plan_of(Rule((), RETURN, because('it\'s "so"'))))
 
 
 @given(settings=valid_settings)
@@ -360,7 +367,7 @@ def test_joining_rules_changes_nothing_for_any_packet(settings: Settings, packet
 
 @given(values=st.lists(cidrs | addresses, min_size=1, max_size=8), probe=addresses)
 def test_tidy_cidrs_hold_the_same_addresses(values: list[str], probe: str) -> None:
-    found = [ip_network(str(cidr)) for cidr in tidy(MatchKind.DESTINATION, _canonical(values))]
+    found = [ip_network(str(cidr)) for cidr in MATCHES[MatchKind.DESTINATION].tidy(_canonical(values))]
     wanted = [ip_network(cidr, strict=False) for cidr in values]
     for address in (ip_address(probe), *(one for net in wanted for one in (net[0], net[-1]))):
         assert any(address in net for net in found) == any(address in net for net in wanted)
@@ -370,7 +377,7 @@ def test_tidy_cidrs_hold_the_same_addresses(values: list[str], probe: str) -> No
 
 @given(values=st.lists(ipv6_cidrs, min_size=1, max_size=5))
 def test_tidy_cidrs_of_ipv6_hold_the_same_addresses(values: list[str]) -> None:
-    found = [ip_network(str(cidr)) for cidr in tidy(MatchKind.SOURCE, _canonical(values))]
+    found = [ip_network(str(cidr)) for cidr in MATCHES[MatchKind.SOURCE].tidy(_canonical(values))]
     wanted = [ip_network(cidr, strict=False) for cidr in values]
     for address in (one for net in wanted for one in (net[0], net[-1], net[0] - 1 if int(net[0]) else net[0])):
         assert any(address in net for net in found) == any(address in net for net in wanted)
@@ -386,18 +393,18 @@ def test_tidy_ports_hold_the_same_ports(values: list[str]) -> None:
         pairs = [str(text).partition(":") for text in texts]
         return {number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)}
 
-    assert held(tidy(MatchKind.DESTINATION_PORT, values)) == held(values)
+    assert held(MATCHES[MatchKind.DESTINATION_PORT].tidy(values)) == held(values)
 
 
 def test_neighbours_are_joined_to_the_fewest() -> None:
-    assert tidy(MatchKind.DESTINATION, ["10.0.1.0/24", "10.0.0.0/24", "10.0.2.0/24", "10.0.0.7/32"]) == (
+    assert MATCHES[MatchKind.DESTINATION].tidy(["10.0.1.0/24", "10.0.0.0/24", "10.0.2.0/24", "10.0.0.7/32"]) == (
         "10.0.0.0/23",
         "10.0.2.0/24",
     )
-    assert tidy(MatchKind.DESTINATION, ["0.0.0.0/1", "128.0.0.0/1"]) == ("0.0.0.0/0",)
-    assert tidy(MatchKind.SOURCE, ["fd00::/9", "fd80::/9"]) == ("fd00::/8",)
-    assert tidy(MatchKind.DESTINATION_PORT, ["82", "80", "81", "90:95", "93:99"]) == ("80:82", "90:99")
-    assert tidy(MatchKind.UID_OWNER, [10, 2, 10]) == (2, 10)
+    assert MATCHES[MatchKind.DESTINATION].tidy(["0.0.0.0/1", "128.0.0.0/1"]) == ("0.0.0.0/0",)
+    assert MATCHES[MatchKind.SOURCE].tidy(["fd00::/9", "fd80::/9"]) == ("fd00::/8",)
+    assert MATCHES[MatchKind.DESTINATION_PORT].tidy(["82", "80", "81", "90:95", "93:99"]) == ("80:82", "90:99")
+    assert MATCHES[MatchKind.UID_OWNER].tidy([10, 2, 10]) == (2, 10)
 
 
 # From here on: a listing, and what it is read as. What nft prints of rules that were loaded is tried in tests/netns.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from istio_init.core.errors import InvalidInput
-from istio_init.rules.layouts import build_plan
+from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.model import BUILTIN_CHAINS, Family, Plan, TproxyRoute, Variant
 from istio_init.rules.options import CURRENT, ISTIO_1_0
 from istio_init.rules.render import render
@@ -35,17 +35,17 @@ each_case = pytest.mark.parametrize("case", [*CASES, *CASES_CURRENT, *PAIRS], id
 def test_every_rule_of_every_plan_has_a_reason(settings: Settings) -> None:
     for chain in build_plan(settings).chains:
         assert chain.rules or chain.inserted
-        assert all(rule.why.strip() and "\n" not in rule.why for rule in (*chain.inserted, *chain.rules))
+        assert all(rule.reason.id for rule in (*chain.inserted, *chain.rules))
 
 
 @given(settings=valid_settings)
-def test_the_reasons_of_a_chain_that_captures_name_the_flag_and_the_value(settings: Settings) -> None:
-    reasons = "\n".join(rule.why for chain in build_plan(settings).chains for rule in chain.rules)
+def test_the_reasons_of_a_chain_that_captures_tell_the_value(settings: Settings) -> None:
+    told = {(rule.reason.id, rule.reason.value) for chain in build_plan(settings).chains for rule in chain.rules}
     for cidr in settings.service_exclude_cidrs:
         if settings.layout == ISTIO_1_0 or settings.ipv6 or ":" not in cidr:
-            assert f"destination {cidr} is excluded (-x)" in reasons
+            assert (reasons.OUTBOUND_CIDR_EXCLUDED.id, cidr) in told
     for owner in settings.proxy_uids:
-        assert f"(uid {owner})" in reasons
+        assert (reasons.PROXY_UID.id, str(owner)) in told
 
 
 @each_case

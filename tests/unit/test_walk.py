@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from istio_init.rules.layouts import reasons
 from istio_init.rules.model import Plan, TargetKind
 from istio_init.rules.walk import Packet, walk
 from tests.cases import CASES, CLIENT, CLIENT_IPV6, DIRECT, LOCALHOST, POD, REJECTED, Case, Connection
@@ -47,13 +48,13 @@ def test_a_trace_names_the_rules_that_decided_in_order() -> None:
         ("nat", "ISTIO_OUTPUT"),
         ("nat", "ISTIO_REDIRECT"),
     ]
-    assert "captured (-i '*')" in steps[1].rule.why
+    assert steps[1].rule.reason == reasons.OUTBOUND_ALL_CAPTURED
 
 
 def test_an_excluded_packet_ends_at_the_rule_that_excludes_it() -> None:
     case = next(case for case in CASES if case.name == "outbound-exclusions")
     *_, last = walk(case.plan(), packet_of(Connection("10.1.2.3", 3306, ""))).steps
-    assert last.rule.why == "destination 10.1.0.0/16 is excluded (-x)"
+    assert last.rule.reason == reasons.OUTBOUND_CIDR_EXCLUDED.of("10.1.0.0/16")
 
 
 def test_a_known_connection_is_diverted_to_its_socket_under_tproxy() -> None:

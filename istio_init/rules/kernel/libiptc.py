@@ -15,7 +15,6 @@ import pickle
 import sys
 import warnings
 from contextlib import contextmanager
-from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from istio_init.core.errors import IstioInitError, NotPermitted, Unsupported
@@ -34,10 +33,11 @@ from istio_init.rules.kernel.legacy import (
 from istio_init.rules.kernel.locks import flock
 from istio_init.rules.kernel.remedies import missing_capability
 from istio_init.rules.kernel.rule_sets import RuleSet
+from istio_init.rules.matches import MATCHES
+from istio_init.rules.matches.kinds import OF_PROTOCOL
 from istio_init.rules.model import (
     Family,
     KernelRule,
-    MatchKind,
     OpaqueRule,
     Rule,
     Snapshot,
@@ -45,15 +45,7 @@ from istio_init.rules.model import (
     TableState,
     Variant,
 )
-from istio_init.rules.render.iptables import (
-    MARKS,
-    MATCH_WORDS,
-    OF_PROTOCOL,
-    TableReader,
-    parse_rule,
-    protocol_of,
-    render_target,
-)
+from istio_init.rules.render.iptables import TableReader, parse_rule, protocol_of, render_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -64,16 +56,6 @@ T = TypeVar("T")
 
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 
-# What a rule has itself, not through a match extension: python-iptables' name for it.
-ATTRIBUTES = {
-    MatchKind.SOURCE: "src",
-    MatchKind.DESTINATION: "dst",
-    MatchKind.IN_INTERFACE: "in_interface",
-    MatchKind.OUT_INTERFACE: "out_interface",
-    MatchKind.PROTOCOL: "protocol",
-}
-# python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
-INTERFACE_MASKS = {MatchKind.IN_INTERFACE: "iniface_mask", MatchKind.OUT_INTERFACE: "outiface_mask"}
 INTERFACE_BYTES = 16  # linux/if.h: IFNAMSIZ
 ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
 
@@ -245,21 +227,14 @@ def _read_table(family: Family, name: Table) -> TableState:
 def _text(rule: Any) -> str:
     """Write a rule of python-iptables as iptables-save would."""
     words = []
-    for kind, attribute in ATTRIBUTES.items():
-        value = getattr(rule, attribute)
+    for known in MATCHES.values():
+        value = getattr(rule, known.attribute) if known.attribute else None
         if value not in ANYTHING:
-            if kind in (MatchKind.SOURCE, MatchKind.DESTINATION):
-                value = _cidr(value)
-            words += _option(MATCH_WORDS[kind].option, value)
+            words += [*(["!"] * value.startswith("!")), known.option, known.native_text(value.removeprefix("!"))]
     for match in rule.matches:
         words += ["-m", match.name, *_options(match)]
     goto = "-g" if rule.target.goto else "-j"
     return " ".join((*words, goto, rule.target.name, *_options(rule.target)))
-
-
-def _cidr(text: str) -> str:
-    """Turn `!10.0.0.0/255.0.0.0` into `!10.0.0.0/8`."""
-    return "!" * text.startswith("!") + str(ip_interface(text.removeprefix("!")))
 
 
 def _options(extension: Any) -> list[str]:
@@ -269,10 +244,6 @@ def _options(extension: Any) -> list[str]:
         quoted = (f'"{value}"' if " " in value else value for value in values[negated:])
         words += [*(["!"] * negated), f"--{name}", *quoted]
     return words
-
-
-def _option(option: str, value: str) -> list[str]:
-    return ["!", option, value[1:]] if value.startswith("!") else [option, value]
 
 
 def _make(family: Family, changes: list[TableChange]) -> None:
@@ -331,17 +302,16 @@ def _native(family: Family, rule: Rule) -> Any:
     iptc = iptc_library.load()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     for match in rule.matches:
-        text = f"{match.value:#x}" if match.kind in MARKS else match.value
-        value = f"{'!' * match.negated}{text}"
-        if match.kind in ATTRIBUTES:
-            setattr(native, ATTRIBUTES[match.kind], value)
-            if family is Family.IPV6 and match.kind in INTERFACE_MASKS:
-                setattr(native.entry.ipv6, INTERFACE_MASKS[match.kind], _interface_mask(str(match.value)))
+        known = MATCHES[match.kind]
+        value = f"{'!' * match.negated}{known.text(match.value)}"
+        if known.attribute:
+            setattr(native, known.attribute, value)
+            if family is Family.IPV6 and known.ipv6_mask:
+                setattr(native.entry.ipv6, known.ipv6_mask, _interface_mask(str(match.value)))
             continue
-        extension, option = MATCH_WORDS[match.kind]
-        made = native.create_match(protocol_of(rule) if extension == OF_PROTOCOL else extension)
-        if option:
-            made.set_parameter(option.removeprefix("--"), value)
+        made = native.create_match(protocol_of(rule) if known.extension == OF_PROTOCOL else known.extension)
+        if known.option:
+            made.set_parameter(known.option.removeprefix("--"), value)
     _, name, *words = render_target(rule.target).split()
     target = native.create_target(name)
     for index, word in enumerate(words):

@@ -11,38 +11,24 @@ Neither of them names a module. What they say, of iptables 1.8.9 and nft 1.0.6:
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from istio_init.rules.matches import nft_modules, xtables_modules
 from istio_init.rules.model import Family, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-EXTENSION = re.compile(r"Extension (\S+) revision \d+ not supported")
-TABLE = re.compile(r"unable to initialize table [`'\"](\w+)'")
-LINE = re.compile(r"line (\d+): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d+) failed")
-NFT_LINE = re.compile(
-    r":(\d+):\d+-\d+: Error: Could not process rule: (?:No such file|Operation not supported|Protocol not)"
-)
+# Patterns, which are compiled only where something is missing: each pod start imports this module.
+EXTENSION = r"Extension (\S+) revision \d+ not supported"
+TABLE = r"unable to initialize table [`'\"](\w+)'"
+LINE = r"line (\d+): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d+) failed"
+NFT_LINE = r":(\d+):\d+-\d+: Error: Could not process rule: (?:No such file|Operation not supported|Protocol not)"
 NO_NFTABLES = ("Failed to initialize nft", "Unable to initialize Netlink socket", "cache initialization failed")
 NO_SUCH_PART = ("No such file or directory", "not supported", "No chain/target/match by that name")
 
-# Modules of what comes with others under another name than xt_NAME (the kernel's net/netfilter, net/ipv4/netfilter).
-MATCHES = {"tcp": "xt_tcpudp", "udp": "xt_tcpudp", "socket": "xt_socket"}
-TARGETS = {"REJECT": {Family.IPV4: "ipt_REJECT", Family.IPV6: "ip6t_REJECT"}}
-BUILT_IN = {"ACCEPT", "DROP", "RETURN"}
 LEGACY_TABLES = {Family.IPV4: "iptable_", Family.IPV6: "ip6table_"}
-# What a statement of nft(8) needs besides nf_tables itself.
-STATEMENTS = {
-    "redirect": "nft_redir",
-    "tproxy": "nft_tproxy",
-    "socket": "nft_socket",
-    "reject": "nft_reject",
-    "ct": "nft_ct",
-    "fib": "nft_fib",
-    "type nat": "nft_chain_nat",
-}
+IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
 def missing_part(message: str, script: str, family: Family, *, legacy: bool) -> str:
@@ -54,16 +40,18 @@ def missing_part(message: str, script: str, family: Family, *, legacy: bool) -> 
         family: of the rules.
         legacy: whether it works on legacy tables.
     """
+    import re
+
     if any(words in message for words in NO_NFTABLES):
         return _say("nf_tables", ["nf_tables", "nft_compat"])
-    if absent := TABLE.search(message):
+    if absent := re.search(TABLE, message):
         return _say(f"the table {absent[1]} of legacy iptables for {family}", [f"{LEGACY_TABLES[family]}{absent[1]}"])
     lines = script.splitlines()
-    if names := list(dict.fromkeys(EXTENSION.findall(message))):
+    if names := list(dict.fromkeys(re.findall(EXTENSION, message))):
         table = _table_of(next((i for i, line in enumerate(lines) if names[0] in line.split()), 0), lines)
         parts = [f"{'target' if name.isupper() else 'match'} {name}" for name in names]
         return _say(f"the {' and the '.join(parts)} (table {table})", [_module(name, family) for name in names])
-    found = LINE.search(message)
+    found = re.search(LINE, message)
     number = int(found[1] or found[2]) if found else 0
     if not (found and 1 <= number <= len(lines)):
         return ""
@@ -96,19 +84,22 @@ def missing_of_nft(message: str, script: str) -> str:
         message: what it said, the lines that it shows included.
         script: what it was given.
     """
+    import re
+
     if any(words in message for words in NO_NFTABLES):
         return _say("nf_tables", ["nf_tables"])
-    found = NFT_LINE.search(message)
+    found = re.search(NFT_LINE, message)
     lines = script.splitlines()
     if not (found and 1 <= int(found[1]) <= len(lines)):
         return ""
     line = lines[int(found[1]) - 1]
-    parts = [part for part in STATEMENTS if re.search(rf"\b{part}\b", line.partition(" comment ")[0])]
+    statements = nft_modules() | {"type nat": "nft_chain_nat"}
+    parts = [part for part in statements if re.search(rf"\b{part}\b", line.partition(" comment ")[0])]
     if not parts:
         return ""
     table = next((name for name in Table if re.search(rf"\b{name}[_ ]", line)), "")
     where = f" (table {table})" if table else ""
-    return _say(f"the statement {', or '.join(parts)} of nftables{where}", [STATEMENTS[part] for part in parts])
+    return _say(f"the statement {', or '.join(parts)} of nftables{where}", [statements[part] for part in parts])
 
 
 def _say(what: str, modules: Iterable[str]) -> str:
@@ -123,14 +114,16 @@ def _table_of(index: int, lines: list[str]) -> str:
 
 def _parts(rules: list[str]) -> list[str]:
     """List the matches and targets that rules use, without our own chains and what needs no module."""
+    import re
+
     found = [name for rule in rules for name in re.findall(r"(?:^| )-(?:[mpj]|-match|-protocol|-jump) ([\w-]+)", rule)]
-    kept = [
-        name for name in found if name in MATCHES or not (name in BUILT_IN or name.startswith("ISTIO_") or name.isdigit())
-    ]
-    return list(dict.fromkeys(kept))
+    return [name for name in dict.fromkeys(found) if _module(name, Family.IPV4) and not (_is_ours(name) or name.isdigit())]
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("ISTIO_")
 
 
 def _module(name: str, family: Family) -> str:
-    if name in TARGETS:
-        return TARGETS[name][family]
-    return MATCHES.get(name, f"xt_{name}")
+    """Name the module that has a match or a target; empty for a verdict, which needs none."""
+    return xtables_modules().get(name, f"xt_{name}").replace("{ip}", IP[family])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.dns import dns_pieces, is_captured
 from istio_init.rules.layouts.parts import (
     IN_LO,
@@ -48,11 +49,17 @@ from istio_init.rules.values import ALL
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from istio_init.rules.model import Reason
     from istio_init.rules.settings import Settings
 
 # A CIDR of these lies inside loopback as a whole: no shorter prefix than /8, and none but /128, begins so without host bits.
 # One that only contains it (0.0.0.0/0, ::/64, and so ::1/64) asks for more than loopback, and does not count.
 LOOPBACK_NETWORKS = ("127.", "::1/")
+# What is said of an owner's calls to its own pod, and of all of its traffic.
+OWNER_REASONS = {
+    MatchKind.UID_OWNER: (reasons.PROXY_HAIRPIN_UID, reasons.PROXY_UID),
+    MatchKind.GID_OWNER: (reasons.PROXY_HAIRPIN_GID, reasons.PROXY_GID),
+}
 
 
 class Net(NamedTuple):
@@ -91,16 +98,9 @@ def _pieces(settings: Settings, net: Net) -> Iterator[Piece]:
     tproxy = settings.mode is Mode.TPROXY
     yield from _excluded_interfaces(settings)
     yield from _dropped(settings)
-    yield _nat(
-        "ISTIO_INBOUND", (TCP, to_port(str(settings.tunnel_port))), RETURN, "HBONE tunnels end in the proxy themselves"
-    )
-    yield _nat("ISTIO_REDIRECT", (TCP,), redirect(settings.envoy_port), "outbound connections go to Envoy's outbound port")
-    yield _nat(
-        "ISTIO_IN_REDIRECT",
-        (TCP,),
-        redirect(settings.inbound_capture_port),
-        "inbound connections go to Envoy's inbound port",
-    )
+    yield _nat("ISTIO_INBOUND", (TCP, to_port(str(settings.tunnel_port))), RETURN, reasons.TUNNEL)
+    yield _nat("ISTIO_REDIRECT", (TCP,), redirect(settings.envoy_port), reasons.TO_OUTBOUND_PORT)
+    yield _nat("ISTIO_IN_REDIRECT", (TCP,), redirect(settings.inbound_capture_port), reasons.TO_INBOUND_PORT)
     if settings.inbound_ports:
         yield from _tproxy_chains(settings, net) if tproxy else ()
         yield from _inbound(settings)
@@ -113,11 +113,11 @@ def _excluded_interfaces(settings: Settings) -> Iterator[Piece]:
     tables = (Table.NAT, Table.MANGLE) if settings.mode is Mode.TPROXY else (Table.NAT,)
     for table in tables:
         for name in settings.exclude_interfaces:
-            why = f"interface {name} is excluded (-c)"
+            why = reasons.INTERFACE_EXCLUDED.of(name)
             yield Piece(table, "PREROUTING", Rule((_in(name),), RETURN, why))
             yield Piece(table, "OUTPUT", Rule((Match(MatchKind.OUT_INTERFACE, name),), RETURN, why))
     for name in settings.virtual_interfaces:
-        why = f"what a virtual machine sends over {name} (-k) is not inbound"
+        why = reasons.VIRTUAL_NOT_INBOUND.of(name)
         yield Piece(Table.NAT, "PREROUTING", Rule((_in(name),), RETURN, why), at_head=True)
 
 
@@ -125,71 +125,65 @@ def _dropped(settings: Settings) -> Iterator[Piece]:
     if not settings.drop_invalid:
         return
     invalid = Match(MatchKind.CTSTATE, "INVALID")
-    why = "packets outside of any connection would be answered with a reset"
-    yield _mangle("PREROUTING", (invalid,), jump("ISTIO_DROP"), why)
-    yield _mangle("ISTIO_DROP", (), Target(TargetKind.DROP), why)
+    yield _mangle("PREROUTING", (invalid,), jump("ISTIO_DROP"), reasons.INVALID_DROPPED)
+    yield _mangle("ISTIO_DROP", (), Target(TargetKind.DROP), reasons.INVALID_DROPPED)
 
 
 def _tproxy_chains(settings: Settings, net: Net) -> Iterator[Piece]:
     mark = settings.tproxy_mark
-    divert = "marked packets are routed to this host, where Envoy listens"
-    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.MARK, mark=mark), divert)
-    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.ACCEPT), "nothing more is to be done in this table")
+    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.MARK, mark=mark), reasons.TPROXY_MARKED)
+    yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.ACCEPT), reasons.TPROXY_ACCEPTED)
     target = Target(TargetKind.TPROXY, port=settings.inbound_capture_port, mark=mark)
-    new = "a new connection is handed to Envoy's inbound port with both addresses as they were"
-    yield _mangle("ISTIO_TPROXY", (not_to(net.loopback), TCP), target, new)
-    own = "what the proxy itself sends to its app"
-    yield _mangle("ISTIO_INBOUND", (TCP, _marked(mark)), RETURN, f"{own} bears its mark")
-    yield _mangle("ISTIO_INBOUND", (from_cidr(net.proxy_source), IN_LO, TCP), RETURN, f"{own} comes from {net.proxy_source}")
+    yield _mangle("ISTIO_TPROXY", (not_to(net.loopback), TCP), target, reasons.TPROXY_NEW)
+    yield _mangle("ISTIO_INBOUND", (TCP, _marked(mark)), RETURN, reasons.TPROXY_OWN_MARK)
+    own_source = (from_cidr(net.proxy_source), IN_LO, TCP)
+    yield _mangle("ISTIO_INBOUND", own_source, RETURN, reasons.TPROXY_OWN_SOURCE.of(net.proxy_source))
     unmarked = Match(MatchKind.MARK, LOOP_MARK, negated=True)
-    yield _mangle("ISTIO_INBOUND", (IN_LO, TCP, unmarked), RETURN, "what the app sends to itself is not captured")
+    yield _mangle("ISTIO_INBOUND", (IN_LO, TCP, unmarked), RETURN, reasons.TPROXY_LOOPBACK)
 
 
 def _inbound(settings: Settings) -> Iterator[Piece]:
     make = _mangle if settings.mode is Mode.TPROXY else _nat
-    yield make("PREROUTING", (TCP,), jump("ISTIO_INBOUND"), "connections from outside the pod are looked at")
+    yield make("PREROUTING", (TCP,), jump("ISTIO_INBOUND"), reasons.INBOUND)
     if settings.inbound_ports != (ALL,):
         for port in settings.inbound_ports:
-            yield from _capture(settings, (to_port(port),), f"port {port} is captured (-b)")
+            yield from _capture(settings, (to_port(port),), reasons.INBOUND_PORT_CAPTURED.of(port))
         return
     for port in settings.inbound_exclude_ports:
-        yield make("ISTIO_INBOUND", (TCP, to_port(port)), RETURN, f"port {port} is excluded (-d)")
-    yield from _capture(settings, (), "every other port is captured (-b '*')")
+        yield make("ISTIO_INBOUND", (TCP, to_port(port)), RETURN, reasons.INBOUND_PORT_EXCLUDED.of(port))
+    yield from _capture(settings, (), reasons.INBOUND_ALL_CAPTURED)
 
 
-def _capture(settings: Settings, condition: tuple[Match, ...], why: str) -> Iterator[Piece]:
+def _capture(settings: Settings, condition: tuple[Match, ...], why: Reason) -> Iterator[Piece]:
     matches = (TCP, *condition)
     if settings.mode is Mode.REDIRECT:
         yield _nat("ISTIO_INBOUND", matches, jump("ISTIO_IN_REDIRECT"), why)
         return
     known = Match(MatchKind.CTSTATE, "RELATED,ESTABLISHED")
-    yield _mangle(
-        "ISTIO_INBOUND", (*matches, known), jump("ISTIO_DIVERT"), "packets of a known connection stay with its socket"
-    )
+    yield _mangle("ISTIO_INBOUND", (*matches, known), jump("ISTIO_DIVERT"), reasons.TPROXY_KNOWN)
     yield _mangle("ISTIO_INBOUND", matches, jump("ISTIO_TPROXY"), why)
 
 
 def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
     chain = "ISTIO_OUTPUT"
-    yield _nat("OUTPUT", (), jump(chain), "connections that this pod opens are looked at")
+    yield _nat("OUTPUT", (), jump(chain), reasons.OUTBOUND)
     for port in settings.outbound_exclude_ports:
         for protocol in (TCP, UDP):
-            yield _nat(chain, (protocol, to_port(port)), RETURN, f"destination port {port} is excluded (-o)")
-    yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, "the proxy talks to its app from this address")
+            yield _nat(chain, (protocol, to_port(port)), RETURN, reasons.OUTBOUND_PORT_EXCLUDED.of(port))
+    yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, reasons.PROXY_SOURCE)
     if settings.mode is Mode.TPROXY:
         # Today's tool has no such rule: there, a proxy of user 0 and group 1337 gets by with the rule for others' traffic,
         # which hides those of the group.
-        marked = "the proxy, as which client it may come, talks to its app with this mark"
-        yield _nat(chain, (OUT_LO, TCP, _marked(settings.tproxy_mark)), RETURN, marked)
+        yield _nat(chain, (OUT_LO, TCP, _marked(settings.tproxy_mark)), RETURN, reasons.TPROXY_TO_APP)
     yield from _owners(settings, net)
     yield from _groups(settings)
     if settings.redirect_dns and is_captured(settings, net.of_family(settings.nameservers)):
-        yield _nat(chain, (), jump("ISTIO_OUTPUT_DNS"), "DNS requests are looked at")
-    yield _nat(chain, to_cidr(net.loopback), RETURN, "containers of a pod talk to each other directly over localhost")
+        yield _nat(chain, (), jump("ISTIO_OUTPUT_DNS"), reasons.DNS)
+    yield _nat(chain, to_cidr(net.loopback), RETURN, reasons.LOCALHOST)
     for cidr in net.of_family(settings.service_exclude_cidrs):
-        yield _nat(chain, to_cidr(cidr), RETURN, f"destination {cidr} is excluded (-x)")
+        yield _nat(chain, to_cidr(cidr), RETURN, reasons.OUTBOUND_CIDR_EXCLUDED.of(cidr))
     for port in settings.outbound_ports:
-        yield _nat(chain, (TCP, to_port(port)), jump("ISTIO_REDIRECT"), f"destination port {port} is captured (-q)")
+        yield _nat(chain, (TCP, to_port(port)), jump("ISTIO_REDIRECT"), reasons.OUTBOUND_PORT_CAPTURED.of(port))
     yield from _captured_destinations(settings, net)
 
 
@@ -201,16 +195,15 @@ def _owners(settings: Settings, net: Net) -> Iterator[Piece]:
     """
     owners = owner_matches(settings)
     for owner in owners:
-        name = f"{'uid' if owner.kind is MatchKind.UID_OWNER else 'gid'} {owner.value}"
-        ports = _not_ports(settings, owner)
-        why = f"a service of this very pod that the proxy ({name}) was sent to is inbound"
-        yield _nat("ISTIO_OUTPUT", (not_to(net.loopback), OUT_LO, TCP, ports, owner), jump("ISTIO_IN_REDIRECT"), why)
-        yield _nat("ISTIO_OUTPUT", (owner,), RETURN, f"the proxy's own traffic ({name}) must not loop")
+        hairpin, own = OWNER_REASONS[owner.kind]
+        to_itself = (not_to(net.loopback), OUT_LO, TCP, _not_ports(settings, owner), owner)
+        yield _nat("ISTIO_OUTPUT", to_itself, jump("ISTIO_IN_REDIRECT"), hairpin.of(owner.value))
+        yield _nat("ISTIO_OUTPUT", (owner,), RETURN, own.of(owner.value))
     if any(cidr.startswith(LOOPBACK_NETWORKS) for cidr in settings.service_cidrs):
         return
     dns = (TCP, Match(MatchKind.DESTINATION_PORT, str(RESOLVER_PORT), negated=True)) if settings.redirect_dns else ()
     none = tuple(owner._replace(negated=True) for owner in owners)
-    yield _nat("ISTIO_OUTPUT", (OUT_LO, *dns, *none), RETURN, "an app that calls its own pod's address does so directly")
+    yield _nat("ISTIO_OUTPUT", (OUT_LO, *dns, *none), RETURN, reasons.APP_HAIRPIN)
 
 
 def _not_ports(settings: Settings, owner: Match) -> Match:
@@ -222,44 +215,39 @@ def _not_ports(settings: Settings, owner: Match) -> Match:
 def _groups(settings: Settings) -> Iterator[Piece]:
     if settings.owner_groups != (ALL,):
         none = tuple(Match(MatchKind.GID_OWNER, int(gid), negated=True) for gid in settings.owner_groups)
-        names = ", ".join(settings.owner_groups)
-        yield _nat("ISTIO_OUTPUT", none, RETURN, f"only groups {names} are captured (ISTIO_OUTBOUND_OWNER_GROUPS)")
+        yield _nat("ISTIO_OUTPUT", none, RETURN, reasons.GROUPS_ONLY.of(", ".join(settings.owner_groups)))
     for gid in settings.owner_groups_exclude:
-        why = f"group {gid} is excluded (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)"
-        yield _nat("ISTIO_OUTPUT", (Match(MatchKind.GID_OWNER, int(gid)),), RETURN, why)
+        yield _nat("ISTIO_OUTPUT", (Match(MatchKind.GID_OWNER, int(gid)),), RETURN, reasons.GROUP_EXCLUDED.of(gid))
 
 
 def _captured_destinations(settings: Settings, net: Net) -> Iterator[Piece]:
     for cidr in net.of_family(settings.service_cidrs):
         everywhere = cidr == ALL
         to = () if everywhere else to_cidr(cidr)
-        why = "every other destination is captured (-i '*')" if everywhere else f"destination {cidr} is captured (-i)"
+        why = reasons.OUTBOUND_ALL_CAPTURED if everywhere else reasons.OUTBOUND_CIDR_CAPTURED.of(cidr)
         yield _nat("ISTIO_OUTPUT", to, jump("ISTIO_REDIRECT"), why)
         for name in settings.virtual_interfaces:
-            from_there = f"what a virtual machine sends over {name} (-k) counts as outbound: {why}"
-            yield Piece(Table.NAT, "PREROUTING", Rule((*to, _in(name)), jump("ISTIO_REDIRECT"), from_there), at_head=True)
+            rule = Rule((*to, _in(name)), jump("ISTIO_REDIRECT"), reasons.VIRTUAL_CAPTURED.of(name))
+            yield Piece(Table.NAT, "PREROUTING", rule, at_head=True)
 
 
 def _marks(settings: Settings, net: Net) -> Iterator[Piece]:
     """Keep marks with connections, so that an app that sees its client's address answers through the proxy."""
     ours = _marked(settings.tproxy_mark)
-    save = "the mark of the proxy's packets to its app is kept with the connection"
-    yield _mangle("PREROUTING", (TCP, ours), Target(TargetKind.SAVE_MARK), save)
-    yield _mangle("OUTPUT", (OUT_LO, TCP, ours), RETURN, "the proxy's packets to its app bear their mark already")
+    yield _mangle("PREROUTING", (TCP, ours), Target(TargetKind.SAVE_MARK), reasons.MARK_SAVED)
+    yield _mangle("OUTPUT", (OUT_LO, TCP, ours), RETURN, reasons.MARK_PRESENT)
     for owner in owner_matches(settings):
-        loop = "what the proxy sends to a service of this very pod is captured inbound"
         to_itself = (not_to(net.loopback), OUT_LO, TCP, owner)
-        yield _mangle("OUTPUT", to_itself, Target(TargetKind.MARK, mark=LOOP_MARK), loop)
-    restore = "the app's answers on such a connection bear the mark, which routes them to the proxy"
+        yield _mangle("OUTPUT", to_itself, Target(TargetKind.MARK, mark=LOOP_MARK), reasons.MARK_HAIRPIN)
     connection = Match(MatchKind.CONNMARK, settings.tproxy_mark)
-    yield _mangle("OUTPUT", (TCP, connection), Target(TargetKind.RESTORE_MARK), restore)
+    yield _mangle("OUTPUT", (TCP, connection), Target(TargetKind.RESTORE_MARK), reasons.MARK_RESTORED)
 
 
-def _nat(chain: str, matches: tuple[Match, ...], target: Target, why: str) -> Piece:
+def _nat(chain: str, matches: tuple[Match, ...], target: Target, why: Reason) -> Piece:
     return Piece(Table.NAT, chain, Rule(matches, target, why))
 
 
-def _mangle(chain: str, matches: tuple[Match, ...], target: Target, why: str) -> Piece:
+def _mangle(chain: str, matches: tuple[Match, ...], target: Target, why: Reason) -> Piece:
     return Piece(Table.MANGLE, chain, Rule(matches, target, why))
 
 

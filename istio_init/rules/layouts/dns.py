@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.parts import TCP, UDP, Piece, from_cidr, jump, owner_matches, redirect, to_cidr, to_port
 from istio_init.rules.model import DNS_PORT, RESOLVER_PORT, Family, Match, MatchKind, Rule, Table, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from istio_init.rules.model import Reason
     from istio_init.rules.settings import Settings
 
 PROXY_ZONE, APP_ZONE = 1, 2
@@ -32,25 +34,21 @@ def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...])
     """Give the rules of one family; the jump from ISTIO_OUTPUT of nat is not among them."""
     hosts = tuple(f"{address}/{HOST_BITS[family]}" for address in nameservers)
     servers: tuple[str, ...] = ("",) if settings.capture_all_dns else hosts
-    yield _raw("OUTPUT", (), jump("ISTIO_OUTPUT_DNS"), "DNS packets are told apart before conntrack sees them")
+    yield _raw("OUTPUT", (), jump("ISTIO_OUTPUT_DNS"), reasons.DNS_RAW)
     for protocol in (TCP, UDP):
         for server in servers:
-            why = f"DNS requests to {server or 'any server'} go to the proxy's resolver"
+            why = reasons.DNS_SERVER.of(server) if server else reasons.DNS_ANY_SERVER
             yield Piece(Table.NAT, "ISTIO_OUTPUT_DNS", Rule((*_to(server), protocol, TO_RESOLVER), redirect(DNS_PORT), why))
     for owner in owner_matches(settings):
-        asks = "the proxy's requests to a server are one zone"
-        yield _raw("ISTIO_OUTPUT_DNS", (UDP, TO_RESOLVER, owner), _zone(PROXY_ZONE), asks)
-        answers = "its answers to the app are the other"
-        yield _raw("ISTIO_OUTPUT_DNS", (UDP, FROM_PROXY, owner), _zone(APP_ZONE), answers)
+        yield _raw("ISTIO_OUTPUT_DNS", (UDP, TO_RESOLVER, owner), _zone(PROXY_ZONE), reasons.DNS_ZONE_PROXY)
+        yield _raw("ISTIO_OUTPUT_DNS", (UDP, FROM_PROXY, owner), _zone(APP_ZONE), reasons.DNS_ZONE_REPLY)
     for server in servers:
-        why = "so are the app's requests"
-        yield _raw("ISTIO_OUTPUT_DNS", (*_to(server), UDP, TO_RESOLVER), _zone(APP_ZONE), why)
+        yield _raw("ISTIO_OUTPUT_DNS", (*_to(server), UDP, TO_RESOLVER), _zone(APP_ZONE), reasons.DNS_ZONE_APP)
     if servers:
-        yield _raw("PREROUTING", (), jump("ISTIO_INBOUND"), "answers from servers are looked at")
+        yield _raw("PREROUTING", (), jump("ISTIO_INBOUND"), reasons.DNS_RAW_INBOUND)
     for server in servers:
         sender = (from_cidr(server),) if server else ()
-        why = "a server's answers belong to the proxy's requests"
-        yield _raw("ISTIO_INBOUND", (*sender, UDP, FROM_RESOLVER), _zone(PROXY_ZONE), why)
+        yield _raw("ISTIO_INBOUND", (*sender, UDP, FROM_RESOLVER), _zone(PROXY_ZONE), reasons.DNS_ZONE_SERVER)
 
 
 def _to(server: str) -> tuple[Match, ...]:
@@ -61,5 +59,5 @@ def _zone(number: int) -> Target:
     return Target(TargetKind.ZONE, zone=number)
 
 
-def _raw(chain: str, matches: tuple[Match, ...], target: Target, why: str) -> Piece:
+def _raw(chain: str, matches: tuple[Match, ...], target: Target, why: Reason) -> Piece:
     return Piece(Table.RAW, chain, Rule(matches, target, why))

@@ -47,16 +47,16 @@ class Piece(NamedTuple):
 
 def gather(family: Family, pieces: Iterable[Piece]) -> tuple[Chain, ...]:
     """Make chains of pieces, in the order in which the pieces first name them."""
-    chains: dict[tuple[Table, str], Chain] = {}
+    appended: dict[tuple[Table, str], list[Rule]] = {}
+    inserted: dict[tuple[Table, str], list[Rule]] = {}  # the last one stands first
     for piece in pieces:
-        key = (piece.table, piece.chain)
-        chain = chains.get(key) or Chain(family, piece.table, piece.chain, ())
-        rule = _signed(piece)
-        if piece.at_head:
-            chains[key] = chain._replace(inserted=(rule, *chain.inserted))
-        else:
-            chains[key] = chain._replace(rules=(*chain.rules, rule))
-    return tuple(chains.values())
+        place = (piece.table, piece.chain)
+        rules = appended.setdefault(place, [])
+        (inserted.setdefault(place, []) if piece.at_head else rules).append(_signed(piece))
+    return tuple(
+        Chain(family, table, name, tuple(rules), tuple(reversed(inserted.get((table, name), ()))))
+        for (table, name), rules in appended.items()
+    )
 
 
 def _signed(piece: Piece) -> Rule:

@@ -29,7 +29,7 @@ def render(
 
     Raises:
         InvalidInput: there is no such format.
-        Unsupported: nft has no words for a rule.
+        Unsupported: nft cannot express a rule.
     """
     plan = plan.only(families)
     if output_format == "json":

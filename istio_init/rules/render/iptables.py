@@ -3,12 +3,13 @@
 A rule is written as iptables-save (1.8) prints it, so what is in a kernel and what was planned can be laid side by side.
 """
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.matches import MATCHES, TARGETS
+from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, MatchType, TargetType
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
     OWN_CHAINS,
@@ -25,67 +26,31 @@ from istio_init.rules.model import (
     Table,
     TableState,
     Target,
-    TargetKind,
     Variant,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-class Words(NamedTuple):
-    """How a match is written: the extension that it needs (`OF_PROTOCOL`: that of the rule's protocol), and its option."""
-
-    extension: str
-    option: str
-
-
-OF_PROTOCOL = "PROTOCOL"
-
-
-MATCH_WORDS = {
-    MatchKind.SOURCE: Words("", "-s"),
-    MatchKind.DESTINATION: Words("", "-d"),
-    MatchKind.IN_INTERFACE: Words("", "-i"),
-    MatchKind.OUT_INTERFACE: Words("", "-o"),
-    MatchKind.PROTOCOL: Words("", "-p"),
-    MatchKind.SOURCE_PORT: Words(OF_PROTOCOL, "--sport"),
-    MatchKind.DESTINATION_PORT: Words(OF_PROTOCOL, "--dport"),
-    MatchKind.DESTINATION_PORTS: Words("multiport", "--dports"),
-    MatchKind.UID_OWNER: Words("owner", "--uid-owner"),
-    MatchKind.GID_OWNER: Words("owner", "--gid-owner"),
-    MatchKind.SOCKET: Words("socket", ""),
-    MatchKind.CTSTATE: Words("conntrack", "--ctstate"),
-    MatchKind.MARK: Words("mark", "--mark"),
-    MatchKind.CONNMARK: Words("connmark", "--mark"),
-    MatchKind.COMMENT: Words("comment", "--comment"),
-}
-# Targets of iptables-extensions(8) that no rule of the same chain comes after.
+# Targets of iptables-extensions(8) that no rule of the same chain comes after, those that no plan has included.
 ENDING_TARGETS = frozenset(
-    {"ACCEPT", "DROP", "RETURN", "REJECT", "REDIRECT", "DNAT", "NETMAP", "TPROXY", "QUEUE", "NFQUEUE"},
+    ("DNAT", "NETMAP", "QUEUE", "NFQUEUE", *(one.name for one in TARGETS.values() if one.effect not in ("jumps", "goes on")))
 )
-# What is said to this host alone is not captured by most plans, and others (Docker's DNS) have good reasons for such rules.
-LOOPBACK = re.compile(r"(?<!!) (?:-d (?:127\.|::1[/ ])|-[io] lo )")
-PROTOCOLS = ("tcp", "udp")
-KINDS = {
-    (extension, words.option): kind
-    for kind, words in MATCH_WORDS.items()
-    for extension in (PROTOCOLS if words.extension == OF_PROTOCOL else (words.extension,))
-}
 OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
-# iptables' programs take 255 words a rule (MAX_ARGC of xshared.h), `-A CHAIN` included. Owners, of which a rule can have
+# iptables' programs take 255 words a rule (MAX_ARGC of xshared.h), `-A CHAIN` included. Conditions, of which a rule can have
 # many, are written in three words instead of five where there would be more.
 MOST_WORDS = 240
-OWNER = re.compile(r"-m owner( !)? --([ug]id)-owner (\d+)")
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a comment or a log prefix, which may say anything
-WHOLE_MARK = re.compile(r"0x[0-9a-f]{1,8}(/0xffffffff)?")
 TABLES = {table.value: table for table in Table}
-EXTENSIONS = frozenset(extension for extension, _ in KINDS if extension)
-NUMBERS = (MatchKind.UID_OWNER, MatchKind.GID_OWNER)
-CIDRS = (MatchKind.SOURCE, MatchKind.DESTINATION)
-MARKS = (MatchKind.MARK, MatchKind.CONNMARK)
-
-CONNMARK_WORDS = {TargetKind.SAVE_MARK: "--save-mark", TargetKind.RESTORE_MARK: "--restore-mark"}
-
-# What iptables-save adds to TPROXY although nobody asked for it: "the address of the incoming interface".
-DEFAULT_ADDRESSES = (("--on-ip", "0.0.0.0"), ("--on-ip", "::"))  # noqa: S104 - no address to listen on
+# What reads a rule word by word: extensions that have no option, the options of each extension, and those of iptables.
+BARE = {known.extension: known for known in MATCHES.values() if not known.option}
+EXTENSIONS: dict[str, dict[str, MatchType]] = {}
+for _known in MATCHES.values():
+    for _extension in PROTOCOLS if _known.extension == OF_PROTOCOL else (_known.extension,):
+        EXTENSIONS.setdefault(_extension, {})[_known.option] = _known
+PLAIN = EXTENSIONS.pop("")
+NAMED: dict[str, list[TargetType]] = {}
+for _target in TARGETS.values():
+    NAMED.setdefault(_target.name, []).append(_target)
 
 
 def render_restore(plan: Plan, family: Family) -> str:
@@ -118,7 +83,9 @@ def render_rule(rule: KernelRule) -> str:
         return rule.text
     protocol = protocol_of(rule)
     text = " ".join((*(render_match(match, protocol) for match in rule.matches), render_target(rule.target)))
-    return OWNER.sub(r"-mowner\1 --\2-owner=\3", text) if text.count(" ") > MOST_WORDS else text
+    if text.count(" ") > MOST_WORDS:
+        return " ".join((*(_shorter(match, protocol) for match in rule.matches), render_target(rule.target)))
+    return text
 
 
 def render_match(match: Match, protocol: str) -> str:
@@ -128,13 +95,21 @@ def render_match(match: Match, protocol: str) -> str:
         match: the condition.
         protocol: that of the rule, whose extension knows ports.
     """
-    extension, option = MATCH_WORDS[match.kind]
-    value = f"{match.value:#x}" if match.kind in MARKS else match.value
-    words = f"{option} {value}" if option else ""
+    known = MATCHES[match.kind]
+    words = f"{known.option} {known.text(match.value)}" if known.option else ""
     if match.negated:
         words = f"! {words}"
-    extension = protocol if extension == OF_PROTOCOL else extension
+    extension = protocol if known.extension == OF_PROTOCOL else known.extension
     return f"-m {extension} {words}".rstrip() if extension else words
+
+
+def _shorter(match: Match, protocol: str) -> str:
+    """Write a condition in fewer words: `-mowner ! --uid-owner=5`."""
+    text = render_match(match, protocol)
+    known = MATCHES[match.kind]
+    if known.extension and known.option:
+        return text.replace("-m ", "-m", 1).replace(f"{known.option} ", f"{known.option}=", 1)
+    return text
 
 
 def protocol_of(rule: Rule) -> str:
@@ -142,25 +117,9 @@ def protocol_of(rule: Rule) -> str:
     return next((str(match.value) for match in rule.matches if match.kind is MatchKind.PROTOCOL), "")
 
 
-def render_target(target: Target) -> str:  # noqa: PLR0911 - one for each kind of target
+def render_target(target: Target) -> str:
     """Write what a rule does, from `-j` on."""
-    match target.kind:
-        case TargetKind.JUMP:
-            return f"-j {target.chain}"
-        case TargetKind.REDIRECT:
-            return f"-j REDIRECT --to-ports {target.port}"
-        case TargetKind.TPROXY:
-            return f"-j TPROXY --on-port {target.port} --tproxy-mark {_mark(target)}"
-        case TargetKind.MARK:
-            return f"-j MARK --set-xmark {_mark(target)}"
-        case TargetKind.REJECT:
-            return f"-j REJECT --reject-with {target.reject_with}"
-        case TargetKind.SAVE_MARK | TargetKind.RESTORE_MARK:
-            return f"-j CONNMARK {CONNMARK_WORDS[target.kind]} --nfmask 0xffffffff --ctmask 0xffffffff"
-        case TargetKind.ZONE:
-            return f"-j CT --zone {target.zone}"
-        case _:
-            return f"-j {target.kind}"
+    return f"-j {TARGETS[target.kind].text(target)}"
 
 
 def command_name(family: Family, variant: Variant, verb: str = "") -> str:
@@ -188,25 +147,26 @@ def parse_save(text: str) -> Snapshot:
 
 
 def parse_rule(text: str) -> KernelRule:
-    """Read one rule as iptables-save prints it, without `-A CHAIN`; what the model has no words for stays opaque."""
+    """Read one rule as iptables-save prints it, without `-A CHAIN`; what the model cannot express stays opaque."""
     if '"' in text:
         return OpaqueRule(text)
     matches: list[Match] = []
     negated = False
-    extension = ""
+    options = PLAIN
     words = iter(text.split())
     for word in words:
         if word == "!":
             negated = True
-        elif kind := KINDS.get((extension, word)) or KINDS.get(("", word)):
-            value = _value(kind, next(words, ""))
+        elif known := options.get(word) or PLAIN.get(word):
+            value = known.parse(next(words, ""))
             if value is None:
                 break
-            matches.append(Match(kind, value, negated))
+            matches.append(Match(known.kind, value, negated))
             negated = False
         elif word == "-m" and (extension := next(words, "")) in EXTENSIONS:
-            if extension == "socket":
-                matches.append(Match(MatchKind.SOCKET, "", negated))
+            options = EXTENSIONS[extension]
+            if extension in BARE:
+                matches.append(Match(BARE[extension].kind, "", negated))
                 negated = False
         elif word == "-j":
             target = _parse_target(next(words, ""), list(words))
@@ -216,17 +176,12 @@ def parse_rule(text: str) -> KernelRule:
     return OpaqueRule(text)
 
 
-def _value(kind: MatchKind, text: str) -> int | str | None:
-    """Read the value of a condition; None for one that the model has no words for."""
-    if kind in NUMBERS:
-        return int(text) if text.isdecimal() else None
-    if kind in MARKS:
-        return _mark_of(text) if WHOLE_MARK.fullmatch(text) else None
-    if kind in CIDRS and "." in text and ":" in text:
-        from ipaddress import ip_network
-
-        return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
-    return text
+def _parse_target(name: str, words: list[str]) -> Target | None:
+    for known in NAMED.get(name) or NAMED[""]:
+        target = known.parse(name, words)
+        if target is not None:
+            return target
+    return None
 
 
 class TableReader:
@@ -250,12 +205,12 @@ class TableReader:
             self._foreign = True
 
     def add_rule(self, chain: str, text: str, native: object = None) -> None:
-        """Take note of a rule, as iptables-save prints it; `native` is kept where the model has no words for it."""
+        """Take note of a rule, as iptables-save prints it; `native` is kept where the model cannot express it."""
         if chain in OWN_CHAINS:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
         goal = _goal(text)
-        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in QUOTED.sub("", text)):
+        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in _unquoted(text)):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
             self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
@@ -264,7 +219,7 @@ class TableReader:
         self._seen_foreign.add(chain)
         if goal in OWN_CHAINS:
             self._users.append((goal, chain))
-        if chain in BUILTIN_CHAINS and goal in ENDING_TARGETS and not LOOPBACK.search(f" {text} "):
+        if chain in BUILTIN_CHAINS and goal in ENDING_TARGETS and not _is_of_loopback(text):
             self._endings.append(Ending(chain, text, is_ahead=False))
 
     def state(self) -> TableState:
@@ -279,52 +234,34 @@ def _keep(rule: KernelRule, native: object) -> KernelRule:
     return rule._replace(native=native) if isinstance(rule, OpaqueRule) else rule
 
 
+def _unquoted(text: str) -> str:
+    """Leave out what stands in quotes: a comment or a log prefix, which may say anything."""
+    if '"' not in text:
+        return text
+    return "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+
+
+def _is_of_loopback(text: str) -> bool:
+    """Tell whether a rule looks at what is said to this host alone.
+
+    Most plans do not capture that, and others (Docker's DNS) have good reasons for such rules.
+    """
+    words = ["", *text.split()]
+    for before, option, value in zip(words, words[1:], words[2:], strict=False):
+        if before != "!" and option == "-d" and (value.startswith(("127.", "::1/")) or value == "::1"):
+            return True
+        if before != "!" and option in ("-i", "-o") and value == "lo":
+            return True
+    return False
+
+
 def _goal(text: str) -> str:
     """Name the chain or target that a rule leads to."""
-    words = QUOTED.sub("", text).split()
+    words = _unquoted(text).split()
     for index in range(len(words) - 2, -1, -1):
         if words[index] in ("-j", "-g"):
             return words[index + 1]
     return ""
-
-
-def _parse_target(name: str, options: list[str]) -> Target | None:  # noqa: PLR0911 - one for each kind of target
-    pairs = [pair for pair in itertools.zip_longest(options[::2], options[1::2]) if pair not in DEFAULT_ADDRESSES]
-    match name, pairs:
-        case "REDIRECT", [("--to-ports", str(port))] if port.isdecimal():
-            return Target(TargetKind.REDIRECT, port=int(port))
-        case "TPROXY", [("--on-port", str(port)), ("--tproxy-mark", str(mark))] if port.isdecimal() and _is_whole(mark):
-            return Target(TargetKind.TPROXY, port=int(port), mark=_mark_of(mark))
-        case "MARK", [("--set-xmark", str(mark))] if _is_whole(mark):
-            return Target(TargetKind.MARK, mark=_mark_of(mark))
-        case "REJECT", [("--reject-with", str(reject_with))]:
-            return Target(TargetKind.REJECT, reject_with=reject_with)
-        case "CONNMARK", [
-            (("--save-mark" | "--restore-mark") as verb, "--nfmask"),
-            ("0xffffffff", "--ctmask"),
-            ("0xffffffff", None),
-        ]:
-            return Target(TargetKind.SAVE_MARK if verb == "--save-mark" else TargetKind.RESTORE_MARK)
-        case "CT", [("--zone", str(zone))] if zone.isdecimal():
-            return Target(TargetKind.ZONE, zone=int(zone))
-        case (("RETURN" | "ACCEPT" | "DROP"), []):
-            return Target(TargetKind(name))
-        case _, [] if name in OWN_CHAINS:
-            return Target(TargetKind.JUMP, chain=name)
-    return None
-
-
-def _is_whole(mark: str) -> bool:
-    """Tell whether a mark is set in all its bits, as ours are; without a mask it is."""
-    return WHOLE_MARK.fullmatch(mark) is not None
-
-
-def _mark_of(mark: str) -> int:
-    return int(mark.partition("/")[0], 16)
-
-
-def _mark(target: Target) -> str:
-    return f"{target.mark:#x}/0xffffffff"
 
 
 def _change_lines(change: TableChange) -> Iterator[str]:

@@ -4,14 +4,8 @@ Each family has a table of its own, named `istio-init`, which the transaction re
 iptables is a base chain in it, with the same hook and priority; a chain is named after its table and itself, for a table
 of nf_tables is all of iptables' tables in one. The end of a base chain accepts, as the end of a built-in chain does.
 
-Three things take more than one rule of nf_tables:
-
-- TPROXY drops what no proxy listens for; `tproxy` goes on with the next rule, so that one drops.
-- `-m owner` with `!` holds for a packet that no process sent, such as one of a file system in the kernel. `meta skuid !=`
-  does not: nothing about an owner does.
-- `-m socket` holds for a connection in TIME_WAIT. `socket wildcard` does not; only `socket transparent` knows such sockets.
-
-The last two are a chain of their own, a guard: it returns where the condition does not hold, and else does the rule's work.
+Some conditions take more than one rule of nf_tables (`istio_init.rules.matches.owners` says why). They are a chain of their
+own, a guard: it returns where the condition does not hold, and else does the rule's work.
 """
 
 from __future__ import annotations
@@ -20,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import (
     NFT_TABLE,
     Family,
     KernelRule,
-    Match,
     MatchKind,
     OpaqueRule,
     Plan,
@@ -41,31 +35,13 @@ from istio_init.rules.render.nft_sets import COMMENT_BYTES, Joined, canonical, j
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from istio_init.rules.matches.kinds import MatchType
+
+FAMILY, PROTOCOL = "{family}", "{protocol}"  # places in the expressions of matches
 FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 # Priorities of the tables of iptables: linux/netfilter_ipv4.h.
 PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER: 0}
-OWNERS = {MatchKind.UID_OWNER: "meta skuid", MatchKind.GID_OWNER: "meta skgid"}
-PORT_WORDS = {
-    MatchKind.SOURCE_PORT: "sport",
-    MatchKind.DESTINATION_PORT: "dport",
-    MatchKind.DESTINATION_PORTS: "dport",
-}
-ADDRESS_WORDS = {MatchKind.SOURCE: "saddr", MatchKind.DESTINATION: "daddr"}
-INTERFACES = {MatchKind.IN_INTERFACE: "iifname", MatchKind.OUT_INTERFACE: "oifname"}
-MARKS = {MatchKind.MARK: "meta mark", MatchKind.CONNMARK: "ct mark"}
-OTHERS = {MatchKind.PROTOCOL: "meta l4proto", MatchKind.CTSTATE: "ct state"}
-
-VERDICTS = (TargetKind.RETURN, TargetKind.ACCEPT, TargetKind.DROP)
-# What iptables-extensions(8) calls an answer, and its type and name in nft(8).
-REJECTIONS = {
-    "icmp-port-unreachable": ("icmp", "port-unreachable"),
-    "icmp6-port-unreachable": ("icmpv6", "port-unreachable"),
-}
-WITHOUT_PROXY = "no proxy listens there: nobody else gets it"
-SPECIAL = frozenset('"*\\')  # in quotes
-SOCKET_OF_ANY_ADDRESS = "socket wildcard 1"
-SOCKET = "socket transparent { 0, 1 }"  # holds for each socket that the kernel finds
 
 
 def render_nft(plan: Plan) -> str:
@@ -89,7 +65,7 @@ def render_tables(
         absent: families that have no table of ours yet; not to delete any spares the kernel a wait of 12 ms.
 
     Raises:
-        Unsupported: nft has no words for a rule.
+        Unsupported: nft cannot express a rule.
     """
     lines = []
     for family, changes in families.items():
@@ -174,43 +150,37 @@ class _Writer:
     def _lines(self, joined: Joined) -> Iterator[str]:
         rule = joined.rule
         conditions = "".join(f"{condition} " for condition in self._conditions(joined))
-        if any(_is_guarded(match) for match in rule.matches):
+        if any(MATCHES[match.kind].is_guarded(match) for match in rule.matches):
             yield f"{conditions}counter jump {self._guard(rule)} {_comment(rule.why)}"
             return
-        yield f"{conditions}counter {self._target(rule.target)} {_comment(rule.why)}"
-        if rule.target.kind is TargetKind.TPROXY:
-            yield f"{conditions}counter drop {_comment(WITHOUT_PROXY)}"
+        yield f"{conditions}counter {self._statement(rule.target)} {_comment(rule.why)}"
+        if why := TARGETS[rule.target.kind].nft_drops:
+            yield f"{conditions}counter drop {_comment(why)}"
 
     def _conditions(self, joined: Joined) -> Iterator[str]:
         protocol = protocol_of(joined.rule)
-        has_port = any(match.kind in PORT_WORDS for match in joined.rule.matches)
+        has_port = any(PROTOCOL in MATCHES[match.kind].nft for match in joined.rule.matches)
         for place, match in enumerate(joined.rule.matches):
+            known = MATCHES[match.kind]
             # A port tells the protocol, and in a table of our own no rule needs to be told from others'.
-            if match.kind is MatchKind.COMMENT or (match.kind is MatchKind.PROTOCOL and has_port) or _is_guarded(match):
+            if not known.nft or (match.kind is MatchKind.PROTOCOL and has_port) or known.is_guarded(match):
                 continue
-            values = joined.values if place == joined.place else _values(match)
-            yield f"{self._words(match.kind, protocol)} {'!= ' if match.negated else ''}{_set(match, values)}"
-
-    def _words(self, kind: MatchKind, protocol: str) -> str:
-        if kind in ADDRESS_WORDS:
-            return f"{FAMILIES[self._family]} {ADDRESS_WORDS[kind]}"
-        if kind in PORT_WORDS:
-            return f"{protocol} {PORT_WORDS[kind]}"
-        return (INTERFACES | OWNERS | MARKS | OTHERS)[kind]
+            values = joined.values if place == joined.place else known.nft_values(match.value)
+            left = known.nft.replace(FAMILY, FAMILIES[self._family]).replace(PROTOCOL, protocol)
+            yield f"{left} {'!= ' if match.negated else ''}{_set(known, values)}"
 
     def _guard(self, rule: Rule) -> str:
         """Make the chain that looks at what a rule cannot, and give its name."""
-        lines = []
-        for kind, words in OWNERS.items():
-            if owners := [match for match in rule.matches if match.kind is kind and match.negated]:
-                ids = _set(owners[0], sorted((match.value for match in owners), key=int))
-                lines.append(f"{words} {ids} counter return {_comment('it is one of these owners')}")
-        looks_for_socket = any(match.kind is MatchKind.SOCKET for match in rule.matches)
-        if looks_for_socket:
-            lines.append(f"{SOCKET_OF_ANY_ADDRESS} counter return {_comment('it listens, so it is not of this connection')}")
+        lines, condition = [], ""
+        for known in MATCHES.values():
+            values = [match.value for match in rule.matches if match.kind is known.kind and known.is_guarded(match)]
+            if values:
+                returns, why = known.guard(values)
+                lines.append(f"{returns} counter return {_comment(why)}")
+                condition += f"{known.guard_condition} " if known.guard_condition else ""
         # In a guard, RETURN would lead back into the chain that it was to end.
-        target = "accept" if self._ends_with(rule.target) else self._target(rule.target)
-        lines.append(f"{f'{SOCKET} ' if looks_for_socket else ''}counter {target} {_comment(rule.why)}")
+        statement = "accept" if self._ends_with(rule.target) else self._statement(rule.target)
+        lines.append(f"{condition}counter {statement} {_comment(rule.why)}")
         name = self._guards.setdefault(tuple(lines), f"{self._name}_if_{len(self._guards) + 1}")
         self._chains[name] = lines
         return name
@@ -227,69 +197,26 @@ class _Writer:
             isinstance(rule, Rule) and rule.target.chain == self._chain for others in elsewhere for rule in others
         )
         if target.kind is TargetKind.ACCEPT or (target.kind is TargetKind.RETURN and is_followed):
-            raise Unsupported(f"nft has no words for {target.kind} with such conditions in chain {self._name}")
+            raise Unsupported(f"nft cannot express {target.kind} with such conditions in chain {self._name}")
         return target.kind is TargetKind.RETURN
 
-    def _target(self, target: Target) -> str:  # noqa: PLR0911 - one for each kind of target
-        match target.kind:
-            case TargetKind.JUMP:
-                return f"jump {self._change.table}_{target.chain}"
-            case TargetKind.REDIRECT:
-                return f"redirect to :{target.port}"
-            case TargetKind.TPROXY:
-                return f"tproxy to :{target.port} meta mark set {target.mark:#x} accept"
-            case TargetKind.MARK:
-                return f"meta mark set {target.mark:#x}"
-            case TargetKind.SAVE_MARK:
-                return "ct mark set meta mark"
-            case TargetKind.RESTORE_MARK:
-                return "meta mark set ct mark"
-            case TargetKind.ZONE:
-                return f"ct zone set {target.zone}"
-            case TargetKind.REJECT if target.reject_with in REJECTIONS:
-                return "reject with {} type {}".format(*REJECTIONS[target.reject_with])
-            case kind if kind in VERDICTS:
-                return kind.lower()
-        raise Unsupported(f"nft has no words for {target.kind} {target.reject_with}".rstrip())
+    def _statement(self, target: Target) -> str:
+        return TARGETS[target.kind].nft_text(target, self._change.table)
 
 
-def _is_guarded(match: Match) -> bool:
-    if match.negated and match.kind in (MatchKind.SOCKET, MatchKind.CTSTATE):
-        raise Unsupported(f"nft has no words for a negated {match.kind}")
-    return match.kind is MatchKind.SOCKET or (match.kind in OWNERS and match.negated)
-
-
-def _values(match: Match) -> tuple[int | str, ...]:
-    if match.kind is MatchKind.DESTINATION_PORTS:
-        return tuple(str(match.value).split(","))
-    return (match.value,)
-
-
-def _set(match: Match, values: Sequence[int | str]) -> str:
-    words = [_value(match.kind, value) for value in values]
+def _set(known: MatchType, values: Sequence[int | str]) -> str:
+    words = [known.nft_value(value) for value in values]
     return words[0] if len(words) == 1 else f"{{ {', '.join(words)} }}"
 
 
-def _value(kind: MatchKind, value: int | str) -> str:
-    if kind in INTERFACES:
-        return _interface(str(value))
-    if kind in MARKS:
-        return f"{value:#x}"
-    if kind in PORT_WORDS:
-        return str(value).replace(":", "-")
-    return str(value).lower()
+def _comment(text: str) -> str:
+    return f'comment "{comment_text(text)}"'
 
 
-def _interface(name: str) -> str:
-    if set(name) & SPECIAL:
-        raise Unsupported(f"nft has no words for an interface of the name {name!r}")
-    return f'"{name[:-1]}*"' if name.endswith("+") else f'"{name}"'
-
-
-def _comment(why: str) -> str:
-    """Write a reason, cut at a word where it is too long, without what would end the quotes."""
-    text = why.replace('"', "'")
+def comment_text(text: str) -> str:
+    """Give a sentence as it stands in a comment: cut at a word where it is too long, without what would end the quotes."""
+    text = text.replace('"', "'")
     if len(text.encode()) > COMMENT_BYTES:
         room = text.encode()[: COMMENT_BYTES - len("…".encode())].decode(errors="ignore")
         text = f"{room.rpartition(' ')[0] or room}…"
-    return f'comment "{text}"'
+    return text

@@ -1,0 +1,82 @@
+"""Intervals of addresses and of ports: the fewest CIDRs and port ranges that hold the same. Pure.
+
+IPv4 is done by hand: `ipaddress` takes ten times as long, and is slow to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.rules.values import IPV4_BITS, ipv4_number, ipv4_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Interval = tuple[int, int]  # first and last
+
+IPV6_BITS = 128
+
+
+def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """Give the fewest CIDRs for the addresses of CIDRs, or bare addresses, of one family, in order."""
+    intervals = []
+    bits = IPV4_BITS
+    for cidr in cidrs:
+        address, _, prefix = cidr.partition("/")
+        if ":" in address:
+            bits = IPV6_BITS
+        first = _number(address)
+        intervals.append((first, first + (1 << bits - int(prefix or bits)) - 1))
+    return tuple(cidr for interval in merge(intervals) for cidr in _cidrs(interval, bits))
+
+
+def tidy_ports(ports: Iterable[str]) -> tuple[str, ...]:
+    """Give the fewest ports and ranges (`first:last`) for the same ports, in order."""
+    ranges = (port.partition(":") for port in ports)
+    merged = merge([(int(first), int(last or first)) for first, _, last in ranges])
+    return tuple(f"{first}:{last}" if last > first else str(first) for first, last in merged)
+
+
+def merge(intervals: list[Interval]) -> list[Interval]:
+    """Join intervals that overlap or touch."""
+    merged: list[Interval] = []
+    for first, last in sorted(intervals):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def range_cidrs(first: str, last: str) -> Iterator[str]:
+    """Give the fewest CIDRs for a range of addresses."""
+    return _cidrs((_number(first), _number(last)), IPV6_BITS if ":" in first else IPV4_BITS)
+
+
+def _number(address: str) -> int:
+    if ":" in address:
+        from ipaddress import IPv6Address
+
+        return int(IPv6Address(address))
+    number = ipv4_number(address)
+    if number is None:
+        message = f"{address!r} is not an IPv4 address"
+        raise ValueError(message)
+    return number
+
+
+def _text(number: int, bits: int) -> str:
+    if bits == IPV6_BITS:
+        from ipaddress import IPv6Address
+
+        return str(IPv6Address(number))
+    return ipv4_text(number)
+
+
+def _cidrs(interval: Interval, bits: int) -> Iterator[str]:
+    first, last = interval
+    while first <= last:
+        # The largest block that begins here: as even as the address is, and no longer than what is left.
+        host_bits = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
+        yield f"{_text(first, bits)}/{bits - host_bits}"
+        first += 1 << host_bits

@@ -1,0 +1,128 @@
+"""Where packets come from and go to: addresses and interfaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from istio_init.core.errors import Unsupported
+from istio_init.rules.matches.kinds import MatchType, Unknown, Value
+from istio_init.rules.model import MatchKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from istio_init.rules.packet import Packet
+
+ADDRESS = frozenset("0123456789abcdef.:")
+SPECIAL = frozenset('"*\\')  # between the quotes of nft
+
+
+class _Address(MatchType):
+    joins = True
+
+    def parse(self, text: str) -> Value | None:
+        if "." in text and ":" in text:
+            from ipaddress import ip_network
+
+            return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
+        return text
+
+    def native_text(self, text: str) -> str:
+        """Turn `10.0.0.0/255.0.0.0` into `10.0.0.0/8`."""
+        from ipaddress import ip_interface
+
+        return str(ip_interface(text))
+
+    def tidy(self, values: Iterable[Value]) -> tuple[Value, ...]:
+        from istio_init.rules.intervals import tidy_cidrs
+
+        return tidy_cidrs(map(str, values))
+
+    def read_element(self, element: Any) -> Iterator[Value]:
+        match element:
+            case {"prefix": {"addr": str(address), "len": int(length)}}:
+                yield f"{address}/{length}"
+            case {"range": [str(first), str(last)]}:
+                from istio_init.rules.intervals import range_cidrs
+
+                yield from range_cidrs(first, last)
+            case str() if element and ADDRESS.issuperset(element):
+                yield element
+            case _:
+                raise Unknown
+
+
+def _is_inside(address: str, cidr: Value) -> bool:
+    from ipaddress import ip_address, ip_network
+
+    return ip_address(address) in ip_network(cidr)
+
+
+class _Source(_Address):
+    kind = MatchKind.SOURCE
+    option = "-s"
+    attribute = "src"
+    nft = "{family} saddr"
+    keys = (("ip", "saddr"), ("ip6", "saddr"))
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        return _is_inside(packet.source, value)
+
+
+class _Destination(_Address):
+    kind = MatchKind.DESTINATION
+    option = "-d"
+    attribute = "dst"
+    nft = "{family} daddr"
+    keys = (("ip", "daddr"), ("ip6", "daddr"))
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        return _is_inside(packet.destination, value)
+
+
+class _Interface(MatchType):
+    """A trailing + stands for anything (iptables(8)); nft(8) writes a *."""
+
+    def nft_value(self, value: Value) -> str:
+        name = str(value)
+        if SPECIAL.intersection(name):
+            raise Unsupported(f"nft cannot express an interface of the name {name!r}")
+        return f'"{name[:-1]}*"' if name.endswith("+") else f'"{name}"'
+
+    def read_element(self, element: Any) -> Iterator[Value]:
+        if not isinstance(element, str):
+            raise Unknown
+        yield f"{element[:-1]}+" if element.endswith("*") else element
+
+
+def _is_interface(name: str, wanted: Value) -> bool:
+    text = str(wanted)
+    return name.startswith(text[:-1]) if text.endswith("+") else name == text
+
+
+class _InInterface(_Interface):
+    kind = MatchKind.IN_INTERFACE
+    option = "-i"
+    attribute = "in_interface"
+    # python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
+    ipv6_mask = "iniface_mask"
+    nft = "iifname"
+    keys = (("meta", "iifname"),)
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        return not packet.outbound and _is_interface(packet.interface, value)
+
+
+class _OutInterface(_Interface):
+    kind = MatchKind.OUT_INTERFACE
+    option = "-o"
+    attribute = "out_interface"
+    ipv6_mask = "outiface_mask"
+    nft = "oifname"
+    keys = (("meta", "oifname"),)
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        return packet.outbound and _is_interface(packet.interface, value)
+
+
+MATCHES: tuple[MatchType, ...] = (_Source(), _Destination(), _InInterface(), _OutInterface())

@@ -1,0 +1,26 @@
+"""A comment: a match that always holds, and says whose a rule is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_init.rules.matches.kinds import MatchType, Value
+from istio_init.rules.model import MatchKind
+
+if TYPE_CHECKING:
+    from istio_init.rules.packet import Packet
+
+
+class _Comment(MatchType):
+    """nft has none: all of its table is ours."""
+
+    kind = MatchKind.COMMENT
+    option = "--comment"
+    extension = "comment"
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        del packet, value
+        return True
+
+
+MATCHES: tuple[MatchType, ...] = (_Comment(),)

@@ -1,0 +1,37 @@
+"""The first packet of a connection, as rules see it."""
+
+from typing import NamedTuple
+
+
+class Packet(NamedTuple):
+    """The first packet of a connection, as rules see it.
+
+    Attributes:
+        destination: the address that the sender asked for.
+        port: its port.
+        source: the sender's address.
+        protocol: `tcp` or `udp`.
+        outbound: whether a process in the namespace sends it.
+        interface: where it leaves, or comes in.
+        uid: the sender's user, if it is outbound.
+        gid: the sender's group, if it is outbound.
+        has_socket: whether a socket here already has this connection.
+        ctstate: its conntrack state.
+        source_port: the sender's port.
+        mark: the mark that the packet bears when it begins its way.
+        connmark: that of its connection.
+    """
+
+    destination: str
+    port: int
+    source: str = ""
+    protocol: str = "tcp"
+    outbound: bool = True
+    interface: str = "eth0"
+    uid: int = 0
+    gid: int = 0
+    has_socket: bool = False
+    ctstate: str = "NEW"
+    source_port: int = 0
+    mark: int = 0
+    connmark: int = 0
