@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from istio_init.sidecar.bootstrap import FLAVOURS, render_bootstrap
 from tests.golden.files import assert_golden, names
 from tests.proxies import PROXIES, Proxy
+from tests.sweeps import sweep
+
+if TYPE_CHECKING:
+    import pytest
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.name)
+@sweep("flavour", FLAVOURS)
+@sweep("proxy", PROXIES, ids=lambda proxy: proxy.name)
 def test_a_bootstrap_file_is_as_reviewed(proxy: Proxy, flavour: str, request: pytest.FixtureRequest) -> None:
     assert_golden(f"bootstrap/{proxy.name}.{flavour}.json", render_bootstrap(proxy.settings(), flavour), request)
 

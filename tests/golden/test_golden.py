@@ -8,6 +8,7 @@ from istio_init.rules.render import render
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT
 from tests.golden.files import assert_golden, names
+from tests.sweeps import sweep
 
 ALL_CASES = (*CASES, *CASES_CURRENT)
 BY_NAME = {case.name: case for case in ALL_CASES}
@@ -21,7 +22,7 @@ GOLDENS += [
 ]
 
 
-@pytest.mark.parametrize(("name", "output_format"), GOLDENS)
+@sweep(("name", "output_format"), GOLDENS)
 def test_rule_text_is_as_reviewed(name: str, output_format: str, request: pytest.FixtureRequest) -> None:
     assert_golden(f"rules/{name}.{output_format}", render(BY_NAME[name].plan(), output_format), request)
 

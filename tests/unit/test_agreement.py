@@ -12,6 +12,7 @@ from istio_init.rules.settings import Settings
 from istio_init.sidecar.bootstrap import render_bootstrap
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 from tests.proxies import POD_ENVIRONMENT, POD_FLAGS
+from tests.sweeps import sweep
 from tests.unit.program import call, refused
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ AGREEING = {
 }
 
 
-@pytest.mark.parametrize("both", AGREEING.values(), ids=list(AGREEING))
+@sweep("both", AGREEING.values(), ids=list(AGREEING))
 def test_halves_that_fit_have_no_contradiction(both: Pair) -> None:
     assert contradictions(both) == ()
 
@@ -126,7 +127,7 @@ CONTRADICTING = {
 }
 
 
-@pytest.mark.parametrize(("both", "words"), CONTRADICTING.values(), ids=list(CONTRADICTING))
+@sweep(("both", "words"), CONTRADICTING.values(), ids=list(CONTRADICTING))
 def test_a_contradiction_is_one_line_with_both_values(both: Pair, words: list[str]) -> None:
     (line,) = contradictions(both)
     assert [word for word in words if word not in line] == []

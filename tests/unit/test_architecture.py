@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from istio_init.rules.model import MatchKind, Mode, TargetKind
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT
+from tests.sweeps import sweep
 from tests.unit.test_cli_apply import ERRORS
 
 PACKAGE = Path(istio_init.__file__).parent
@@ -98,9 +100,10 @@ PROGRAMS = {f"istio_init.lab.{name}" for name in ("app", "control_plane", "resol
 # What works in copies of its process (fork(2)) has to end them.
 COPIES = {"istio_init.rules.kernel.libiptc"}
 
-each_module = pytest.mark.parametrize("module", MODULES)
+each_module = sweep("module", MODULES)
 
 
+@cache
 def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
@@ -110,7 +113,8 @@ def room(module: str) -> str:
     return half if half in WHOLE or not rest else f"{half}.{rest[0]}"
 
 
-def imports(module: str) -> set[str]:
+@cache
+def imports(module: str) -> frozenset[str]:
     """List what a module imports, anywhere in it: modules of this package in full, of others the top name."""
     found: set[str] = set()
     for node in ast.walk(tree(module)):
@@ -121,7 +125,7 @@ def imports(module: str) -> set[str]:
             # `from package import module` means the module.
             names = (f"{node.module}.{alias.name}" for alias in node.names)
             found.update(name if name in MODULES else str(node.module) for name in names)
-    return {name if name.split(".")[0] == "istio_init" else name.split(".")[0] for name in found}
+    return frozenset(name if name.split(".")[0] == "istio_init" else name.split(".")[0] for name in found)
 
 
 def test_every_module_is_in_a_room() -> None:
@@ -147,12 +151,12 @@ def test_the_halves_of_a_pod_do_not_know_each_other() -> None:
     assert strangers == []
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in PURE])
+@sweep("module", [module for module in MODULES if room(module) in PURE])
 def test_pure_modules_do_not_reach_the_machine(module: str) -> None:
     assert imports(module) & EFFECTS == set()
 
 
-@pytest.mark.parametrize(("library", "owners"), OWNERS.items(), ids=list(OWNERS))
+@sweep(("library", "owners"), OWNERS.items(), ids=list(OWNERS))
 def test_a_library_that_reaches_the_machine_has_one_owner(library: str, owners: set[str]) -> None:
     assert {module for module in MODULES if library in imports(module)} == owners
 
@@ -269,16 +273,12 @@ def test_every_case_is_in_the_table_of_its_layout() -> None:
     assert [case.name for layout, cases in CASES_OF.items() for case in cases if case.layout != layout] == []
 
 
-@pytest.mark.parametrize(
-    ("layout", "flag"), [(layout, flag) for option in OPTIONS for layout in option.layouts for flag in option.flags]
-)
+@sweep(("layout", "flag"), [(layout, flag) for option in OPTIONS for layout in option.layouts for flag in option.flags])
 def test_every_flag_has_a_case(layout: str, flag: str) -> None:
     assert [case.name for case in CASES_OF[layout] if flag in case.flags] != []
 
 
-@pytest.mark.parametrize(
-    ("layout", "option"), [pytest.param(layout, one, id=f"{layout}-{one.name}") for one in OPTIONS for layout in one.layouts]
-)
+@sweep(("layout", "option"), [(layout, option) for option in OPTIONS for layout in option.layouts])
 def test_every_setting_has_a_case_with_its_variable(layout: str, option: istio_init.rules.options.Option) -> None:
     assert [case.name for case in CASES_OF[layout] if set(option.variables) & set(case.environment)] != []
 

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from istio_init.kubernetes.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
+from tests.schemas import validate
 from tests.unit.inject_pods import template
 from tests.unit.program import call, command, refused
 from tests.unit.test_inject_template import document
@@ -185,7 +185,7 @@ def test_the_base_names_files_that_are_there_and_valid() -> None:
         for one in yaml.safe_load_all((BASE / name).read_text(encoding="utf-8"))
     ]
     for one in documents:
-        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+        validate(one)
     assert [one["metadata"]["name"] for one in documents if one["kind"] == "Namespace"] == [base["namespace"]]
 
 

@@ -14,6 +14,7 @@ from istio_init.rules.environment import collect, read_settings
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS, Option
 from istio_init.rules.settings import HostFacts, Settings
 from istio_init.rules.values import Value
+from tests.sweeps import sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +46,20 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "owner_groups_exclude": ("1001", "1002", "1003"),
     "loopback_cidr": ("127.0.0.2/32", "127.0.0.3/32", "127.0.0.4/32"),
 }
+
+
+def variable_of(pair: tuple[Option, str]) -> str:
+    return pair[1]
+
+
 FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
 OF_1_0 = [option for option in OPTIONS if ISTIO_1_0 in option.layouts]
-EACH_VARIABLE = [pytest.param(option, name, id=name) for option in OF_1_0 for name in option.variables]
-EACH_VARIABLE_OF_CURRENT = [pytest.param(option, name, id=name) for option in OPTIONS for name in option.variables]
+each_variable = sweep(
+    ("option", "variable"), [(option, name) for option in OF_1_0 for name in option.variables], variable_of
+)
+each_variable_of_current = sweep(
+    ("option", "variable"), [(option, name) for option in OPTIONS for name in option.variables], variable_of
+)
 CLUSTER, SIDECAR = "ISTIO_CLUSTER_CONFIG", "ISTIO_SIDECAR_CONFIG"
 
 
@@ -72,7 +83,7 @@ def as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE)
+@each_variable
 def test_a_flag_beats_a_variable_and_that_a_file_and_that_the_default(option: Option, variable: str, tmp_path: Path) -> None:
     in_file, in_environment, in_flag = SAMPLES[option.name]
     environ: dict[str, str] = {}
@@ -90,7 +101,7 @@ def test_a_flag_beats_a_variable_and_that_a_file_and_that_the_default(option: Op
     assert read() == in_flag
 
 
-@pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE_OF_CURRENT)
+@each_variable_of_current
 def test_a_flag_beats_a_variable_and_that_the_default_in_layout_current(
     option: Option, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +121,7 @@ def test_a_flag_beats_a_variable_and_that_the_default_in_layout_current(
     assert read(in_flag) == in_flag
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in OF_1_0], ids=lambda option: option.name)
+@sweep("option", [option for option in OPTIONS if option not in OF_1_0], ids=lambda option: option.name)
 def test_a_variable_of_a_setting_that_a_layout_does_not_have_is_ignored_and_a_flag_is_not(option: Option) -> None:
     environ = dict.fromkeys(option.variables, SAMPLES[option.name][0])
     assert texts({}, environ) == {}
@@ -122,7 +133,7 @@ def test_layout_current_reads_no_environment_files(tmp_path: Path) -> None:
     assert texts({}, environ, CURRENT) == {}
 
 
-@pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE)
+@each_variable
 def test_where_a_value_came_from_is_told_in_the_users_words(option: Option, variable: str, tmp_path: Path) -> None:
     file = written(tmp_path / "sidecar.env", "", f"{variable}=in-file")
     assert collect({}, {SIDECAR: file})[option.name] == Value("in-file", f"${variable} ({file}:2)")
@@ -130,14 +141,14 @@ def test_where_a_value_came_from_is_told_in_the_users_words(option: Option, vari
     assert collect({option.name: "y"}, {variable: "x"})[option.name] == Value("y", "/".join(option.flags))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+@sweep("layout", LAYOUTS)
+@sweep("option", OPTIONS, ids=lambda option: option.name)
 def test_an_empty_flag_is_a_value(option: Option, layout: str) -> None:
     environ = dict.fromkeys(option.variables, SAMPLES[option.name][0])
     assert texts({option.name: ""}, environ, layout) == {option.name: ""}
 
 
-@pytest.mark.parametrize(("option", "variable"), EACH_VARIABLE)
+@each_variable
 def test_an_empty_variable_is_none_for_a_list_and_not_set_for_the_others(
     option: Option,
     variable: str,

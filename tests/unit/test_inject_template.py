@@ -6,7 +6,6 @@ import json
 from copy import deepcopy
 from typing import Any
 
-import kubernetes_validate
 import pytest
 
 from istio_init.cli.agreement import parse_words, read_rules
@@ -25,6 +24,8 @@ from istio_init.kubernetes.inject.documents import NEVER_ENDS
 from istio_init.kubernetes.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
 from istio_init.kubernetes.manifest import KINDS, read_manifest
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
+from tests.schemas import validate
+from tests.sweeps import sweep
 from tests.unit.inject_pods import (
     INIT_1_0,
     ISTIO_1_0,
@@ -42,7 +43,7 @@ from tests.unit.inject_pods import (
     template,
 )
 
-each_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=list(SETTINGS))
+each_setting = sweep("settings", SETTINGS.values(), ids=list(SETTINGS))
 TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
 
 
@@ -175,7 +176,7 @@ def test_every_annotation_of_the_rules_has_a_good_and_a_bad_value() -> None:
     assert set(TRAFFIC) < set(BAD)
 
 
-@pytest.mark.parametrize("annotation", GOOD)
+@sweep("annotation", GOOD)
 def test_an_annotation_decides_its_flag(annotation: str) -> None:
     text, name = GOOD[annotation]
     assert flag(init_of(injected(template({annotation: text}), TODAY)), name) == text
@@ -186,7 +187,7 @@ def test_an_annotation_decides_its_flag(annotation: str) -> None:
         assert flag(init_of(injected(template({annotation: text}))), name) == text
 
 
-@pytest.mark.parametrize("annotation", BAD)
+@sweep("annotation", BAD)
 def test_a_bad_value_is_refused_and_the_annotation_named(annotation: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         injected(template({annotation: BAD[annotation]}), TODAY)
@@ -309,7 +310,7 @@ LEFT_ALONE = {
 
 
 @each_setting
-@pytest.mark.parametrize(("of", "word"), LEFT_ALONE.values(), ids=list(LEFT_ALONE))
+@sweep(("of", "word"), LEFT_ALONE.values(), ids=list(LEFT_ALONE))
 def test_what_is_left_alone_has_a_note_that_says_why(of: Json, word: str, settings: InjectSettings) -> None:
     found = inject_template(of, settings, Workload("x", "y"), WHERE)
     assert found.template is None
@@ -392,7 +393,7 @@ REVERSIBLE: dict[str, Json] = {
 
 
 @each_setting
-@pytest.mark.parametrize("of", REVERSIBLE.values(), ids=list(REVERSIBLE))
+@sweep("of", REVERSIBLE.values(), ids=list(REVERSIBLE))
 def test_what_was_added_is_taken_out_and_nothing_else(of: Json, settings: InjectSettings) -> None:
     back = uninject_template(injected(of, settings), where=WHERE).template
     assert back == of
@@ -461,14 +462,6 @@ def template_in(made: Json) -> Json:
     return made
 
 
-def valid(made: Json) -> None:
-    if made["kind"] == "List":
-        for item in made["items"]:
-            valid(item)
-    else:
-        kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
-
-
 def agree(made: Json) -> None:
     """Read both halves as the pod will have them, and find nothing between them."""
     found = read_manifest(json.dumps(made), "x")
@@ -484,7 +477,7 @@ def agree(made: Json) -> None:
 ANNOTATED = [None, {"sidecar.istio.io/interceptionMode": "TPROXY"}, {STATUS_PORT: "15020"}]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@sweep("kind", KINDS)
 def test_the_proxy_of_today_is_told_what_makes_its_pod(kind: str) -> None:
     made, _ = inject_document(document(kind, template()), NATIVE, "f")
     (_, proxy) = template_in(made)["spec"]["initContainers"]
@@ -508,17 +501,17 @@ def test_a_word_about_injection_that_stands_beside_the_template_is_told() -> Non
 
 
 @each_setting
-@pytest.mark.parametrize("annotations", ANNOTATED, ids=["plain", "tproxy", "readiness"])
-@pytest.mark.parametrize("kind", KINDS)
+@sweep("annotations", ANNOTATED, ids=["plain", "tproxy", "readiness"])
+@sweep("kind", KINDS)
 def test_every_kind_is_injected_valid_and_agrees(
     kind: str, annotations: dict[str, str] | None, settings: InjectSettings
 ) -> None:
     plain = document(kind, template(annotations))
-    valid(plain)
+    validate(plain)
     made, notes = inject_document(plain, settings, "f")
     never_ends = f"; {NEVER_ENDS}" if kind in ("Job", "CronJob") and not settings.native_sidecar else ""
     assert notes == (f"f: {kind} 'productpage': injected (layout {settings.layout}, namespace shop){never_ends}",)
-    valid(made)
+    validate(made)
     agree(made)
     assert uninject_document(made, "f")[0] == plain
 
@@ -528,7 +521,7 @@ def test_every_member_of_a_list_is_injected() -> None:
     items = [document("Pod", template()), service, document("CronJob", template(hostNetwork=True))]
     plain = {"apiVersion": "v1", "kind": "List", "items": items}
     made, notes = inject_document(plain, ISTIO_1_0, "f")
-    valid(made)
+    validate(made)
     agree(made)
     assert [note.split(": ")[1] for note in notes] == ["item 1", "item 3"]
     assert made["items"][1:] == items[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject import InjectSettings, inject_document, uninject_document
 from istio_init.kubernetes.inject.text import rewrite
+from tests.sweeps import sweep
 from tests.unit.inject_pods import NATIVE, SETTINGS, TODAY, Json, template
 from tests.unit.test_inject_template import document
 
-each_setting = pytest.mark.parametrize("chosen", SETTINGS.values(), ids=list(SETTINGS))
+each_setting = sweep("chosen", SETTINGS.values(), ids=list(SETTINGS))
 
 STYLES = """\
 # The first line is a comment.
@@ -100,6 +101,7 @@ TEXTS = {
 }
 
 
+@cache
 def inject(text: str, chosen: InjectSettings) -> str:
     return rewrite(text, "f", partial(_inject, chosen))[0]
 
@@ -117,7 +119,7 @@ def load(text: str) -> list[Any]:
 
 
 @each_setting
-@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+@sweep("text", TEXTS.values(), ids=list(TEXTS))
 def test_what_was_added_to_a_text_is_taken_out_to_the_byte(text: str, chosen: InjectSettings) -> None:
     made = inject(text, chosen)
     assert made.count("istio-proxy") >= 2
@@ -125,21 +127,21 @@ def test_what_was_added_to_a_text_is_taken_out_to_the_byte(text: str, chosen: In
 
 
 @each_setting
-@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+@sweep("text", TEXTS.values(), ids=list(TEXTS))
 def test_no_line_of_the_text_is_lost_or_moved(text: str, chosen: InjectSettings) -> None:
     made = iter(inject(text, chosen))
     assert all(character in made for character in text.replace("null", ""))  # each behind the one before
 
 
 @each_setting
-@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+@sweep("text", TEXTS.values(), ids=list(TEXTS))
 def test_the_text_says_what_the_data_say(text: str, chosen: InjectSettings) -> None:
     wanted = [inject_document(one, chosen, "f")[0] for one in load(text)]
     assert load(inject(text, chosen)) == wanted
 
 
 @each_setting
-@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+@sweep("text", TEXTS.values(), ids=list(TEXTS))
 def test_injecting_a_text_twice_changes_nothing(text: str, chosen: InjectSettings) -> None:
     made = inject(text, chosen)
     assert inject(made, chosen) == made

@@ -38,6 +38,7 @@ from istio_init.rules.render.iptables import (
 )
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT, PAIRS
+from tests.sweeps import sweep
 from tests.unit.strategies import valid_settings
 from tests.unit.test_matches import CONDITIONS
 
@@ -130,7 +131,7 @@ def test_a_script_names_only_chains_of_ours_and_appends_to_built_in_ones(before:
             assert line == "COMMIT" or line.startswith("*")
 
 
-@pytest.mark.parametrize("case", [*CASES, *CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
+@sweep("case", [*CASES, *CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
 def test_each_case_is_read_back_as_planned(case: Case) -> None:
     plan = case.plan()
     for family in Family:
@@ -199,7 +200,7 @@ OPAQUE = (
 )
 
 
-@pytest.mark.parametrize("text", OPAQUE)
+@sweep("text", OPAQUE)
 def test_a_rule_that_the_model_has_no_words_for_is_kept_as_it_is_written(text: str) -> None:
     rule = parse_rule(text)
     assert rule == OpaqueRule(text)

@@ -12,6 +12,7 @@ from istio_init.core.errors import InvalidInput
 from istio_init.lab.messages import message
 from istio_init.lab.resources import Kind, resources
 from istio_init.lab.world import SHAPES, Extra, LabPod, Service, World
+from tests.sweeps import sweep
 
 MODES = ("REDIRECT", "TPROXY")
 REVIEWS = Service("reviews", "default", ("10.96.0.10",), 9080, ("reviews-v1", "reviews-v2"))
@@ -21,8 +22,8 @@ HOST = "reviews.default.svc.cluster.local"
 NODE = "sidecar~10.77.0.2~reviews-v1.default~default.svc.cluster.local"
 STRANGER = "sidecar~10.77.0.99~x.test~test.svc.cluster.local"
 
-each_shape = pytest.mark.parametrize("shape", SHAPES)
-each_world = pytest.mark.parametrize(("shape", "mode"), list(product(SHAPES, MODES)))
+each_shape = sweep("shape", SHAPES)
+each_world = sweep(("shape", "mode"), list(product(SHAPES, MODES)))
 
 
 def world(shape: str = "current", mode: str = "REDIRECT", extra: Extra = Extra()) -> World:  # noqa: B008 - immutable
@@ -53,7 +54,7 @@ def filters(listener: dict[str, Any]) -> list[str]:
 
 
 @each_world
-@pytest.mark.parametrize("node", [NODE, STRANGER, "sidecar~10.77.0.4~caller.default~default.svc.cluster.local"])
+@sweep("node", [NODE, STRANGER, "sidecar~10.77.0.4~caller.default~default.svc.cluster.local"])
 def test_every_resource_is_a_message_of_the_v3_api(shape: str, mode: str, node: str) -> None:
     of = world(shape, mode)
     found = resources(of, of.proxy(node))
@@ -63,7 +64,7 @@ def test_every_resource_is_a_message_of_the_v3_api(shape: str, mode: str, node: 
         assert {kind.type_url.rpartition("/")[2]} == set(names)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@sweep("mode", MODES)
 def test_istio_1_0_has_one_listener_with_a_socket(mode: str) -> None:
     listeners = told(world("istio-1.0", mode))[Kind.LDS]
     assert list(listeners) == ["virtual", "10.77.0.2_8080", "0.0.0.0_3306", "0.0.0.0_9080"]
@@ -75,7 +76,7 @@ def test_istio_1_0_has_one_listener_with_a_socket(mode: str) -> None:
     assert members(listeners["10.77.0.2_8080"], "cluster") == [f"inbound|9080||{HOST}"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@sweep("mode", MODES)
 def test_the_current_shape_has_a_listener_with_a_socket_for_each_direction(mode: str) -> None:
     listeners = told(world("current", mode))[Kind.LDS]
     assert [name for name, one in listeners.items() if one.get("bind_to_port", True)] == [
@@ -145,7 +146,7 @@ def test_what_nobody_claims_passes_through_but_to_the_pod_itself_only_by_localho
 
 
 IPV4, IPV6 = ("10.77.0.2", "10.96.0.10"), ("fd00:77::2", "fd00:96::10")
-each_order = pytest.mark.parametrize("order", [(IPV4, IPV6), (IPV6, IPV4)], ids=["IPv4-IPv6", "IPv6-IPv4"])
+each_order = sweep("order", [(IPV4, IPV6), (IPV6, IPV4)], ids=["IPv4-IPv6", "IPv6-IPv4"])
 
 
 def world_of(*families: tuple[str, str], mode: str = "REDIRECT") -> World:
@@ -168,7 +169,7 @@ def prefixes(chain: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 @each_order
-@pytest.mark.parametrize("mode", MODES)
+@sweep("mode", MODES)
 def test_every_resource_of_dual_stack_is_a_message_of_the_v3_api(order: tuple[tuple[str, str], ...], mode: str) -> None:
     of = world_of(*order, mode=mode)
     found = resources(of, of.proxy(node_of(of)))
@@ -392,7 +393,7 @@ NONSENSE: dict[str, tuple[tuple[str | int, ...], object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("path", "value", "problem"), NONSENSE.values(), ids=list(NONSENSE))
+@sweep(("path", "value", "problem"), NONSENSE.values(), ids=list(NONSENSE))
 def test_nonsense_in_a_world_is_named(path: tuple[str | int, ...], value: object, problem: str) -> None:
     broken = json.loads(world().to_json())
     holder = broken

@@ -41,6 +41,7 @@ from tests.cases_current import (
     packet_of,
 )
 from tests.pairs import cover_pairs
+from tests.sweeps import sweep
 
 BY_NAME = {case.name.removeprefix("current-"): case for case in CASES_CURRENT}
 IN_IPV6 = {
@@ -82,7 +83,7 @@ def as_saved(script: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("case", CASES_CURRENT, ids=lambda case: case.name)
+@sweep("case", CASES_CURRENT, ids=lambda case: case.name)
 def test_a_trace_tells_who_gets_each_connection(case: Case) -> None:
     plan = case.plan()
     told = {connection: outcome(plan, packet_of(connection)) for connection in case.connections}
@@ -110,7 +111,7 @@ def test_all_pairs_are_covered_by_few_combinations() -> None:
     assert len(rows) < 40
 
 
-@pytest.mark.parametrize("case", [*CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
+@sweep("case", [*CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
 def test_what_is_rendered_for_a_restore_reads_back_as_the_same_plan(case: Case) -> None:
     plan = case.plan()
     for family in Family:
@@ -118,7 +119,7 @@ def test_what_is_rendered_for_a_restore_reads_back_as_the_same_plan(case: Case) 
         assert compare(desired(plan, family), read) == []
 
 
-@pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.name)
+@sweep("case", PAIRS, ids=lambda case: case.name)
 def test_whatever_is_combined_the_proxy_does_not_loop_and_localhost_and_udp_pass(case: Case) -> None:
     plan = case.plan()
     flags = parse_flags(case.flags)
@@ -134,7 +135,7 @@ def test_whatever_is_combined_the_proxy_does_not_loop_and_localhost_and_udp_pass
     assert {connection: outcome(plan, packet_of(connection)) for connection in never} == dict.fromkeys(never, DIRECT)
 
 
-@pytest.mark.parametrize("case", PAIRS, ids=lambda case: case.name)
+@sweep("case", PAIRS, ids=lambda case: case.name)
 def test_each_rule_has_a_reason_and_each_rule_outside_of_our_chains_is_known_as_ours(case: Case) -> None:
     for one in case.plan().chains:
         for rule in (*one.inserted, *one.rules):

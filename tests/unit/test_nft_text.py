@@ -37,6 +37,7 @@ from istio_init.rules.render.nft_listing import parse_listing
 from istio_init.rules.render.nft_sets import canonical, join
 from istio_init.rules.settings import Settings
 from istio_init.rules.walk import Packet, walk
+from tests.sweeps import sweep
 from tests.unit.strategies import addresses, cidrs, ipv6_addresses, ipv6_cidrs, port_ranges, ports, valid_settings
 
 TCP = Match(MatchKind.PROTOCOL, "tcp")
@@ -477,7 +478,7 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("expressions", UNKNOWN.values(), ids=list(UNKNOWN))
+@sweep("expressions", UNKNOWN.values(), ids=list(UNKNOWN))
 def test_what_the_model_has_no_words_for_is_kept_as_it_is(expressions: Expressions) -> None:
     found = read(expressions)
     assert len(found) == 1

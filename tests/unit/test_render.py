@@ -18,6 +18,7 @@ from istio_init.rules.render.json import SCHEMA_VERSION
 from istio_init.rules.settings import Settings
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT, PAIRS
+from tests.sweeps import sweep
 from tests.unit.strategies import valid_settings
 
 FORMATS = ("restore", "commands", "json", "table")
@@ -28,7 +29,7 @@ DUAL = build_plan(
     Settings.of(CURRENT, inbound_ports="*", mode="TPROXY", tproxy_mark="42", tproxy_route_table="7", dual_stack="true")
 )
 
-each_case = pytest.mark.parametrize("case", [*CASES, *CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
+each_case = sweep("case", [*CASES, *CASES_CURRENT, *PAIRS], ids=lambda case: case.name)
 
 
 @given(settings=valid_settings)

@@ -11,6 +11,7 @@ from istio_init.rules.model import Mode
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, NO_FACTS, Accounts, HostFacts, Settings, parse_settings
 from istio_init.rules.values import Value
+from tests.sweeps import sweep
 from tests.unit.strategies import NAMES, NAMES_OF
 
 DEFAULTS = {
@@ -77,13 +78,13 @@ def test_every_option_has_a_default_here() -> None:
     assert set(DEFAULTS_OF_CURRENT) == set(NAMES_OF[CURRENT]) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES_OF[ISTIO_1_0])
+@sweep("name", NAMES_OF[ISTIO_1_0])
 def test_what_is_not_given_has_its_default(name: str) -> None:
     assert getattr(parse(), name) == DEFAULTS[name]
     assert getattr(Settings(), name) == DEFAULTS[name]
 
 
-@pytest.mark.parametrize("name", NAMES_OF[CURRENT])
+@sweep("name", NAMES_OF[CURRENT])
 def test_what_is_not_given_has_its_default_in_layout_current(name: str) -> None:
     assert getattr(current(), FIELDS.get(name, name)) == DEFAULTS_OF_CURRENT[name]
 
@@ -93,7 +94,7 @@ def test_without_values_there_is_nothing_to_warn_of() -> None:
     assert parse().warnings == current().warnings == ()
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("name", "text", "value"),
     [
         ("envoy_port", "1", 1),
@@ -137,7 +138,7 @@ def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -
     assert getattr(current(**{name: text}), name) == value
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("name", "text", "value"),
     [
         ("service_cidrs", "10.0.0.0/8,fd00::/8", ("10.0.0.0/8", "fd00::/8")),
@@ -167,7 +168,7 @@ def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value
     assert getattr(current(**wanted), name) == value
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NAMES_OF[ISTIO_1_0]])
+@sweep("name", [name for name in NAMES if name not in NAMES_OF[ISTIO_1_0]])
 def test_what_only_another_layout_has_is_refused(name: str) -> None:
     error = refusal(name, "true")
     assert error.problem == "layout istio-1.0 cannot express it"
@@ -322,7 +323,7 @@ def test_every_option_has_bad_values_here() -> None:
 BAD_IPV6 = ("fd00::/129", "fd00::/", "fd00::/-1", "fd00", "fd00:::1", "fe80::1%eth0", "::1;reboot", "[::1]", "::1 /128")
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("name", "text", "layout"),
     [
         *((name, text, layout) for layout in LAYOUTS for name in NAMES_OF[layout] for text in BAD_VALUES[name]),
@@ -340,7 +341,7 @@ def test_a_value_that_is_not_allowed_is_refused_by_name_with_what_is_allowed(nam
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("name", "text", "problem"),
     [
         ("inbound_ports", "80,abc", "'abc' is not a port or range"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from istio_init.rules.layouts import reasons
 from istio_init.rules.model import Plan, TargetKind
 from istio_init.rules.walk import Packet, walk
 from tests.cases import CASES, CLIENT, CLIENT_IPV6, DIRECT, LOCALHOST, POD, REJECTED, Case, Connection
+from tests.sweeps import sweep
 
 
 def packet_of(connection: Connection) -> Packet:
@@ -33,7 +32,7 @@ def traced_outcome(plan: Plan, connection: Connection) -> str:
     return REJECTED if outcome.kind is TargetKind.REJECT else f"envoy:{outcome.port}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@sweep("case", CASES, ids=lambda case: case.name)
 def test_a_trace_tells_who_gets_each_connection(case: Case) -> None:
     plan = case.plan()
     told = {connection: traced_outcome(plan, connection) for connection in case.connections}

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from tests.netns.namespaces import Namespace
 from tests.privileges import need_namespaces
+from tests.schemas import LATEST, validate
+from tests.sweeps import sweep
 from tests.unit.program import command
 from tests.webhook.live import MAKE_CERTIFICATES, ROOT, Certificates, eventually
 from tests.webhook.reviews import POD, encoded, patched, review
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = MAKE_CERTIFICATES.parent
 FILES = sorted(file.name for file in DIRECTORY.glob("*.yaml") if file.name != "kustomization.yaml")
-VERSIONS = ("1.30", "1.34", kubernetes_validate.latest_version())
+VERSIONS = ("1.30", "1.34", LATEST)
 NAME, NAMESPACE = "istio-init-webhook", "istio-init"
 HOST = f"{NAME}.{NAMESPACE}.svc"
 
@@ -43,10 +44,10 @@ POD_SPEC = DEPLOYMENT["spec"]["template"]["spec"]
 WEBHOOKS = read("webhook-configuration.yaml")["webhooks"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", FILES)
+@sweep("version", VERSIONS)
+@sweep("name", FILES)
 def test_each_manifest_is_valid(name: str, version: str) -> None:
-    kubernetes_validate.validate(read(name), version, strict=True)
+    validate(read(name), version)
 
 
 def test_the_kustomization_has_every_file() -> None:
@@ -190,7 +191,7 @@ def test_kubectl_fills_in_the_secret_and_the_authority(tmp_path: Path) -> None:
     done = subprocess.run(["kubectl", "kustomize", copied], check=True, capture_output=True, text=True, timeout=60)
     documents = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
     for document in documents.values():
-        kubernetes_validate.validate(document, VERSIONS[0], strict=True)
+        validate(document, VERSIONS[0])
     certificates = {name: (copied / "certificates" / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")}
     secret = {name: b64decode(text) for name, text in documents["Secret"]["data"].items()}
     assert secret == certificates

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import kubernetes_validate
 import pytest
 import yaml
 
+from tests.schemas import validate
 from tests.unit.program import call, command, refused
 from tests.webhook.live import ADDRESS, Certificates, Webhook, webhook_arguments
 from tests.webhook.reviews import POD, bare_pod, patched, pod, review
@@ -57,7 +57,7 @@ def test_the_patched_pod_is_that_of_the_command(flags: tuple[str, ...], certific
             injected = patched(asked, webhook.review(review(asked, namespace=NAMESPACE)))
             assert injected == by_command(asked, *flags) != asked
             for version in ("1.30", "1.34"):
-                kubernetes_validate.validate(injected, version, strict=True)
+                validate(injected, version)
 
 
 def test_a_pod_of_a_deployment_gets_both_containers(webhook: Webhook) -> None:
