@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from istio_init.core.errors import InvalidInput, Unsupported
+from istio_init.core.errors import InvalidInput, LockHeld, Unsupported
 from istio_init.rules.changes import desired
 from istio_init.rules.kernel.engine import Engine, open_engine
 from istio_init.rules.kernel.fake import FakeBackend
@@ -23,9 +24,11 @@ from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.netns.namespaces import Namespace
 from tests.privileges import need_namespaces
+from tests.unit.test_iptables_text import of_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from istio_init.rules.kernel.backend import Backend, Surroundings
 
@@ -405,6 +408,59 @@ def test_an_address_that_was_there_first_serves_and_stays(kernel: Kernel) -> Non
     assert not kernel.call(lambda: kernel.engine.apply(EVERYTHING)).changed
     kernel.call(kernel.engine.remove)
     assert kernel.everything() == before
+
+
+@each_real_one
+def test_a_policy_rule_of_a_third_party_that_was_there_first_serves_and_both_stay(kernel: Kernel) -> None:
+    empty = kernel.everything()
+    for family in ("-4", "-6"):
+        kernel.namespace.run("ip", family, "rule", "add", "fwmark", "1337", "lookup", "133", "pref", "50")
+    before = kernel.everything()
+    assert kernel.call(lambda: kernel.engine.apply(DUAL)).routed
+    applied = kernel.everything()
+    assert applied not in (before, empty)
+    report = kernel.call(lambda: kernel.engine.apply(DUAL))
+    assert (report.changed, report.routed) == (False, False)
+    assert kernel.everything() == applied
+    kernel.call(kernel.engine.remove)
+    assert kernel.everything() == before
+
+
+@each_of_iptables
+def test_a_rule_of_any_length_is_taken_and_read_back(kernel: Kernel) -> None:
+    plan = Plan("long", (Chain(Family.IPV4, Table.NAT, "ISTIO_OUTPUT", tuple(map(of_words, range(230, 262)))),))
+    kernel.call(lambda: kernel.engine.apply(plan))
+    assert kernel.holds(plan)
+
+
+@pytest.mark.parametrize("kernel", ["restore-legacy", "libiptc"], indirect=True)
+def test_a_wait_of_no_time_for_the_xtables_lock_is_over_at_once(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "xtables.lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    kernel.backend.lock_wait = 0
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(LockHeld, match="another program holds the xtables lock"):
+            kernel.call(lambda: kernel.engine.apply(REDIRECT))
+    assert kernel.holds(NOTHING)
+    kernel.call(lambda: kernel.engine.apply(REDIRECT))
+    assert kernel.holds(REDIRECT)
+
+
+@pytest.mark.parametrize(("wait", "told"), [(0, "1"), (1, "1"), (7, "7")])
+def test_programs_of_iptables_are_never_told_to_wait_for_no_time_which_they_take_for_without_end(
+    wait: int, told: str
+) -> None:
+    need_namespaces()
+    said: list[str] = []
+    namespace = Namespace()
+    backend = RestoreBackend(Variant.NFT, wait, said.append)
+    namespace.call(lambda: Engine(backend).apply(REDIRECT))
+    namespace.close()
+    lines = [text.splitlines()[0] for text in said if text.startswith("running ") and "-restore" in text]
+    assert lines == [f"running {tool}-nft-restore --noflush -w {told}" for tool in ("iptables", "ip6tables")]
 
 
 @each_real_one

@@ -101,6 +101,74 @@ def test_a_rule_of_others_that_asks_for_more_is_neither_found_nor_relied_on(
 
 
 @each_family
+@pytest.mark.parametrize(("priority", "serves"), [("1", True), ("32765", True), ("32766", False), ("32767", False)])
+def test_a_rule_of_others_is_relied_on_only_where_it_comes_before_the_table_main(
+    namespace: Namespace, family: Family, priority: str, *, serves: bool
+) -> None:
+    ip, route = ip_of(namespace, family), TproxyRoute(0x2A, 4242, family)
+    ip(f"rule add fwmark 0x2a lookup 4242 pref {priority}")
+    ip("route add local default dev lo table 4242")
+    before = shown(namespace)
+    assert namespace.call(lambda: surroundings.add(route)) is not serves
+    assert ("fwmark 0x2a lookup 4242 proto 133" in ip("rule")) is not serves
+    assert namespace.call(lambda: not surroundings.add(route))
+    namespace.call(lambda: surroundings.delete(route, only_ours=True))
+    assert shown(namespace) == before
+
+
+@each_family
+def test_the_default_of_istios_own_tools_stays_while_another_rule_leads_there(namespace: Namespace, family: Family) -> None:
+    ip, theirs = ip_of(namespace, family), TproxyRoute(0x2A, 4242, family)
+    ip("rule add fwmark 0x2b lookup 4242")
+    ip("route add local default dev lo table 4242")
+    before = shown(namespace)
+    ip("rule add fwmark 0x2a lookup 4242")
+    assert namespace.call(lambda: surroundings.find(frozenset({(family, 0x2A)}))) == (theirs,)
+    namespace.call(lambda: surroundings.delete(theirs, only_ours=False))
+    assert shown(namespace) == before
+
+
+@each_family
+def test_a_default_of_ours_stays_while_another_rule_of_ours_leads_there_and_goes_with_the_last(
+    namespace: Namespace, family: Family
+) -> None:
+    ip = ip_of(namespace, family)
+    ip("rule add fwmark 0x2c lookup 4242")  # it comes to nothing without our route, as before
+    before = shown(namespace)
+    one, other = TproxyRoute(0x2A, 4242, family), TproxyRoute(0x2B, 4242, family)
+    for route in (one, other):
+        assert namespace.call(lambda route=route: surroundings.add(route))  # type: ignore[misc] # a plain closure
+    namespace.call(lambda: surroundings.delete(one, only_ours=False))
+    assert "local default dev lo proto 133" in ip("route show table 4242")
+    assert namespace.call(lambda: surroundings.find(frozenset())) == (other,)
+    namespace.call(lambda: surroundings.delete(other, only_ours=False))
+    assert shown(namespace) == before
+
+
+@each_family
+def test_with_only_ours_no_part_of_a_third_party_is_removed(namespace: Namespace, family: Family) -> None:
+    ip, route = ip_of(namespace, family), TproxyRoute(0x2A, 4242, family)
+    ip("rule add fwmark 0x2a lookup 4242")
+    ip("route add local default dev lo table 4242")
+    before = shown(namespace)
+    namespace.call(lambda: surroundings.delete(route, only_ours=True))
+    assert shown(namespace) == before
+
+
+@each_family
+def test_where_a_rule_of_ours_has_the_mark_another_one_for_it_is_a_third_partys(
+    namespace: Namespace, family: Family
+) -> None:
+    ip, ours = ip_of(namespace, family), TproxyRoute(0x2A, 4242, family)
+    ip("rule add fwmark 0x2a lookup 200")
+    ip("route add local default dev lo table 200")
+    known = frozenset({(family, 0x2A)})
+    assert namespace.call(lambda: surroundings.find(known)) == (TproxyRoute(0x2A, 200, family),)
+    namespace.call(lambda: surroundings.add(ours))
+    assert namespace.call(lambda: surroundings.find(known)) == (ours,)
+
+
+@each_family
 def test_a_route_that_a_killed_clean_left_is_found(namespace: Namespace, family: Family) -> None:
     before, ip = shown(namespace), ip_of(namespace, family)
     namespace.call(lambda: surroundings.add(TproxyRoute(0x2A, 4242, family)))

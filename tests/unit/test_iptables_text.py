@@ -217,6 +217,28 @@ def test_an_unknown_rule_in_a_chain_of_ours_can_be_put_back() -> None:
 BUILTINS = (":PREROUTING ACCEPT [0:0]", ":INPUT ACCEPT [12:345]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]")
 
 
+def of_words(count: int) -> Rule:
+    """Give a rule whose text has so many words: owners take four, and five with `!` before them."""
+    plain = (2 - count) % 5
+    negated = (count - 2 - 4 * plain) // 5
+    owners = [Match(MatchKind.UID_OWNER, 1000 + number, negated=number < negated) for number in range(negated + plain)]
+    return Rule(tuple(owners), Target(TargetKind.RETURN))
+
+
+def test_a_rule_is_written_as_iptables_save_prints_it_unless_it_has_more_words_than_iptables_takes() -> None:
+    most = 241  # of the rule alone; the programs add up to eight to them, and take 255
+    for count in range(20, most + 1):
+        text = render_rule(of_words(count))
+        assert text.count("-m owner ") == len(of_words(count).matches)
+        assert len(text.split()) == count
+    for count in range(most + 1, 400):
+        text = render_rule(of_words(count))
+        assert text.count("-mowner ") == text.count("-uid-owner=") == len(of_words(count).matches)
+        assert len(text.split()) <= most
+    long = render_rule(of_words(most)).replace("-m owner ", "-mowner ").replace("-owner ", "-owner=")
+    assert long.split()[:3] == render_rule(of_words(most + 1)).split()[:3] == ["-mowner", "!", "--uid-owner=1000"]
+
+
 def test_an_empty_table_holds_nothing() -> None:
     assert parse_save("") == {}
     assert parse_save(saved("nat", *BUILTINS)) == {Table.NAT: TableState({})}
