@@ -11,13 +11,13 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import threading
 from contextlib import ExitStack, contextmanager
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tests import cases, cases_current
+from tests.netns.program import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,15 +66,9 @@ class Namespace:
         environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in this namespace."""
-        command = [NSENTER, f"--net={self.path}", *argv]
-        result = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=60,
-            env={**os.environ, **(environment or {})},
+        variables = {**os.environ, **(environment or {})}
+        result = self.call(
+            lambda: subprocess.run(argv, check=False, capture_output=True, text=True, input=stdin, timeout=60, env=variables)
         )
         assert not check or result.returncode == 0, f"{argv}: {result.stderr}"
         return result
@@ -86,7 +80,9 @@ class Namespace:
         environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run the program under test in this namespace."""
-        return self.run(sys.executable, "-m", "istio_init", *arguments, check=check, environment=environment)
+        done = run_program(arguments, {**os.environ, **(environment or {})}, self.path)
+        assert not check or done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done
 
     def istio_iptables(
         self,
@@ -99,12 +95,10 @@ class Namespace:
         with NamedTemporaryFile("w", suffix=".resolv.conf") as file:
             file.write("".join(f"nameserver {server}\n" for server in nameservers))
             file.flush()
-            return self.run(
-                *("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', file.name),
-                *(sys.executable, "-m", "istio_init", "istio-iptables", *arguments),
-                check=check,
-                environment=environment,
-            )
+            words = ("istio-iptables", *arguments)
+            done = run_program(words, {**os.environ, **(environment or {})}, self.path, file.name)
+        assert not check or done.returncode == 0, f"{words}: {done.stderr}"
+        return done
 
     def save(self, variant: str, family: str = "ipv4") -> str:
         """Give the rules of one variant, without comments and counters, and without tables that hold nothing."""
@@ -118,6 +112,12 @@ class Namespace:
                 tables[-1].append(line.partition(" [")[0] if line.startswith(":") else line)
         full = [table for table in tables if any(line[0] == "-" or line.endswith("-") for line in table)]
         return "\n".join(line for table in sorted(full) for line in table)
+
+    def surroundings(self) -> str:
+        """Give the policy rules, all routes, and the addresses of lo, of both families."""
+        asked = "rule show\nroute show table all\naddress show dev lo\n"
+        shown = "".join(self.run("ip", family, "-batch", "-", stdin=asked).stdout for family in ("-4", "-6"))
+        return "\n".join(line for line in shown.splitlines() if "fe80:" not in line)  # the kernel adds these in its own time
 
     def policy_routing(self) -> str:
         """Give the policy rules and the routes of all tables but those that the system itself fills."""
@@ -145,13 +145,19 @@ def pod() -> Iterator[Pod]:
         yield Pod(inside, outside)
 
 
+# Each end knows the other's card: rules that let in nothing of IPv6 keep neighbours from being found, and who is to be
+# refused would wait instead. Nor does a first connection wait for the answer to a question that was asked too early.
+MACS = {"outside": "02:00:00:00:00:01", "inside": "02:00:00:00:00:02"}
+
+
 def _outside_commands(inside: str) -> str:
     services = "".join(f"address add {address} dev lo\n" for address in cases_current.OUTSIDE_ADDRESSES)
     services += "".join(f"address add {address} dev lo nodad\n" for address in cases_current.OUTSIDE_ADDRESSES_IPV6)
     return (
-        f"link set lo up\nlink add eth0 type veth peer name eth0 netns {inside}\n"
+        "link set lo up\n"
+        f"link add eth0 address {MACS['outside']} type veth peer name eth0 netns {inside} address {MACS['inside']}\n"
         f"address add {cases.CLIENT}/24 dev eth0\naddress add {cases.CLIENT_IPV6}/64 dev eth0 nodad\n"
-        f"link set eth0 up\n{services}"
+        f"link set eth0 up\nneighbour add {cases.POD_IPV6} lladdr {MACS['inside']} dev eth0\n{services}"
     )
 
 
@@ -159,6 +165,7 @@ def _inside_commands() -> str:
     return (
         "link set lo up\n"
         f"address add {cases.POD}/24 dev eth0\naddress add {cases.POD_IPV6}/64 dev eth0 nodad\nlink set eth0 up\n"
+        f"neighbour add {cases.CLIENT_IPV6} lladdr {MACS['outside']} dev eth0\n"
         f"route add default via {cases.CLIENT}\nroute add default via {cases.CLIENT_IPV6}\n"
     )
 

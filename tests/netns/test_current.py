@@ -17,12 +17,10 @@ from tests.cases import (
     PROXY,
     ROOT,
     SERVICE,
-    Case,
-    Connection,
     into,
     out,
 )
-from tests.cases_current import CASES_CURRENT, INBOUND, SERVICE_IPV6, USUAL
+from tests.cases_current import INBOUND, SERVICE_IPV6, USUAL
 from tests.netns.peers import MACHINE, SYN, SYN_ACK, Relay, connect_from, family_of, resets_after, virtual_machine
 from tests.netns.sockets import Answer, connect, servers_for
 
@@ -31,50 +29,8 @@ if TYPE_CHECKING:
 
 Means = tuple[tuple[str, ...], str]
 
-BY_NAME = {case.name.removeprefix("current-"): case for case in CASES_CURRENT}
 ENDS = ((POD, CLIENT), (POD_IPV6, CLIENT_IPV6))
 TPROXY = ("-m", "TPROXY", "-i", "*", "-b", "*", "--dual-stack")
-# Those that have rules of most kinds between them; the contract suite writes all cases.
-MANIFOLD = ("environment", "virtual-interfaces")
-
-
-def apply(pod: Pod, case: Case, means: Means) -> str:
-    """Apply a case on the machine that it is meant for, and give what was logged."""
-    if case.facts.is_ipv6:
-        pod.inside.run("ip", "-4", "address", "flush", "dev", "eth0")
-    done = pod.inside.istio_iptables(
-        *means[0],
-        *case.flags,
-        environment=case.environment,
-        nameservers=case.facts.nameservers,
-    )
-    return done.stderr
-
-
-@pytest.mark.parametrize("case", CASES_CURRENT, ids=lambda case: case.name)
-def test_each_connection_reaches_whom_it_should(case: Case, pod: Pod, means: Means) -> None:
-    apply(pod, case, means)
-    with servers_for(pod, case.connections):
-        answers = {connection: connect(pod, connection) for connection in case.connections}
-    assert {c: answer.server for c, answer in answers.items()} == {c: c.outcome for c in answers}
-    for connection, answer in answers.items():
-        if connection.outcome.startswith("envoy") and connection.protocol == "tcp":
-            assert_the_original_destination_is_readable(case, connection, answer)
-
-
-def assert_the_original_destination_is_readable(case: Case, connection: Connection, answer: Answer) -> None:
-    asked = f"{connection.address}:{connection.port}"
-    if connection.inbound and case.plan().routes:  # TPROXY: the socket itself has both real ends
-        assert answer.local == asked
-        assert answer.client.startswith((f"{CLIENT}:", f"{CLIENT_IPV6}:"))
-    else:
-        assert answer.original == asked
-
-
-@pytest.mark.parametrize("name", MANIFOLD)
-def test_a_second_run_finds_everything_in_place(pod: Pod, means: Means, name: str) -> None:
-    assert "rules written" in apply(pod, BY_NAME[name], means)
-    assert "already in place" in apply(pod, BY_NAME[name], means)
 
 
 @pytest.mark.parametrize("flags", [(*USUAL, "--dual-stack"), TPROXY], ids=["redirect", "tproxy"])

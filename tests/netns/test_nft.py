@@ -11,17 +11,13 @@ import struct
 import subprocess
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.rules.options import CURRENT
 from tests import cases
-from tests.cases import CASES, DIRECT, SERVICE, Case, into, out
-from tests.cases_current import CASES_CURRENT
+from tests.cases import DIRECT, SERVICE, into, out
 from tests.netns import (
-    test_cases,
     test_change,
     test_current,
     test_dns,
@@ -61,7 +57,7 @@ LOOK_AT_IPTABLES = {
     "test_a_foreign_rule_that_shadows_ours_is_told",
 }
 MODULES = (
-    *(test_cases, test_change, test_current, test_dns, test_dual_stack, test_faults, test_mended),
+    *(test_change, test_current, test_dns, test_dual_stack, test_faults, test_mended),
     *(test_network_namespace, test_tproxy, test_validation),
 )
 
@@ -115,23 +111,6 @@ def test_a_second_run_writes_nothing(pod: Pod, flags: tuple[str, ...]) -> None:
     assert ruleset(pod.inside, "-a") == before
     assert "packets 1 " in before
     assert "already in place (nft; ipv4 nft, ipv6 nft): nothing written" in second.stderr
-
-
-@pytest.mark.parametrize("case", [*CASES, *CASES_CURRENT], ids=lambda case: case.name)
-def test_what_a_dry_run_prints_loads_unchanged_and_is_what_an_apply_writes(pod: Pod, case: Case) -> None:
-    if case.facts.is_ipv6:
-        pod.inside.run("ip", "-4", "address", "flush", "dev", "eth0")
-    run = pod.inside.istio_init
-    if case.layout == CURRENT:
-        run = partial(pod.inside.istio_iptables, nameservers=case.facts.nameservers)
-    printed = run("--dry-run", "--format", "nft", *case.flags, environment=case.environment).stdout
-    for _ in range(2):  # it replaces what is there
-        nft(pod.inside, printed)
-    loaded = ruleset(pod.inside, "-a", "-s")
-    logged = run(*NFT, *case.flags, environment=case.environment).stderr
-    assert ruleset(pod.inside, "-a", "-s") == loaded
-    # A policy route or an address is still to be made then.
-    assert ("already in place" in logged) is not bool(case.plan().routes or case.plan().addresses)
 
 
 TAMPERED = {
@@ -246,7 +225,7 @@ NO_MODULE = "cat >/dev/null; echo 'Extension REDIRECT revision 0 not supported, 
 def test_by_default_it_is_taken_where_no_variant_of_iptables_takes_the_plan(pod: Pod, tmp_path: Path) -> None:
     environment = stand_ins(tmp_path, NO_MODULE, *RESTORES)
     logged = pod.inside.istio_init("-v", *REDIRECT, environment=environment).stderr
-    assert "iptables cannot be used here" in logged
+    assert "restore cannot be used here" in logged
     assert "applied (nft; ipv4 nft, ipv6 nft)" in logged
     connection = out(SERVICE, 80, "envoy:15001")
     with servers_for(pod, [connection]):
