@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,18 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # it has no types
 
     def _split_scope(self, nodeid: str) -> str:
         return TOGETHER.get(PurePosixPath(nodeid.partition("::")[0]).parts[1], nodeid)
+
+
+def pytest_configure() -> None:
+    """Let what tests start have the signals that it has in a terminal.
+
+    Under nohup, as a background job and in some CI runners, these two are ignored, and what is ignored stays so in every
+    program that is started (signal(7)); a shell cannot even trap it then. What is caught does not. It is still without
+    effect here.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

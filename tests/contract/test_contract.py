@@ -157,7 +157,9 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 
 
 @each_plan
-def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> None:
+def test_a_plan_is_read_back_as_it_was_applied_found_in_place_and_removed_whole(
+    kernel: Kernel, plan: Plan
+) -> None:
     assert kernel.holds(NOTHING)
     report = kernel.call(lambda: kernel.engine.apply(plan))
     assert kernel.holds(plan)
@@ -169,14 +171,15 @@ def test_an_applied_plan_is_read_back_as_it_was(kernel: Kernel, plan: Plan) -> N
     )
     assert (report.routed, report.addressed) == (bool(plan.routes), bool(plan.addresses))
 
-
-@each_plan
-def test_a_second_apply_writes_nothing(kernel: Kernel, plan: Plan) -> None:
-    kernel.call(lambda: kernel.engine.apply(plan))
     report = kernel.call(lambda: kernel.engine.apply(plan))
     assert not report.changed
     assert (report.chains, report.rules, report.routed, report.addressed) == (0, 0, False, False)
     assert kernel.holds(plan)
+
+    report = kernel.call(kernel.engine.remove)
+    assert (report.changed, report.routed, report.addressed) == (True, bool(plan.routes), bool(plan.addresses))
+    assert kernel.holds(NOTHING)
+    assert not kernel.call(kernel.engine.remove).changed
 
 
 @pytest.mark.parametrize(
@@ -224,15 +227,6 @@ def test_each_case_replaces_the_one_before_and_is_found_in_place(kernel: Kernel)
         assert not kernel.call(lambda plan=plan: kernel.engine.apply(plan)).changed, case.name  # type: ignore[misc] # as above
     kernel.call(kernel.engine.remove)
     assert kernel.holds(NOTHING)
-
-
-@each_plan
-def test_remove_leaves_nothing_and_can_be_repeated(kernel: Kernel, plan: Plan) -> None:
-    kernel.call(lambda: kernel.engine.apply(plan))
-    report = kernel.call(kernel.engine.remove)
-    assert (report.changed, report.routed, report.addressed) == (True, bool(plan.routes), bool(plan.addresses))
-    assert kernel.holds(NOTHING)
-    assert not kernel.call(kernel.engine.remove).changed
 
 
 @pytest.mark.parametrize("plan", [TPROXY, DUAL], ids=["tproxy", "current-tproxy"])

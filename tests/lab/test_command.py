@@ -15,6 +15,7 @@ import pytest
 from istio_init.lab.client import Lab
 from istio_init.lab.settings import LabSettings
 from tests.lab.live import wait_for
+from tests.netns.namespaces import tables_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,11 @@ def lab(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def of_this_machine() -> tuple[object, ...]:
     """Give what a lab could leave behind: interfaces, rules, mounts, named namespaces, files."""
-    tools = (["ip", "-o", "link"], ["ip", "rule"], ["iptables-nft-save"], ["ip", "netns"])
-    seen = [subprocess.run(tool, check=True, capture_output=True, text=True).stdout for tool in tools]
+
+    def shown(*tool: str) -> str:
+        return subprocess.run(tool, check=True, capture_output=True, text=True).stdout
+
+    seen = [shown("ip", "-o", "link"), shown("ip", "rule"), shown("ip", "netns"), tables_in(shown("iptables-nft-save"))]
     places = [sorted(Path(place).iterdir()) for place in ("/run", "/etc", "/usr/local/bin", "/dev/shm")]
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     # Container engines come and go; a lab's mounts are neither overlays nor, below /run, anything else of theirs.

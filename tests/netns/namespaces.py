@@ -103,13 +103,7 @@ class Namespace:
     def save(self, variant: str, family: str = "ipv4") -> str:
         """Give the rules of one variant, without comments and counters, and without tables that hold nothing."""
         tool = "iptables" if family == "ipv4" else "ip6tables"
-        lines = self.run(f"{tool}-{variant}-save").stdout.splitlines()
-        tables: list[list[str]] = []
-        for line in lines:
-            if line.startswith("*"):
-                tables.append([])
-            if line and not line.startswith("#"):
-                tables[-1].append(line.partition(" [")[0] if line.startswith(":") else line)
+        tables = tables_in(self.run(f"{tool}-{variant}-save").stdout)
         full = [table for table in tables if any(line[0] == "-" or line.endswith("-") for line in table)]
         return "\n".join(line for table in sorted(full) for line in table)
 
@@ -124,6 +118,17 @@ class Namespace:
         rules = self.run("ip", "rule").stdout
         routes = [line for line in self.run("ip", "route", "show", "table", "all").stdout.splitlines() if "table" in line]
         return rules + "\n".join(line for line in routes if "table local" not in line)
+
+
+def tables_in(saved: str) -> list[list[str]]:
+    """Give the lines of each table that iptables-save prints, without counters, and comments, which tell the time."""
+    tables: list[list[str]] = []
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            tables.append([])
+        if line and not line.startswith("#"):
+            tables[-1].append(line.partition(" [")[0] if line.startswith(":") else line)
+    return tables
 
 
 class Pod(NamedTuple):
