@@ -157,9 +157,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 
 
 @each_plan
-def test_a_plan_is_read_back_as_it_was_applied_found_in_place_and_removed_whole(
-    kernel: Kernel, plan: Plan
-) -> None:
+def test_a_plan_is_read_back_as_it_was_applied_found_in_place_and_removed_whole(kernel: Kernel, plan: Plan) -> None:
     assert kernel.holds(NOTHING)
     report = kernel.call(lambda: kernel.engine.apply(plan))
     assert kernel.holds(plan)

@@ -12,7 +12,10 @@ import platform
 import shutil
 import subprocess
 import threading
+import time
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv6Address
+from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+LINK_TIMEOUT = 10.0  # seconds
 # Raw system calls, for these change one thread only; the C library's functions change all of them.
 SETRESUID, SETRESGID = {"x86_64": (117, 119), "aarch64": (147, 149)}[platform.machine()]
 
@@ -147,7 +151,17 @@ def pod() -> Iterator[Pod]:
         stack.callback(outside.close)
         outside.run("ip", "-batch", "-", stdin=_outside_commands(inside.path))
         inside.run("ip", "-batch", "-", stdin=_inside_commands())
+        _await_own_route(inside)
         yield Pod(inside, outside)
+
+
+def _await_own_route(inside: Namespace) -> None:
+    """Wait for the route to the pod's own IPv6 address, which the kernel makes once the link is up, in its own time."""
+    wanted = f"{IPv6Address(cases.POD_IPV6).packed.hex()} 80 "  # proc(5), net/ipv6_route
+    deadline = time.monotonic() + LINK_TIMEOUT
+    while wanted not in inside.call(Path("/proc/thread-self/net/ipv6_route").read_text):
+        assert time.monotonic() < deadline, f"no route to {cases.POD_IPV6} after {LINK_TIMEOUT} s"
+        time.sleep(0.01)
 
 
 # Each end knows the other's card: rules that let in nothing of IPv6 keep neighbours from being found, and who is to be
