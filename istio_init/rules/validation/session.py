@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from istio_init.rules.validation.world import World
 
 PATIENCE = 0.05  # seconds after which a client outside asks again
-GRACE = 0.5  # seconds within which a connection that somebody took is at our listener, if it is diverted there
+# Seconds within which a connection that was accepted reaches our listener, if it is diverted there. A client is connected
+# before the last segment of the handshake arrives; if that is lost, the server repeats its own after 1 s (RFC 6298, 2.1).
+GRACE = 1.5
 
 
 class Session:
