@@ -66,9 +66,9 @@ def read(done: subprocess.CompletedProcess[str]) -> Found:
     return Found(done.returncode, *paths, done.stderr.splitlines()[-1])
 
 
-def validate(namespace: Namespace, *flags: str, environment: dict[str, str] | None = None) -> Found:
+def validate(namespace: Namespace, *flags: str, environment: dict[str, str] | None = None, timeout: str = "2s") -> Found:
     """Validate the rules that are there."""
-    words = ("istio-iptables", *flags, "--skip-rule-apply", "--run-validation", "--probe-timeout", "2s")
+    words = ("istio-iptables", *flags, "--skip-rule-apply", "--run-validation", "--probe-timeout", timeout)
     return read(namespace.istio_init(*words, check=False, environment=environment))
 
 
@@ -304,13 +304,14 @@ def taken(port: int, kind: str) -> socket.socket:
     return server
 
 
-def test_an_app_that_serves_an_excluded_port_already_is_no_hindrance(pod: Pod) -> None:
+@pytest.mark.parametrize("timeout", ["1s", "5s"])
+def test_an_app_that_serves_an_excluded_port_already_is_no_hindrance(pod: Pod, timeout: str) -> None:
     apply(pod.inside, *REDIRECT)
     servers = Servers()
     servers.listen(pod.inside, cases.DIRECT, {15020})
     servers.start()
     try:
-        found = validate(pod.inside, *REDIRECT)
+        found = validate(pod.inside, *REDIRECT, timeout=timeout)
     finally:
         servers.close()
     assert (found.status, found.wrong) == (0, [])
