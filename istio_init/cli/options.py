@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_init.core.log import Level, Log
-from istio_init.rules.kernel.registry import NAMES as BACKENDS
+from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.options import LAYOUTS, OPTIONS, Option
 
@@ -161,10 +161,10 @@ def run_options(command: Function, quiet: Sequence[str] = ("-q", "--quiet")) -> 
             ),
             click.option(
                 "--backend",
-                type=click.Choice(BACKENDS),
-                default="auto",
-                help="restore: iptables-restore; libiptc: legacy tables by library calls; nft: tables of nftables' own. "
-                "Default: auto, which is restore, or nft where no iptables works.",
+                type=click.Choice(NAMES),
+                default=AUTO,
+                help=f"{'; '.join(f'{name}: {row.summary}' for name, row in BACKENDS.items())}. "
+                f"Default: {AUTO}, which is {PREFERRED}, or {FALLBACK} where no iptables works.",
             ),
             click.option(
                 "--iptables-variant",

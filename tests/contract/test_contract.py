@@ -498,8 +498,8 @@ def test_a_name_that_no_backend_has_is_refused_with_those_that_there_are(name: s
 @pytest.mark.parametrize(
     ("name", "variant", "allowed"),
     [
-        ("libiptc", Variant.NFT, r"restore with nft, or libiptc with legacy"),
-        ("nft", Variant.LEGACY, r"restore with legacy, or nft with nft"),
+        ("libiptc", Variant.NFT, r"restore with nft, or libiptc without --iptables-variant"),
+        ("nft", Variant.LEGACY, r"restore with legacy, or nft without --iptables-variant"),
     ],
 )
 def test_a_backend_is_refused_with_a_variant_that_it_does_not_reach(name: str, variant: Variant, allowed: str) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from istio_init.core.errors import InvalidInput
+from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Mode
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, NO_FACTS, Accounts, HostFacts, Settings, parse_settings
@@ -65,6 +66,11 @@ def parse(
 
 def current(**texts: str) -> Settings:
     return parse(NO_ACCOUNTS, CURRENT, **texts)
+
+
+def test_a_plan_of_a_layout_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"'ambient' is not a layout \(allowed: istio-1\.0 or current\)"):
+        build_plan(Settings(layout="ambient"))
 
 
 def refusal(name: str, text: str, layout: str = ISTIO_1_0) -> InvalidInput:

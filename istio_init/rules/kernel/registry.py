@@ -95,9 +95,8 @@ def open_backend(
     row = find(name)
     if variant is not None and variant not in row.variants:
         others = [f"{other} with {variant}" for other, its in BACKENDS.items() if variant in its.variants and other != name]
-        own = f"{name} with {' or '.join(row.variants)}"
         problem = f"{name!r} reaches {row.reach}, and --iptables-variant is {variant.value!r}"
-        raise InvalidInput("--backend", problem, f"{others[0]}, or {own}")
+        raise InvalidInput("--backend", problem, f"{others[0]}, or {name} without --iptables-variant")
     return row.make(variant, lock_wait, observe)
 
 
