@@ -318,6 +318,15 @@ def test_an_app_that_serves_an_excluded_port_already_is_no_hindrance(pod: Pod, t
     assert [line for line in found.good if "15020" in line and line.endswith("(another server answered)")]
 
 
+def test_clients_never_share_a_port_however_few_there_are(pod: Pod) -> None:
+    flags = (*LISTS, "--dual-stack")
+    apply(pod.inside, *flags)
+    # A connected client has one address; another with another address may be given its port, and answers are told by ports.
+    pod.inside.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40039")
+    found = validate(pod.inside, *flags)
+    assert (found.status, found.wrong, found.unchecked) == (0, [], [])
+
+
 def test_an_app_that_takes_over_a_connection_to_the_world_is_not_its_destination(pod: Pod) -> None:
     apply(pod.inside, *REDIRECT)
     dial = ("-p", "tcp", "--dport", "3306", "-j", "REDIRECT", "--to-ports", "9080")

@@ -83,15 +83,15 @@ class Attempt:
         """Tell whether an address may be this client's: that of the one outside is known."""
         return (address == OUTSIDE[self.path.family]) is not self.path.packet.outbound
 
-    def start(self, world: World | None) -> None:
-        """Open the connection."""
-        if not self.path.packet.outbound:
-            self.knock(world)
-        else:
-            self._connect()
+    def bind(self) -> None:
+        """Give a client inside its port.
 
-    def _connect(self) -> None:
+        All clients get theirs before one of them connects: a connected one has a single address, and the system may then
+        give its port to a client with another address. Which client arrives is told by the port alone.
+        """
         packet = self.path.packet
+        if not packet.outbound:
+            return
         kind = socket.SOCK_STREAM if packet.protocol == "tcp" else socket.SOCK_DGRAM
         with owned_by(packet.uid, packet.gid):
             self.client = client = socket.socket(ADDRESS_FAMILIES[self.path.family], kind)
@@ -99,12 +99,20 @@ class Attempt:
         if packet.mark:
             client.setsockopt(socket.SOL_SOCKET, SO_MARK, packet.mark)
         try:
-            # With a port of its own from the start: connect alone gives the same one to clients of different servers.
             client.bind((packet.source if packet.interface != INTERFACE else "", 0))
             self.source_port = client.getsockname()[1]
-            client.connect((packet.destination, packet.port))
-            if kind == socket.SOCK_DGRAM:
-                client.send(REQUEST)
+        except OSError as error:
+            self.impossible = f"no connection is possible: {error.strerror}"
+
+    def start(self, world: World | None) -> None:
+        """Open the connection; a client inside has its port already."""
+        if self.client is None:
+            self.knock(world)
+            return
+        try:
+            self.client.connect((self.path.packet.destination, self.path.packet.port))
+            if self.client.type == socket.SOCK_DGRAM:
+                self.client.send(REQUEST)
         except BlockingIOError:
             return  # the answer is awaited elsewhere
         except OSError as error:

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from istio_init.rules.validation.world import World
 
 PATIENCE = 0.05  # seconds after which a client outside asks again
-# Seconds within which a connection that was accepted reaches our listener, if it is diverted there. A client is connected
-# before the last segment of the handshake arrives; if that is lost, the server repeats its own after 1 s (RFC 6298, 2.1).
-# At most half of the time that there is, so that an answer of another server is still found within it.
-GRACE = 1.5
+GRACE = 0.5  # seconds within which a connection that somebody took is at our listener, if it is diverted there
 
 
 class Session:
@@ -49,10 +46,11 @@ class Session:
     def run(self, timeout: float) -> None:
         """Open all connections, and look where they end, for at most so many seconds."""
         deadline = time.monotonic() + timeout
-        grace = min(GRACE, timeout / 2)
+        for attempt in filter(lambda attempt: attempt.pending, self._attempts):
+            attempt.bind()
+            self._clients[(attempt.path.family, attempt.path.packet.protocol, attempt.source_port)] = attempt
         for attempt in filter(lambda attempt: attempt.pending, self._attempts):
             attempt.start(self._world)
-            self._clients[(attempt.path.family, attempt.path.packet.protocol, attempt.source_port)] = attempt
             if attempt.client is not None and attempt.pending:
                 tcp = attempt.client.type == socket.SOCK_STREAM
                 events = selectors.EVENT_WRITE if tcp else selectors.EVENT_READ
@@ -63,7 +61,7 @@ class Session:
                 return
             for key, _ in self._selector.select(min(PATIENCE, remaining)):
                 key.data()
-            self._go_on(time.monotonic(), grace)
+            self._go_on(time.monotonic())
 
     def close(self) -> None:
         """Leave no connection behind."""
@@ -111,12 +109,12 @@ class Session:
         if not error:
             attempt.answered = time.monotonic()
 
-    def _go_on(self, now: float, grace: float) -> None:
+    def _go_on(self, now: float) -> None:
         for attempt in self._attempts:
             if not attempt.pending:
                 continue
             if attempt.answered is not None:
-                if now - attempt.answered > grace:
+                if now - attempt.answered > GRACE:
                     attempt.answered_by_another("another server answered")
             elif not attempt.path.packet.outbound:
                 attempt.knock(self._world)
