@@ -11,10 +11,13 @@ import gc
 import os
 import sys
 
+from istio_init.core.light import signal
+
 
 def main() -> None:
     """Run the command line of this process, and end the process with its exit code."""
     gc.disable()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with an inherited SIG_IGN, no program's exit status could be known
     from istio_init.cli.main import run
 
     os._exit(run(sys.argv[1:]))

@@ -5,9 +5,8 @@ process that writes one line.
 """
 
 import sys
-from contextlib import suppress
-from enum import IntEnum
-from typing import NamedTuple
+
+from istio_init.core.light import IntEnum, NamedTuple
 
 
 class Level(IntEnum):
@@ -42,9 +41,11 @@ class Log(NamedTuple):
         # That nobody reads the log must not keep anything from being done.
         if sys.stderr is None:  # closed from the start
             return
-        with suppress(OSError):
+        try:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
+        except OSError:
+            pass
 
     def debug(self, message: str) -> None:
         """Write what `-v` is for."""

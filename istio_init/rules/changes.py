@@ -1,8 +1,7 @@
 """Compare what should be in the kernel with what is there, and say which change leads from one to the other. Pure."""
 
-from typing import NamedTuple
-
 from istio_init.core.errors import Unsupported
+from istio_init.core.light import NamedTuple
 from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, Plan, Snapshot, Table, TableState
 
 NOTHING = TableState({})

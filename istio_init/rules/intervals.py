@@ -5,8 +5,7 @@ IPv4 is done by hand: `ipaddress` takes ten times as long, and is slow to import
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.values import IPV4_BITS, ipv4_number, ipv4_text
 
 if TYPE_CHECKING:

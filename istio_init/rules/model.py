@@ -5,8 +5,7 @@ Everything here is frozen and compares by value. Each pod start waits for this i
 (`from __future__ import annotations`) they would be compiled one by one, which takes longer than all the rest.
 """
 
-from enum import StrEnum
-from typing import NamedTuple
+from istio_init.core.light import NamedTuple, StrEnum
 
 # Ports, ids and names that pods and control planes agree on (Istio 1.0.5, `tools/deb/istio-iptables.sh`).
 ENVOY_PORT = 15001

@@ -1,6 +1,6 @@
 """The first packet of a connection, as rules see it."""
 
-from typing import NamedTuple
+from istio_init.core.light import NamedTuple
 
 
 class Packet(NamedTuple):

@@ -1,12 +1,16 @@
 """From text to values: each parser takes what a user wrote and where, and raises `InvalidInput` for what is not allowed."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.model import UINT32_MAX, Mode
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 ALL = "*"
 PORT_MAX = 65535

@@ -4,8 +4,8 @@ It answers "why is this connection not captured?" without a kernel; the tests ho
 """
 
 from ipaddress import ip_address
-from typing import NamedTuple
 
+from istio_init.core.light import NamedTuple
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import Family, Match, Plan, Rule, Table, Target
 from istio_init.rules.packet import Packet

@@ -60,7 +60,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "inbound_capture_port": ports.map(str),
     "proxy_uids": lists(ids.map(str), min_size=1),
     "proxy_gids": lists(ids.map(str), min_size=1),
-    "mode": st.sampled_from(Mode).map(str),
+    "mode": st.sampled_from(list(Mode)).map(str),
     "tproxy_mark": st.integers(1, UINT32_MAX).flatmap(lambda mark: st.sampled_from((str(mark), hex(mark)))),
     "tproxy_route_table": st.integers(1, UINT32_MAX).filter(lambda table: table not in RESERVED_ROUTE_TABLES).map(str),
     "inbound_ports": st.just(ALL) | port_lists,

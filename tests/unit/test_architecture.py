@@ -80,7 +80,7 @@ EFFECTS = frozenset({"subprocess", "socket", "os", "pwd", "grp", "fcntl", "ctype
 
 # Who alone may import what.
 OWNERS = {
-    "subprocess": {"istio_init.core.runner", "istio_init.lab.client"},
+    "subprocess": {"istio_init.lab.client"},
     "pyroute2": {"istio_init.rules.kernel.surroundings", "istio_init.lab.network", "istio_init.rules.validation.world"},
     "ruamel": {f"istio_init.kubernetes.inject.{name}" for name in ("fragments", "text", "tree")},
     "watchdog": {"istio_init.core.watch"},
@@ -169,6 +169,13 @@ def test_only_the_command_line_prints_exits_or_knows_click(module: str) -> None:
     allowed = {"os._exit"} if module in COPIES else set()
     assert called & {"print", "input", "exit", "quit", "sys.exit", "os._exit"} == allowed
     assert "click" not in imports(module)
+
+
+@each_module
+def test_programs_are_started_in_two_places(module: str) -> None:
+    called = {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
+    starts = any(name.startswith(("os.posix_spawn", "os.spawn", "os.popen")) for name in called)
+    assert starts == (module in ("istio_init.core.runner", "istio_init.core.processes"))
 
 
 @each_module

@@ -7,9 +7,8 @@ once for all of them, in `istio_init.rules.kernel.engine`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
 
+from istio_init.core.light import TYPE_CHECKING, Protocol, contextmanager
 from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.locks import LOCK_WAIT, namespace_lock, signals_held
 from istio_init.rules.model import Family, Marks, Snapshot, Table, TproxyRoute, Variant

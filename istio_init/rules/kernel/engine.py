@@ -6,10 +6,8 @@ once the new ones are in place, and the state before put back when a part fails.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_init.core.errors import CommandError, IstioInitError
+from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.changes import desired, shadows
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Changes, Snapshots
 from istio_init.rules.kernel.locks import LOCK_WAIT
@@ -22,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from istio_init.core.runner import Observer
-    from istio_init.rules.model import Marks, Snapshot, Variant
+    from istio_init.rules.kernel.backend import Surroundings
+    from istio_init.rules.model import Marks, Snapshot, TproxyRoute, Variant
 
 NO_PLAN = Plan("", ())
 UNCHANGED = "nothing had been changed"
@@ -175,18 +174,19 @@ class Engine:
             yield RoutesChanged()
             return
         surroundings = self._backend.surroundings()
-        with ExitStack() as undo:
-            addresses, routes = [], []
+        addresses: list[str] = []
+        routes: list[TproxyRoute] = []
+        try:
             for cidr in plan.addresses:
                 if surroundings.add_address(cidr):
-                    addresses.append(cidr)
-                    undo.callback(surroundings.delete_address, cidr)
+                    addresses.append(cidr)  # noqa: PERF401 - those that were added so far are taken back
             for route in plan.routes:
                 if surroundings.add(route):
-                    routes.append(route)
-                    undo.callback(surroundings.delete, route, only_ours=True)
+                    routes.append(route)  # noqa: PERF401 - as above
             yield RoutesChanged(bool(routes), bool(addresses))
-            undo.pop_all()
+        except BaseException:
+            _take_back(surroundings, routes, addresses)
+            raise
 
     def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
         """Read the rules of ours that were made through other backends, and say what cannot be read."""
@@ -333,6 +333,18 @@ def _undo(backend: Backend, before: Snapshots) -> bool:
         for failure in backend.commit(changes).values():
             raise failure
     return bool(changes)
+
+
+def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses: list[str]) -> None:
+    """Remove what was added, the last part first, and each part even where another one cannot be removed."""
+    try:
+        if routes:
+            surroundings.delete(routes.pop(), only_ours=True)
+        elif addresses:
+            surroundings.delete_address(addresses.pop())
+    finally:
+        if routes or addresses:
+            _take_back(surroundings, routes, addresses)
 
 
 def _marks(seen: Iterable[Snapshots]) -> Marks:

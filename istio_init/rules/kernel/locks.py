@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from istio_init.core.errors import LockHeld, Unsupported
+from istio_init.core.light import TYPE_CHECKING, contextmanager, signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

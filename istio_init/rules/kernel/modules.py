@@ -11,8 +11,7 @@ Neither of them names a module. What they say, of iptables 1.8.9 and nft 1.0.6:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.matches import nft_modules, xtables_modules
 from istio_init.rules.model import Family, Table
 

@@ -10,9 +10,8 @@ is JSON, for that has a schema, and text wraps its lines.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_init.core.errors import CommandError, IstioInitError, NotPermitted
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.runner import Command, Result, run_all
 from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.backend import Backend, Changes, Snapshots

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.kernel.locks import LOCK_WAIT
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import Variant

@@ -6,9 +6,8 @@ interfaces whose rules both apply to each packet but cannot see each other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_init.core.errors import CommandError, IstioInitError, LockHeld, NotPermitted
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.runner import NOT_FOUND, Command, Result, run_all
 from istio_init.rules.changes import compare
 from istio_init.rules.kernel.backend import Backend, Changes, Snapshots

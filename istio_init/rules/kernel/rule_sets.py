@@ -7,9 +7,7 @@ that the backend at work does not read itself.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING, StrEnum
 from istio_init.rules.kernel.legacy import legacy_tables
 from istio_init.rules.kernel.nf_tables import chains
 from istio_init.rules.model import NFT_TABLE, OWN_CHAINS, Table, Variant

@@ -6,8 +6,7 @@ and an example in `tests/unit/test_matches.py`. A new module is named here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.matches import addresses, comment, conntrack, owners, ports, targets
 
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from istio_init.core.errors import Unsupported
+from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.matches.kinds import (
     ALL_BITS,
     Json,

@@ -6,13 +6,13 @@ the functions that need them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
 from istio_init.core.errors import Unsupported
+from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.model import Match, MatchKind, Table, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Literal
 
     from istio_init.rules.packet import Packet
 

@@ -9,9 +9,8 @@ nft cannot say either in one rule:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from istio_init.core.errors import Unsupported
+from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.matches.kinds import Json, MatchType, Value, read_number
 from istio_init.rules.model import Match, MatchKind
 

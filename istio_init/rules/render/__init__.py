@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.render.iptables import render_commands, render_restore
 

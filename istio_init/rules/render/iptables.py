@@ -5,8 +5,7 @@ A rule is written as iptables-save (1.8) prints it, so what is in a kernel and w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, MatchType, TargetType

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
+from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.render.iptables import render_rule
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ own, a guard: it returns where the condition does not hold, and else does the ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_init.core.errors import Unsupported
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import (

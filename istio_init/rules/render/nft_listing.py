@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
 
+from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import Json, Unknown
 from istio_init.rules.model import (

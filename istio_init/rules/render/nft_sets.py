@@ -10,8 +10,7 @@ touches, so this is also what its listing is read as; and it takes 7 ms for each
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.matches import MATCHES
 from istio_init.rules.model import Match, Reason, Rule
 

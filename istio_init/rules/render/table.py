@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.model import BUILTIN_CHAINS
 from istio_init.rules.render.iptables import protocol_of, render_match, render_target
 
