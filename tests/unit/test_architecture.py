@@ -172,10 +172,10 @@ def test_only_the_command_line_prints_exits_or_knows_click(module: str) -> None:
 
 
 @each_module
-def test_programs_are_started_in_two_places(module: str) -> None:
+def test_programs_are_started_in_three_places(module: str) -> None:
     called = {ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)}
     starts = any(name.startswith(("os.posix_spawn", "os.spawn", "os.popen")) for name in called)
-    assert starts == (module in ("istio_init.core.runner", "istio_init.core.processes"))
+    assert starts == (module in {f"istio_init.{name}" for name in ("core.runner", "core.processes", "lab.supervisor")})
 
 
 @each_module
