@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
-import click
-
-from istio_init.cli.options import CommandWithSwitches, Run, layout_option, run_options, setting_options
+from istio_init.cli.command import Command, print_text
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
+from istio_init.core.option import read_values
+from istio_init.rules.commands import APPLY, FORMAT, Run, layout_option
 from istio_init.rules.environment import read_settings
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Variant
 from istio_init.rules.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
     from istio_init.rules.kernel.report import Report
     from istio_init.rules.model import Plan
     from istio_init.rules.settings import Settings
 
-FORMATS = ("restore", "commands", "nft", "json", "table")
+HELP = """Divert this network namespace's connections into Envoy.
+
+Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
+transaction a table. Third-party rules are not touched.
+"""
 
 EPILOG = """\b
 Examples:
@@ -41,81 +48,37 @@ layout current: ISTIO_OUTBOUND_OWNER_GROUPS, ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE
 ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR.
 """
 
-format_option = click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(FORMATS),
-    help="What --dry-run prints: a script for iptables-restore --noflush, shell commands, a script for nft -f, JSON, or a "
-    "table with the reason of each rule. Default: restore; with --backend nft: nft.",
-)
 
-
-class ApplyCommand(CommandWithSwitches):
-    """A command that says where today's flags are that it does not have itself."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse a list of ports behind -q, and flags that only `istio-iptables` has, with what to write instead.
-
-        Raises:
-            InvalidInput: there is one.
-        """
-        for flag, value in pairwise(args):
-            if flag == "-q" and value[:1].isdigit():
-                allowed = f"--layout {CURRENT} --istio-outbound-ports {value}, or `istio-init istio-iptables -q {value}`"
-                raise InvalidInput(flag, f"it is --quiet in `apply`, and takes no value {value!r}", allowed)
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            from istio_init.cli.steering import STEERING
-
-            if not any(error.option_name in option.flags for option in STEERING):
-                raise
-            problem = "`apply` has no such flag"
-            raise InvalidInput(
-                error.option_name, problem, "`istio-init istio-iptables`, which has it (--layout too)"
-            ) from None
-
-
-@click.command(cls=ApplyCommand, epilog=EPILOG)
-@layout_option(ISTIO_1_0)
-@setting_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print the rules and change nothing; needs no privileges.")
-@format_option
-@run_options
-def apply(**options: Any) -> None:
-    """Divert this network namespace's connections into Envoy.
-
-    Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
-    transaction a table. Rules of others are not touched.
-    """
+def apply(given: Given, log: Log) -> None:
+    """Write or print the rules that a command line and its environment ask for."""
     started = time.perf_counter()
-    run = Run.take(options)
-    layout = options.pop("layout")
-    dry_run, output_format = options.pop("dry_run"), options.pop("output_format")
-    check_format(output_format, dry_run=dry_run)
-    settings = read_settings(options, os.environ, layout)
-    warn(run, settings)
+    run = Run.of(given)
+    values = read_values((layout_option(ISTIO_1_0), FORMAT), given)
+    dry_run = bool(given.get("dry_run"))
+    check_format(values["output_format"], dry_run=dry_run)
+    settings = read_settings(given, os.environ, values["layout"])
+    warn(log, settings)
     plan = build_plan(settings)
     if dry_run:
-        print_plan(run, plan, output_format)
+        print_plan(run, plan, values["output_format"])
     else:
-        write_plan(run, plan, started)
+        write_plan(run, log, plan, started)
 
 
 def check_format(output_format: str | None, *, dry_run: bool) -> None:
     """Refuse a form of output for a run that prints nothing.
 
     Raises:
-        UsageError: it is one.
+        InvalidInput: it is one.
     """
     if output_format and not dry_run:
-        raise click.UsageError("--format says what --dry-run prints; add --dry-run, or leave it out")
+        raise InvalidInput(FORMAT.where, "it says what --dry-run prints", "with --dry-run")
 
 
-def warn(run: Run, settings: Settings) -> None:
+def warn(log: Log, settings: Settings) -> None:
     """Log what the user should know about values that were accepted."""
     for warning in settings.warnings:
-        run.log.write(Level.WARNING, warning)
+        log.write(Level.WARNING, warning)
 
 
 def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
@@ -124,24 +87,25 @@ def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
     from istio_init.rules.render import render
 
     text = render(plan, output_format or find(run.backend).dry_run_format, run.families, run.variant or Variant.PLAIN)
-    click.echo(text, nl=False)
+    print_text(text)
 
 
-def write_plan(run: Run, plan: Plan, started: float) -> None:
+def write_plan(run: Run, log: Log, plan: Plan, started: float) -> None:
     """Bring the kernel to a plan, and log what was done.
 
     Args:
         run: how rules are reached.
+        log: where messages go.
         plan: what there should be.
         started: when the command began, by `time.perf_counter`.
 
     Raises:
         IstioInitError: see `Engine.apply`.
     """
-    report = run.open_engine().apply(plan, run.families)
+    report = run.open_engine(log.debug).apply(plan, run.families)
     for warning in report.warnings:
-        run.log.write(Level.WARNING, warning)
-    run.log.write(Level.INFO, _summary(plan, report, time.perf_counter() - started))
+        log.write(Level.WARNING, warning)
+    log.write(Level.INFO, _summary(plan, report, time.perf_counter() - started))
 
 
 def _summary(plan: Plan, report: Report, seconds: float) -> str:
@@ -150,3 +114,23 @@ def _summary(plan: Plan, report: Report, seconds: float) -> str:
         return f"layout {plan.layout} is already in place ({report.means}): nothing written, {took}"
     written = f"{report.chains} chains and {report.rules} rules written"
     return f"layout {plan.layout} applied ({report.means}): {written}, {took}"
+
+
+def _explain(words: Sequence[str]) -> InvalidInput | None:
+    """Find a list of ports behind -q, and flags that only `istio-iptables` has, and say what to write instead."""
+    from istio_init.rules.run_flags import RUN_FLAGS
+
+    own = {flag for option in APPLY for flag in option.flags}
+    others = {flag for option in RUN_FLAGS for flag in option.flags} - own
+    for flag, value in zip(words, (*words[1:], ""), strict=True):
+        if flag == "-q" and value[:1].isdigit():
+            allowed = f"--layout {CURRENT} --istio-outbound-ports {value}, or `istio-init istio-iptables -q {value}`"
+            return InvalidInput(flag, f"it is --quiet in `apply`, and takes no value {value!r}", allowed)
+        name = flag.partition("=")[0]
+        if name in others:
+            allowed = "`istio-init istio-iptables`, which has it (--layout too)"
+            return InvalidInput(name, "`apply` has no such flag", allowed)
+    return None
+
+
+COMMAND = Command("apply", HELP, EPILOG, APPLY, apply, explain=_explain)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
-
-from istio_init.cli.agreement import Pod, agreement_options, require_agreement
-from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest, bootstrap_options
-from istio_init.cli.options import log_options, take_log
-from istio_init.core.errors import CommandError
+from istio_init.cli.agreement import AGREEMENT_OPTIONS, Pod, require_agreement
+from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS, VARIABLES, BootstrapRequest
+from istio_init.cli.command import Command, print_text
+from istio_init.core import runner
+from istio_init.core.errors import CommandError, InvalidInput
 from istio_init.core.files import write_text
-from istio_init.core.log import Level, Log
-from istio_init.core.runner import Command, run_all
+from istio_init.core.log import Level, log_options
+from istio_init.core.option import Kind, Option, read_values
+
+if TYPE_CHECKING:
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
 
 VALIDATION_TIMEOUT = 60.0  # seconds
 
@@ -28,25 +31,29 @@ Examples:
 {VARIABLES}"""
 
 
-@click.command(epilog=EPILOG)
-@bootstrap_options
-@agreement_options
-@click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
-@click.option("--check", is_flag=True, help="Validate the result with the Envoy on the PATH, if there is one.")
-@log_options
-def bootstrap(role: str, **options: Any) -> None:
-    """Print the bootstrap file of a pod's Envoy: its identity, admin port and control plane."""
-    log = take_log(options)
-    pod = Pod.take(role, options)
-    request = BootstrapRequest.take(pod.role, pod.options, pod.environ)
+HELP = "Print the bootstrap file of a pod's Envoy: its identity, admin port and control plane."
+
+OUTPUT_OPTIONS = (
+    Option("output", ("-o", "--output"), metavar="FILE", help="Write to this file instead of standard output."),
+    Option("check", ("--check",), kind=Kind.FLAG, help="Validate the result with the Envoy on the PATH, if there is one."),
+)
+
+
+def bootstrap(given: Given, log: Log) -> int | None:
+    """Print or write the file, unless it and the pod's rules contradict each other."""
+    pod = Pod.of(given)
+    request = BootstrapRequest.of(pod.given, pod.environ)
     text = request.text()
-    require_agreement(pod, request.settings, text, log)
-    if options["check"]:
+    if not require_agreement(pod, request.settings, text, log):
+        return InvalidInput.exit_code
+    values = read_values(OUTPUT_OPTIONS, given)
+    if values["check"]:
         _validate(text, Path(request.settings.custom_config_file).suffix or ".json", log)
-    if options["output"] is None:
-        click.echo(text, nl=False)
+    if values["output"] is None:
+        print_text(text)
     else:
-        write_text(options["output"], text, "--output")
+        write_text(values["output"], text, "--output")
+    return None
 
 
 def _validate(text: str, suffix: str, log: Log) -> None:
@@ -54,9 +61,14 @@ def _validate(text: str, suffix: str, log: Log) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=suffix) as file:
         file.write(text)
         file.flush()
-        command = Command(("envoy", "--mode", "validate", "--log-level", "error", "-c", file.name))
-        (result,) = run_all([command], VALIDATION_TIMEOUT, log.debug)
+        command = runner.Command(("envoy", "--mode", "validate", "--log-level", "error", "-c", file.name))
+        (result,) = runner.run_all([command], VALIDATION_TIMEOUT, log.debug)
     if result.missing:
         log.write(Level.WARNING, "the bootstrap was not validated: there is no envoy on the PATH")
     elif result.status != 0:
         raise CommandError(result.argv, result.status, result.stderr, "fix what Envoy's message reports")
+
+
+COMMAND = Command(
+    "bootstrap", HELP, EPILOG, (*BOOTSTRAP_OPTIONS, *AGREEMENT_OPTIONS, *OUTPUT_OPTIONS, *log_options()), bootstrap
+)

@@ -1,17 +1,15 @@
-"""Shared by `bootstrap` and `proxy`: the proxy's flags, and rendering its bootstrap file."""
+"""Shared by `bootstrap` and `proxy`: the table of the proxy's flags, and rendering its bootstrap file."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from istio_init.cli.options import Function, TextValue, decorate
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import read_text
+from istio_init.core.option import Option, read_values
 from istio_init.sidecar.bootstrap import FLAVOURS, render_bootstrap
-from istio_init.sidecar.bootstrap.settings import OPTIONS, ROLES, ProxySettings, parse_proxy_settings
+from istio_init.sidecar.bootstrap.settings import OPTIONS, ROLE, ProxySettings, parse_proxy_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +18,16 @@ VARIABLES = """\b
 Variables: INSTANCE_IP, POD_NAME, POD_NAMESPACE, ISTIO_NAMESPACE; each ISTIO_META_X becomes node metadata X,
 and the members of each ISTIO_METAJSON_* (a JSON object) become node metadata.
 """
+
+
+BOOTSTRAP_OPTIONS = (
+    ROLE,
+    *OPTIONS,
+    Option("envoy_api", ("--envoy-api",), metavar="API", choices=tuple(FLAVOURS), default="v3",
+           help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3."),
+    Option("bootstrap_override", ("--bootstrap-override",), metavar="FILE",
+           help="JSON or YAML to merge into the result; lists merge by `name`."),
+)  # fmt: skip
 
 
 class BootstrapRequest(NamedTuple):
@@ -36,18 +44,19 @@ class BootstrapRequest(NamedTuple):
     override: dict[str, Any] | None
 
     @classmethod
-    def take(cls, role: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> BootstrapRequest:
-        """Take the options of `bootstrap_options`, and read the proxy's environment.
+    def of(cls, given: Mapping[str, Any], environ: Mapping[str, str]) -> BootstrapRequest:
+        """Read the options of `BOOTSTRAP_OPTIONS`, and the proxy's environment.
 
         Raises:
             InvalidInput: a value is not allowed; the first one is reported.
         """
-        settings = parse_proxy_settings(role, options, environ, _first_address(options, environ))
-        override = options["bootstrap_override"]
+        values = read_values((ROLE, *BOOTSTRAP_OPTIONS[-2:]), given)
+        settings = parse_proxy_settings(values["role"], given, environ, _first_address(given, environ))
+        override = values["bootstrap_override"]
         if settings.custom_config_file and override:
             problem = "a custom file is used unchanged, so --bootstrap-override would have no effect"
             raise InvalidInput("--customConfigFile", problem, "one of the two")
-        return cls(settings, options["envoy_api"], _load(override) if override else None)
+        return cls(settings, values["envoy_api"], _load(override) if override else None)
 
     def text(self) -> str:
         """Render the file, or read the user's custom file.
@@ -60,39 +69,8 @@ class BootstrapRequest(NamedTuple):
         return render_bootstrap(self.settings, self.flavour, self.override)
 
 
-def bootstrap_options(command: Function) -> Function:
-    """Add the role and the flags of Istio 1.0's `pilot-agent proxy`; a flag that is not given is None."""
-    flags = [
-        click.option(
-            f"--{option.name}",
-            option.name,
-            type=TextValue(),
-            metavar=option.metavar,
-            help=option.help + (f" Default: {option.default}." if option.default else ""),
-        )
-        for option in OPTIONS
-    ]
-    api = click.Choice(list(FLAVOURS))
-    return decorate(
-        command,
-        [
-            click.argument("role", default=ROLES[0], metavar=f"[{'|'.join(ROLES)}]"),
-            *flags,
-            click.option(
-                "--envoy-api",
-                type=api,
-                default="v3",
-                help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3.",
-            ),
-            click.option(
-                "--bootstrap-override", metavar="FILE", help="JSON or YAML to merge into the result; lists merge by `name`."
-            ),
-        ],
-    )
-
-
-def _first_address(values: Mapping[str, str | None], environ: Mapping[str, str]) -> str:
-    if values["ip"] or environ.get("INSTANCE_IP"):
+def _first_address(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    if values.get("ip") or environ.get("INSTANCE_IP"):
         return ""
     from istio_init.rules.kernel.surroundings import first_address
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from istio_init.cli.manifests import change_manifests, manifest_options
-from istio_init.cli.options import Function, TextValue, decorate, log_options, take_log
-from istio_init.cli.webhook import WebhookOptions, serve_webhook, webhook_options
+from istio_init.cli.command import Command
+from istio_init.cli.manifests import MANIFEST_OPTIONS, change_manifests
+from istio_init.cli.webhook import WEBHOOK_OPTIONS, WebhookOptions, serve_webhook
 from istio_init.core.errors import InvalidInput
+from istio_init.core.log import log_options
+from istio_init.core.option import Kind, Option, read_values
 from istio_init.kubernetes.inject import Injection, InjectSettings, inject_document, inject_template
 from istio_init.kubernetes.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
 from istio_init.rules.options import LAYOUTS
 
 if TYPE_CHECKING:
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
     from istio_init.kubernetes.inject import Workload
     from istio_init.kubernetes.webhook.review import Injector, Json
 
@@ -33,78 +35,43 @@ A pod's annotations take precedence over the defaults; those of the rules have t
 """
 
 
-def _inject_options(command: Function) -> Function:
-    return decorate(
-        command,
-        [
-            click.option("--layout", type=click.Choice(list(LAYOUTS)), default=DEFAULTS.layout, help="Default: istio-1.0."),
-            click.option(
-                "--init-image",
-                type=TextValue(),
-                default=DEFAULTS.init_image,
-                metavar="IMAGE",
-                help=f"Image of the init container. Default: {DEFAULTS.init_image}.",
-            ),
-            click.option(
-                "--proxy-image",
-                type=TextValue(),
-                default=DEFAULTS.proxy_image,
-                metavar="IMAGE",
-                help=f"Image of the proxy. Default: {DEFAULTS.proxy_image}.",
-            ),
-            click.option(
-                "--native-sidecar",
-                is_flag=True,
-                help="Add the proxy as a native sidecar (an init container with restartPolicy: Always); layout current.",
-            ),
-            click.option(
-                "--discoveryAddress",
-                "discovery_address",
-                type=TextValue(),
-                default="",
-                metavar="HOST:PORT",
-                help="Control plane. Default: istio-pilot.istio-system:15007; current: istiod.istio-system.svc:15010.",
-            ),
-            click.option(
-                "--zipkinAddress",
-                "zipkin_address",
-                type=TextValue(),
-                metavar="HOST:PORT",
-                help="Zipkin collector for traces; empty for none. Default: zipkin.istio-system:9411; current: none.",
-            ),
-            click.option(
-                "--unprivileged",
-                is_flag=True,
-                help="Layout istio-1.0: give the init container only NET_ADMIN and NET_RAW instead of running it "
-                "privileged, as Istio 1.0 does. Always on with layout current.",
-            ),
-        ],
-    )
+INJECT_OPTIONS = (
+    Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUTS, default=DEFAULTS.layout, help="Default: istio-1.0."),
+    Option("init_image", ("--init-image",), metavar="IMAGE", default=DEFAULTS.init_image,
+           help=f"Image of the init container. Default: {DEFAULTS.init_image}."),
+    Option("proxy_image", ("--proxy-image",), metavar="IMAGE", default=DEFAULTS.proxy_image,
+           help=f"Image of the proxy. Default: {DEFAULTS.proxy_image}."),
+    Option("native_sidecar", ("--native-sidecar",), kind=Kind.FLAG,
+           help="Add the proxy as a native sidecar (an init container with restartPolicy: Always); layout current."),
+    Option("discovery_address", ("--discoveryAddress",), metavar="HOST:PORT", default="",
+           help="Control plane. Default: istio-pilot.istio-system:15007; current: istiod.istio-system.svc:15010."),
+    Option("zipkin_address", ("--zipkinAddress",), metavar="HOST:PORT",
+           help="Zipkin collector for traces; empty for none. Default: zipkin.istio-system:9411; current: none."),
+    Option("unprivileged", ("--unprivileged",), kind=Kind.FLAG,
+           help="Layout istio-1.0: give the init container only NET_ADMIN and NET_RAW instead of running it "
+           "privileged, as Istio 1.0 does. Always on with layout current."),
+)  # fmt: skip
+
+HELP = """Add the init container and the proxy to the pods of Kubernetes manifests.
+
+Accepts Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of them,
+in YAML or JSON; other objects pass through. Apart from the additions, the text does not change. Pods that are
+already injected, use the host network, or opt out are not injected; the reason is logged to standard error.
+
+With --webhook, pods come from an API server instead, as they are created.
+"""
 
 
-@click.command(epilog=EPILOG)
-@manifest_options
-@_inject_options
-@webhook_options
-@log_options
-def inject(**options: Any) -> None:
-    """Add the init container and the proxy to the pods of Kubernetes manifests.
-
-    Accepts Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, or a List of them,
-    in YAML or JSON; other objects pass through. Apart from the additions, the text does not change. Pods that are
-    already injected, use the host network, or opt out are not injected; the reason is logged to standard error.
-
-    With --webhook, pods come from an API server instead, as they are created.
-    """
-    log = take_log(options)
-    webhook = WebhookOptions.take(options)
-    settings = InjectSettings(**{name: options.pop(name) for name in InjectSettings._fields}).checked()
+def inject(given: Given, log: Log) -> None:
+    """Change manifests, or serve the webhook."""
+    webhook = WebhookOptions.of(given)
+    settings = InjectSettings(**read_values(INJECT_OPTIONS, given)).checked()
     if webhook.enabled:
-        if any(options.values()):
+        if any(read_values(MANIFEST_OPTIONS, given).values()):
             raise InvalidInput("--webhook", "does not read or write manifests", "without files, --output and --in-place")
         serve_webhook(webhook, _injector(settings), log)
         return
-    change_manifests(options, log, partial(_inject, settings))
+    change_manifests(given, log, partial(_inject, settings))
 
 
 def _inject(settings: InjectSettings, document: Any, where: str) -> tuple[Any, tuple[str, ...]]:
@@ -116,3 +83,6 @@ def _injector(settings: InjectSettings) -> Injector:
         return inject_template(template, settings, workload, where)
 
     return inject_pod
+
+
+COMMAND = Command("inject", HELP, EPILOG, (*MANIFEST_OPTIONS, *INJECT_OPTIONS, *WEBHOOK_OPTIONS, *log_options()), inject)

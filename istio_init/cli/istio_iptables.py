@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
-import click
-
-from istio_init.cli.apply import check_format, format_option, print_plan, warn, write_plan
+from istio_init.cli.apply import check_format, print_plan, warn, write_plan
 from istio_init.cli.clean import remove_ours
-from istio_init.cli.options import CommandWithSwitches, Function, Run, flag_options, layout_option, run_options
-from istio_init.cli.steering import STEERING, Steering
+from istio_init.cli.command import Command, read_log
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
+from istio_init.core.option import read_values
+from istio_init.rules.commands import FORMAT, IPTABLES_COMMAND, ISTIO_IPTABLES, Run, layout_option
 from istio_init.rules.environment import read_settings
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.options import CURRENT, OPTIONS
+from istio_init.rules.options import CURRENT
+from istio_init.rules.run_flags import RUN_FLAGS, RunFlags
 
 if TYPE_CHECKING:
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
     from istio_init.rules.model import Plan
     from istio_init.rules.settings import Settings
+
+HELP = """Write today's rules: as `apply --layout current`, with the flags of today's `istio-iptables`.
+
+Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
+transaction a table. Third-party rules are not touched.
+"""
 
 EPILOG = """\b
 Examples:
@@ -42,64 +50,54 @@ a warning says which and why.
 """
 
 
-def _flags(command: Function) -> Function:
-    command = format_option(run_options(command, quiet=("--quiet",)))
-    return layout_option(CURRENT)(flag_options(flag_options(command, STEERING), OPTIONS))
-
-
-@click.command("istio-iptables", cls=CommandWithSwitches, epilog=EPILOG)
-@_flags
-def istio_iptables(**options: Any) -> None:
-    """Write today's rules: as `apply --layout current`, with the flags of today's `istio-iptables`.
-
-    Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
-    transaction a table. Rules of others are not touched.
-    """
+def istio_iptables(given: Given, log: Log) -> None:
+    """Write, print, validate or remove the rules that a command line and its environment ask for."""
     started = time.perf_counter()
-    steering = Steering.take(options, os.environ)
-    run = _take_run(options, steering)
-    layout, output_format = options.pop("layout"), options.pop("output_format")
-    check_format(output_format, dry_run=steering.dry_run)
-    for warning in steering.warnings:
-        run.log.write(Level.WARNING, warning)
-    if steering.network_namespace:
+    values = read_values((layout_option(CURRENT), FORMAT), given)
+    flags = RunFlags.of(given, os.environ, values["layout"])
+    run = _take_run(given, flags)
+    check_format(values["output_format"], dry_run=flags.dry_run)
+    for warning in flags.warnings:
+        log.write(Level.WARNING, warning)
+    if flags.network_namespace:
         from istio_init.rules.kernel.namespaces import enter_network_namespace
 
-        enter_network_namespace(steering.network_namespace, steering.wheres["network_namespace"])
-    settings = read_settings(options, os.environ, layout)
-    if steering.cleanup_only:
-        remove_ours(run)
+        enter_network_namespace(flags.network_namespace, flags.wheres["network_namespace"])
+    settings = read_settings(given, os.environ, values["layout"])
+    if flags.cleanup_only:
+        remove_ours(run, log)
         return
-    warn(run, settings)
-    if steering.network_namespace and settings.redirect_dns and not settings.capture_all_dns:
+    warn(log, settings)
+    if flags.network_namespace and settings.redirect_dns and not settings.capture_all_dns:
         message = "the nameservers are those of this machine's resolv.conf, not the pod's; --capture-all-dns does without"
-        run.log.write(Level.WARNING, message)
+        log.write(Level.WARNING, message)
     plan = build_plan(settings)
-    if steering.dry_run:
-        print_plan(run, plan, output_format)
+    if flags.dry_run:
+        print_plan(run, plan, values["output_format"])
         return
-    if steering.skip_rule_apply:
-        run.log.write(Level.INFO, f"no rule is written ({steering.wheres['skip_rule_apply']})")
+    if flags.skip_rule_apply:
+        log.write(Level.INFO, f"no rule is written ({flags.wheres['skip_rule_apply']})")
     else:
-        write_plan(run, plan, started)
-    if steering.run_validation:
-        _validate(run, settings, plan, steering)
+        write_plan(run, log, plan, started)
+    if flags.run_validation:
+        _validate(run, log, settings, plan, flags)
 
 
-def _take_run(options: dict[str, Any], steering: Steering) -> Run:
+def _take_run(given: Given, flags: RunFlags) -> Run:
     """Take the options that all commands have, and those of today's tool that mean the same."""
-    options["backend"] = steering.backend(options["backend"])
-    options["iptables_variant"] = steering.variant(options["iptables_variant"])
-    run = Run.take(options)
-    log = run.log._replace(
-        json=run.log.json or steering.log_as_json,
-        level=run.log.level if steering.log_level is None else steering.log_level,
-    )
-    click.get_current_context().find_root().obj = log
-    return run._replace(log=log)
+    run = Run.of(given)
+    return run._replace(backend=flags.backend(run.backend), variant=flags.variant(run.variant))
 
 
-def _validate(run: Run, settings: Settings, plan: Plan, steering: Steering) -> None:
+def _log(command: Command, given: Given) -> Log:
+    """Make the log; today's tool has flags of its own for it."""
+    log = read_log(command, given)
+    values = read_values([option for option in RUN_FLAGS if option.name in ("log_as_json", "log_output_level")], given)
+    level = values["log_output_level"]
+    return log._replace(json=log.json or bool(values["log_as_json"]), level=log.level if level is None else level)
+
+
+def _validate(run: Run, log: Log, settings: Settings, plan: Plan, flags: RunFlags) -> None:
     """Try the paths of a plan, and log a line for each.
 
     Raises:
@@ -109,10 +107,13 @@ def _validate(run: Run, settings: Settings, plan: Plan, steering: Steering) -> N
 
     started = time.perf_counter()
     plan = plan.only(run.families)
-    verdicts = validate(settings, plan, steering.probe_port, steering.probe_timeout, run.lock_wait)
+    verdicts = validate(settings, plan, flags.probe_port, flags.probe_timeout, run.lock_wait)
     for verdict in verdicts:
         level = Level.WARNING if verdict.ok is None else Level.INFO if verdict.ok else Level.ERROR
-        run.log.write(level, str(verdict))
+        log.write(level, str(verdict))
     checked = conclude(verdicts)
     took = f"{(time.perf_counter() - started) * 1000:.0f} ms"
-    run.log.write(Level.INFO, f"validation passed: {checked} of {len(verdicts)} paths checked, {took}")
+    log.write(Level.INFO, f"validation passed: {checked} of {len(verdicts)} paths checked, {took}")
+
+
+COMMAND = Command(IPTABLES_COMMAND, HELP, EPILOG, ISTIO_IPTABLES, istio_iptables, log=_log)

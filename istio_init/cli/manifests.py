@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from istio_init.cli.options import Function, decorate
+from istio_init.cli.command import print_text
 from istio_init.core.errors import InvalidInput, IstioInitError
 from istio_init.core.files import decode, read_bytes, write_text
 from istio_init.core.log import Level, Log
+from istio_init.core.option import Kind, Option, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +22,15 @@ SUFFIXES = (".yaml", ".yml", ".json")
 STANDARD_INPUT = "-"
 FLAG = "-f/--filename"
 SEPARATOR = "---\n"
+
+
+MANIFEST_OPTIONS = (
+    Option("paths", metavar="[FILE|DIR|-]...", kind=Kind.ARGUMENTS),
+    Option("more_paths", ("-f", "--filename"), metavar="FILE|DIR|-", kind=Kind.REPEATED,
+           help=f"Manifest, directory of manifests ({', '.join(SUFFIXES)}), or - for standard input; repeatable."),
+    Option("output", ("-o", "--output"), metavar="FILE", help="Write to this file instead of standard output."),
+    Option("in_place", ("--in-place",), kind=Kind.FLAG, help="Update each file in place."),
+)  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -39,31 +47,11 @@ class Source(NamedTuple):
     text: str
 
 
-def manifest_options(command: Function) -> Function:
-    """Add the options of `change_manifests`."""
-    return decorate(
-        command,
-        [
-            click.argument("paths", nargs=-1, metavar="[FILE|DIR|-]..."),
-            click.option(
-                "-f",
-                "--filename",
-                "more_paths",
-                multiple=True,
-                metavar="FILE|DIR|-",
-                help=f"Manifest, directory of manifests ({', '.join(SUFFIXES)}), or - for standard input; repeatable.",
-            ),
-            click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output."),
-            click.option("--in-place", is_flag=True, help="Update each file in place."),
-        ],
-    )
-
-
-def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> None:
+def change_manifests(given: Mapping[str, Any], log: Log, change: Change) -> None:
     """Read, change and write each manifest; nothing is written unless all can be changed.
 
     Args:
-        options: the options of `manifest_options`.
+        given: what the command line says of `MANIFEST_OPTIONS`.
         log: the log for notes.
         change: see `istio_init.kubernetes.inject.text.rewrite`.
 
@@ -71,6 +59,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
         InvalidInput: a manifest cannot be read, changed or written, or options conflict.
         IstioInitError: the YAML library is not installed.
     """
+    options = read_values(MANIFEST_OPTIONS, given)
     output, in_place = options["output"], options["in_place"]
     if in_place and output is not None:
         raise InvalidInput("--in-place", "conflicts with --output", "one of the two")
@@ -93,7 +82,7 @@ def change_manifests(options: Mapping[str, Any], log: Log, change: Change) -> No
         return
     text = _joined([text for _, text, _ in done])
     if output is None:
-        click.echo(text, nl=False)
+        print_text(text)
     else:
         write_text(output, text, "--output")
 

@@ -8,23 +8,25 @@ import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
-
-from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest, bootstrap_options
-from istio_init.cli.options import log_options, take_log
+from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS, VARIABLES, BootstrapRequest
+from istio_init.cli.command import Command
+from istio_init.core.durations import SECOND
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import make_private_directory, write_text
-from istio_init.core.log import Level, Log
+from istio_init.core.log import Level, log_options
 from istio_init.core.processes import RealProcesses, block_signals, wake_up
 from istio_init.core.watch import digest, watch
 from istio_init.sidecar.bootstrap.common import CERTIFICATES
-from istio_init.sidecar.bootstrap.durations import SECOND
 from istio_init.sidecar.launcher.admin import Admin
 from istio_init.sidecar.launcher.command import bootstrap_name, envoy_command
 from istio_init.sidecar.launcher.launch import LaunchConfig, Launcher
 from istio_init.sidecar.launcher.readiness import Readiness, serve
+
+if TYPE_CHECKING:
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
 
 EPILOG = f"""\b
 Example, with the arguments of an Istio 1.0 pod:
@@ -39,14 +41,13 @@ a second signal stops it immediately. The exit status is Envoy's.
 {VARIABLES}"""
 
 
-@click.command(epilog=EPILOG)
-@bootstrap_options
-@log_options
-def proxy(role: str, **options: Any) -> None:
-    """Write the bootstrap file of a pod's Envoy, then run and supervise Envoy."""
+HELP = "Write the bootstrap file of a pod's Envoy, then run and supervise Envoy."
+
+
+def proxy(given: Given, log: Log) -> int:
+    """Run and supervise Envoy, and give its exit status."""
     gc.enable()  # disabled at startup for the short-lived commands
-    log = take_log(options)
-    request = BootstrapRequest.take(role, options, os.environ)
+    request = BootstrapRequest.of(given, os.environ)
     settings = request.settings
     if shutil.which(settings.binary_path) is None:
         problem = f"{settings.binary_path!r} is not an executable program"
@@ -68,8 +69,7 @@ def proxy(role: str, **options: Any) -> None:
         if not settings.custom_config_file:
             make_private_directory(settings.config_path, "--configPath")
         _watch_certificates(stack, log)
-        status = Launcher(config, RealProcesses()).run()
-    click.get_current_context().exit(status)
+        return Launcher(config, RealProcesses()).run()
 
 
 def _prepare(request: BootstrapRequest, text: str, epoch: int) -> tuple[str, ...]:
@@ -89,3 +89,6 @@ def _watch_certificates(stack: ExitStack, log: Log) -> None:
         stack.enter_context(watch(CERTIFICATES, wake_up))
     except OSError as error:
         log.write(Level.WARNING, f"cannot watch {CERTIFICATES}, so certificate changes will not be detected: {error}")
+
+
+COMMAND = Command("proxy", HELP, EPILOG, (*BOOTSTRAP_OPTIONS, *log_options()), proxy)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import click
-
-from istio_init.cli.manifests import change_manifests, manifest_options
-from istio_init.cli.options import log_options, take_log
+from istio_init.cli.command import Command
+from istio_init.cli.manifests import MANIFEST_OPTIONS, change_manifests
+from istio_init.core.log import log_options
 from istio_init.kubernetes.inject import uninject_document
+
+if TYPE_CHECKING:
+    from istio_init.cli.command import Given
+    from istio_init.core.log import Log
+
+HELP = """Remove the init container and the proxy from the pods of Kubernetes manifests.
+
+Removes what the annotation sidecar.istio.io/status lists, which restores the original manifest byte for byte.
+"""
 
 EPILOG = """\b
 Examples:
@@ -17,13 +25,9 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
-@manifest_options
-@log_options
-def uninject(**options: Any) -> None:
-    """Remove the init container and the proxy from the pods of Kubernetes manifests.
+def uninject(given: Given, log: Log) -> None:
+    """Change manifests."""
+    change_manifests(given, log, uninject_document)
 
-    Removes what the annotation sidecar.istio.io/status lists, which restores the original manifest byte for byte.
-    """
-    log = take_log(options)
-    change_manifests(options, log, uninject_document)
+
+COMMAND = Command("uninject", HELP, EPILOG, (*MANIFEST_OPTIONS, *log_options()), uninject)

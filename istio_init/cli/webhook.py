@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import gc
+import os
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from istio_init.cli.options import Function, decorate
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.log import Level, Log
+from istio_init.core.option import Kind, Option, read_values, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_init.kubernetes.webhook.review import Injector
 
 PORT = 15017  # the port of Istio's own webhook
 STATUS_PORT = 15014  # and of its metrics
-FILE = click.Path(exists=True, dir_okay=False)
-PORT_NUMBER = click.IntRange(0, 65535)
+PORT_MAX = 65535
+
+
+def _file(text: str, where: str) -> str:
+    if not os.path.isfile(text):
+        raise InvalidInput(where, f"{text!r} is not a file", "the path of a file in PEM")
+    return text
+
+
+def _address(text: str, where: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise InvalidInput(where, f"{text!r} is not an IP address", "an IPv4 or IPv6 address of this host") from None
+    return text
+
+
+WEBHOOK_OPTIONS = (
+    Option("webhook", ("--webhook",), kind=Kind.FLAG,
+           help="Instead of reading manifests, serve AdmissionReviews over HTTPS at /inject, until SIGTERM."),
+    Option("tls_cert", ("--tls-cert",), metavar="FILE", parse=_file,
+           help="The webhook's certificate, in PEM; reloaded on change."),
+    Option("tls_key", ("--tls-key",), metavar="FILE", parse=_file, help="Its unencrypted key, in PEM; reloaded on change."),
+    Option("webhook_address", ("--webhook-address",), metavar="ADDRESS", parse=_address,
+           help="Listen on this address only. Default: all addresses."),
+    Option("webhook_port", ("--webhook-port",), metavar="PORT", parse=whole_number(0, PORT_MAX), default=str(PORT),
+           help=f"HTTPS port; 0 picks a free one. Default: {PORT}."),
+    Option("webhook_status_port", ("--webhook-status-port",), metavar="PORT", parse=whole_number(0, PORT_MAX),
+           default=str(STATUS_PORT),
+           help="HTTP port for /healthz/ready, /healthz/live and /metrics (Prometheus); 0 picks a free one. "
+           f"Default: {STATUS_PORT}."),
+)  # fmt: skip
 
 
 class WebhookOptions(NamedTuple):
-    """The options of `webhook_options`.
+    """What `WEBHOOK_OPTIONS` say.
 
     Attributes:
         enabled: whether to serve the webhook.
@@ -40,81 +71,28 @@ class WebhookOptions(NamedTuple):
     status_port: int
 
     @classmethod
-    def take(cls, options: dict[str, Any]) -> WebhookOptions:
-        """Remove these options from a command's options.
+    def of(cls, given: Mapping[str, Any]) -> WebhookOptions:
+        """Read these options.
 
         Raises:
-            InvalidInput: the webhook without certificate or key, another option without the webhook, or a bad address.
+            InvalidInput: a value is not allowed, the webhook lacks certificate or key, or another option lacks the webhook.
         """
+        values = read_values(WEBHOOK_OPTIONS, given)
         found = cls(
-            options.pop("webhook"),
-            (options.pop("tls_cert"), options.pop("tls_key")),
-            options.pop("webhook_address"),
-            options.pop("webhook_port"),
-            options.pop("webhook_status_port"),
+            values["webhook"],
+            (values["tls_cert"], values["tls_key"]),
+            values["webhook_address"] or "",
+            values["webhook_port"],
+            values["webhook_status_port"],
         )
         if found.enabled and None in found.files:
             problem = "API servers require HTTPS, but the certificate or its key is missing"
             raise InvalidInput("--webhook", problem, "with --tls-cert FILE and --tls-key FILE")
-        if not found.enabled and found.files != (None, None):
-            raise InvalidInput("--tls-cert, --tls-key", "have no effect without --webhook", "with --webhook")
-        if not found.enabled and found[2:] != ("", PORT, STATUS_PORT):
-            raise InvalidInput(
-                "--webhook-address, --webhook-port, --webhook-status-port",
-                "have no effect without --webhook",
-                "with --webhook",
-            )
-        if found.address:
-            _check_address(found.address)
+        if not found.enabled:
+            idle = [option.where for option in WEBHOOK_OPTIONS if option.name in given]
+            if idle:
+                raise InvalidInput(", ".join(idle), "no effect without --webhook", "with --webhook")
         return found
-
-
-def _check_address(text: str) -> None:
-    try:
-        ip_address(text)
-    except ValueError:
-        raise InvalidInput(
-            "--webhook-address", f"{text!r} is not an IP address", "an IPv4 or IPv6 address of this host"
-        ) from None
-
-
-def webhook_options(command: Function) -> Function:
-    """Add the options that `WebhookOptions.take` takes."""
-    return decorate(
-        command,
-        [
-            click.option(
-                "--webhook",
-                is_flag=True,
-                help="Instead of reading manifests, serve AdmissionReviews over HTTPS at /inject, until SIGTERM.",
-            ),
-            click.option(
-                "--tls-cert", type=FILE, metavar="FILE", help="The webhook's certificate, in PEM; reloaded on change."
-            ),
-            click.option("--tls-key", type=FILE, metavar="FILE", help="Its unencrypted key, in PEM; reloaded on change."),
-            click.option(
-                "--webhook-address",
-                default="",
-                metavar="ADDRESS",
-                help="Listen on this address only. Default: all addresses.",
-            ),
-            click.option(
-                "--webhook-port",
-                type=PORT_NUMBER,
-                default=PORT,
-                metavar="PORT",
-                help=f"HTTPS port; 0 picks a free one. Default: {PORT}.",
-            ),
-            click.option(
-                "--webhook-status-port",
-                type=PORT_NUMBER,
-                default=STATUS_PORT,
-                metavar="PORT",
-                help="HTTP port for /healthz/ready, /healthz/live and /metrics (Prometheus); 0 picks a free one. "
-                f"Default: {STATUS_PORT}.",
-            ),
-        ],
-    )
 
 
 def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:

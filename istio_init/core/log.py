@@ -4,9 +4,17 @@ Not the standard library's `logging`: importing that costs more than all of this
 process that writes one line.
 """
 
+from __future__ import annotations
+
 import sys
 
-from istio_init.core.light import IntEnum, NamedTuple
+from istio_init.core.light import TYPE_CHECKING, Any, IntEnum, NamedTuple
+from istio_init.core.option import Kind, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TEXT, JSON = "text", "json"
 
 
 class Level(IntEnum):
@@ -30,6 +38,12 @@ class Log(NamedTuple):
     json: bool = False
     level: Level = Level.INFO
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Log:
+        """Make the log that the options of `log_options` ask for."""
+        level = Level.DEBUG if values.get("verbose") else Level.ERROR if values.get("quiet") else Level.INFO
+        return cls(values.get("log_format") == JSON, level)
+
     def write(self, level: Level, message: str) -> None:
         """Write one message, if it matters enough."""
         if level < self.level:
@@ -50,6 +64,16 @@ class Log(NamedTuple):
     def debug(self, message: str) -> None:
         """Write what `-v` is for."""
         self.write(Level.DEBUG, message)
+
+
+def log_options(quiet: tuple[str, ...] = ("-q", "--quiet")) -> tuple[Option, ...]:
+    """Give the options that all commands have, `quiet` under these flags."""
+    return (
+        Option("log_format", ("--log-format",), metavar="FORMAT", choices=(TEXT, JSON), default=TEXT,
+               help=f"Form of the log, which goes to standard error. Default: {TEXT}."),
+        Option("verbose", ("-v", "--verbose"), kind=Kind.FLAG, help="Log more: each program that is run, and its input."),
+        Option("quiet", quiet, kind=Kind.FLAG, help="Log errors only."),
+    )  # fmt: skip
 
 
 def _json_line(level: Level, message: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ OUR_FLAGS = frozenset(flag for option in OPTIONS for flag in option.flags)
 # Placeholder for the pod's address, which is unknown until it runs; from RFC 5737's documentation block, so never in use.
 PLACEHOLDER_ADDRESS = "192.0.2.1"
 # The first argument of a current init container; flags without a command are those of Istio 1.0.
-IPTABLES_COMMAND = "istio-iptables"
 # Paths from a manifest to its pod template: the manifest of a pod itself, of a workload, and of a CronJob.
 ITSELF, TEMPLATE, JOB_TEMPLATE = (), ("spec", "template"), ("spec", "jobTemplate", "spec", "template")
 POD_PATHS = (ITSELF, TEMPLATE, JOB_TEMPLATE)

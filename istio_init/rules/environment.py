@@ -8,13 +8,13 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from typing import TYPE_CHECKING
 
 from istio_init.core.errors import InvalidInput, Unsupported
+from istio_init.core.light import TYPE_CHECKING
+from istio_init.core.option import Option, Value
 from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, OPTIONS, Option
+from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, OPTIONS
 from istio_init.rules.settings import NO_FACTS, Accounts, HostFacts, Settings, parse_settings
-from istio_init.rules.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,7 +115,7 @@ def choose(
         if flag is not None:
             values[option.name] = Value(flag, "/".join(option.flags))
             continue
-        for variable in option.variables if layout in option.layouts else ():
+        for variable in option.variables if layout in (option.layouts or (layout,)) else ():
             if variable in variables and (variables[variable].text or option.is_list):
                 values[option.name] = variables[variable]
                 break

@@ -5,8 +5,7 @@ table all come from it. Names, variables and defaults are those of Istio 1.0.5's
 today's `pilot-agent istio-iptables` (long flags).
 """
 
-from typing import NamedTuple
-
+from istio_init.core.option import Kind, Option
 from istio_init.rules.model import (
     DNS_PORT,
     ENVOY_PORT,
@@ -24,32 +23,7 @@ ONLY_CURRENT = (CURRENT,)
 MAX_GROUPS = 64  # Istio's own limit
 
 
-class Option(NamedTuple):
-    """One setting as users see it.
-
-    Attributes:
-        name: the field of `Settings`.
-        flags: the command-line names, the short one first; none for a variable without a flag.
-        variables: environment variables; the first one that is set wins.
-        metavar: what `--help` shows for the value.
-        help: what it does, its default included.
-        is_list: whether an empty value means something ("none"). For the others an empty *variable* counts as not
-            set, as `${VAR:-default}` did in the old script.
-        is_switch: whether the flag alone means `true`.
-        layouts: those that can express it.
-    """
-
-    name: str
-    flags: tuple[str, ...]
-    variables: tuple[str, ...]
-    metavar: str
-    help: str
-    is_list: bool = False
-    is_switch: bool = False
-    layouts: tuple[str, ...] = LAYOUTS
-
-
-OPTIONS = (
+_ROWS = (
     Option("envoy_port", ("-p", "--envoy-port"), ("ENVOY_PORT",), "PORT",
            f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}."),
     Option("inbound_capture_port", ("-z", "--inbound-capture-port"), ("INBOUND_CAPTURE_PORT",), "PORT",
@@ -91,13 +65,13 @@ OPTIONS = (
            is_list=True, layouts=ONLY_CURRENT),
     Option("redirect_dns", ("--redirect-dns",), ("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"), "BOOL",
            f"Capture DNS requests to the servers of resolv.conf, for the proxy's resolver on {DNS_PORT}. Default: false.",
-           is_switch=True, layouts=ONLY_CURRENT),
+           kind=Kind.SWITCH, layouts=ONLY_CURRENT),
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
-           "With --redirect-dns: capture requests to any server. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+           "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
     Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
-           "Drop packets that conntrack finds invalid. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+           "Drop packets that conntrack finds invalid. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
     Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
-           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", is_switch=True, layouts=ONLY_CURRENT),
+           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
     Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
            f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
            is_list=True, layouts=ONLY_CURRENT),
@@ -107,6 +81,8 @@ OPTIONS = (
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
            f"What counts as loopback in IPv4, inside 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", layouts=ONLY_CURRENT),
 )  # fmt: skip
+
+OPTIONS = tuple(row if row.layouts else row._replace(layouts=LAYOUTS) for row in _ROWS)
 
 # Variables without a flag. Both are those of Istio 1.0.5's script.
 ENVOY_USER = "ENVOY_USER"

@@ -1,9 +1,10 @@
 """What a user can ask for, validated: `Settings`, the frozen result of the table in `istio_init.rules.options`."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.core.option import Value
 from istio_init.rules import values as parse
 from istio_init.rules.model import (
     DNS_PORT,
@@ -18,7 +19,10 @@ from istio_init.rules.model import (
     Mode,
 )
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, MAX_GROUPS, OPTIONS
-from istio_init.rules.values import ALL, Value
+from istio_init.rules.values import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 class Accounts(NamedTuple):
@@ -91,7 +95,7 @@ class Settings(NamedTuple):
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, layout: str = ISTIO_1_0, **values: str) -> "Settings":
+    def of(cls, layout: str = ISTIO_1_0, **values: str) -> Settings:
         """Make settings from text, as flags would: `Settings.of(inbound_ports="9080", service_cidrs="*")`.
 
         Args:
@@ -160,7 +164,7 @@ def parse_settings(
 def _refuse_others(values: Mapping[str, Value], layout: str) -> None:
     """Refuse what only another layout can express."""
     for option in OPTIONS:
-        if option.name in values and layout not in option.layouts:
+        if option.name in values and option.layouts and layout not in option.layouts:
             problem = f"layout {layout} cannot express it"
             raise InvalidInput(values[option.name].where, problem, f"layout {' or '.join(option.layouts)} (--layout)")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
-from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.model import UINT32_MAX, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeVar
+
+    from istio_init.core.option import Value
 
     T = TypeVar("T")
 
@@ -23,13 +25,6 @@ RESERVED_ROUTE_TABLES = range(253, 256)  # default, main and local: iproute2's /
 # Go's strconv.ParseBool, which reads these variables in today's tool.
 BOOLS = {"1": True, "t": True, "T": True, "true": True, "TRUE": True, "True": True,
          "0": False, "f": False, "F": False, "false": False, "FALSE": False, "False": False}  # fmt: skip
-
-
-class Value(NamedTuple):
-    """A value as text, and where it came from in the user's words (`-p`, `$ENVOY_PORT (/etc/x.env:3)`)."""
-
-    text: str
-    where: str
 
 
 def parse_cidr(text: str, where: str, *, ipv6: bool) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import pytest
 
 from istio_init.core.errors import InvalidInput, LockHeld, Unsupported
+from istio_init.core.option import Value
 from istio_init.rules.changes import desired
 from istio_init.rules.kernel.engine import Engine, open_engine
 from istio_init.rules.kernel.fake import FakeBackend
@@ -19,7 +20,6 @@ from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Chain, Family, Plan, Rule, Table, Target, TargetKind, TproxyRoute, Variant
 from istio_init.rules.options import CURRENT
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
-from istio_init.rules.values import Value
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.netns.namespaces import Namespace

@@ -6,10 +6,11 @@ from ipaddress import IPv4Address
 
 from hypothesis import strategies as st
 
+from istio_init.core.option import Value
 from istio_init.rules.model import UINT32_MAX, Mode
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, MAX_GROUPS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
-from istio_init.rules.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES, Value
+from istio_init.rules.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES
 
 NAMES = tuple(option.name for option in OPTIONS)
 NAMES_OF = {layout: tuple(option.name for option in OPTIONS if layout in option.layouts) for layout in LAYOUTS}

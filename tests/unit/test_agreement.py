@@ -242,8 +242,8 @@ def test_a_listener_of_a_custom_file_is_a_listener(tmp_path: Path) -> None:
     [
         ("--frobnicate", ["--frobnicate", "apply --help"]),
         ("-p 0", ["-p/--envoy-port", "'0'", "1..65535"]),
-        ("-p", ["'-p'", "requires an argument"]),
-        ("-b -d ''", ["'-b'", "'-d'"]),
+        ("-p", ["-p", "no value was given"]),
+        ("-b -d ''", ["-b/--istio-inbound-ports", "'-d'"]),
         ("-u no-such-user", ["-u/--proxy-uid", "'no-such-user'"]),
         ("-b 80 81", ["81"]),
         ("-b '80", ["No closing quotation"]),
@@ -333,8 +333,11 @@ BAD_MANIFESTS = {
     "no init container": ("{spec: {containers: [{name: istio-proxy, args: [proxy]}]}}", "init container istio-init"),
     "no proxy": ("{spec: {initContainers: [{name: istio-init}], containers: []}}", "container istio-proxy"),
     "bad rules": (MANIFEST % ('"-p", "0"', 9080, 1337), "istio-init: -p/--envoy-port"),
-    "unknown rules": (MANIFEST % ("--frob", 9080, 1337), "istio-init: No such option '--frob'"),
-    "unknown flag of the proxy": ((MANIFEST % ("", 80, 1)).replace("--serviceCluster", "--frob"), "istio-proxy: No such"),
+    "unknown rules": (MANIFEST % ("--frob", 9080, 1337), "istio-init: --frob: there is no such flag"),
+    "unknown flag of the proxy": (
+        (MANIFEST % ("", 80, 1)).replace("--serviceCluster", "--frob"),
+        "istio-proxy: --frob: there is no such flag",
+    ),
 }
 
 

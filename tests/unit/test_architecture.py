@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,9 @@ from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT
 from tests.sweeps import sweep
 from tests.unit.test_cli_apply import ERRORS
+
+if TYPE_CHECKING:
+    from istio_init.core.option import Option
 
 PACKAGE = Path(istio_init.__file__).parent
 MODULES = {
@@ -45,6 +49,8 @@ ROOMS = (
     "rules.walk",
     "rules.environment",
     "rules.kernel",
+    "rules.run_flags",
+    "rules.commands",
     "rules.validation",
     "",  # the package's own names
     "sidecar",
@@ -52,6 +58,7 @@ ROOMS = (
     "sidecar.launcher",
     "kubernetes",
     "kubernetes.agreement",
+    "kubernetes.halves",
     "kubernetes.manifest",
     "kubernetes.inject",
     "kubernetes.webhook",
@@ -280,13 +287,16 @@ def test_every_case_is_in_the_table_of_its_layout() -> None:
     assert [case.name for layout, cases in CASES_OF.items() for case in cases if case.layout != layout] == []
 
 
-@sweep(("layout", "flag"), [(layout, flag) for option in OPTIONS for layout in option.layouts for flag in option.flags])
+@sweep(
+    ("layout", "flag"),
+    [(layout, flag) for option in OPTIONS for layout in option.layouts or LAYOUTS for flag in option.flags],
+)
 def test_every_flag_has_a_case(layout: str, flag: str) -> None:
     assert [case.name for case in CASES_OF[layout] if flag in case.flags] != []
 
 
-@sweep(("layout", "option"), [(layout, option) for option in OPTIONS for layout in option.layouts])
-def test_every_setting_has_a_case_with_its_variable(layout: str, option: istio_init.rules.options.Option) -> None:
+@sweep(("layout", "option"), [(layout, option) for option in OPTIONS for layout in option.layouts or LAYOUTS])
+def test_every_setting_has_a_case_with_its_variable(layout: str, option: Option) -> None:
     assert [case.name for case in CASES_OF[layout] if set(option.variables) & set(case.environment)] != []
 
 

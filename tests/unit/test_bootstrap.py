@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from istio_init.core.durations import parse_duration, to_json
 from istio_init.core.errors import InvalidInput
 from istio_init.sidecar.bootstrap import render_bootstrap
-from istio_init.sidecar.bootstrap.durations import parse_duration, to_json
 from istio_init.sidecar.bootstrap.override import merge
 from istio_init.sidecar.bootstrap.settings import OPTIONS, parse_proxy_settings, read_metadata
 from tests.proxies import POD_ENVIRONMENT, POD_FLAGS, Proxy

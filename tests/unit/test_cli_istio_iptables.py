@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.cli.istio_iptables import istio_iptables
+from istio_init.cli.istio_iptables import COMMAND
 from istio_init.cli.main import run
-from istio_init.cli.steering import LEVELS, MEANINGLESS, PROBE_PORT, STEERING, SWITCHES
 from istio_init.core.errors import ValidationFailed
 from istio_init.rules import environment
 from istio_init.rules.environment import collect
@@ -20,6 +19,7 @@ from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.model import Family, Table, Variant
 from istio_init.rules.options import CURRENT, ISTIO_1_0, OPTIONS
+from istio_init.rules.run_flags import LEVELS, MEANINGLESS, PROBE_PORT, RUN_FLAGS
 from istio_init.rules.settings import HostFacts
 from istio_init.rules.validation.attempts import Verdict
 from tests.unit.program import call, printed, refused
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from istio_init.rules.options import Option
+    from istio_init.core.option import Option
 
 ALL = ("-u", "1337", "-i", "*", "-b", "*")
 # What today's injection template gives to a pod's init container.
@@ -37,7 +37,7 @@ INJECTED = (
     *("-d", "15090,15021,15020", "-q", "5432", "-o", "3306", "-k", "", "-c", "net1", "--log_output_level=default:info"),
 )
 ONLY_CURRENT = [option for option in OPTIONS if ISTIO_1_0 not in option.layouts]
-OF_STEERING = {option.name: option for option in STEERING}
+OF_RUN_FLAGS = {option.name: option for option in RUN_FLAGS}
 
 
 class Opened:
@@ -61,7 +61,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     made = Opened()
     monkeypatch.setattr("istio_init.rules.kernel.engine.open_engine", made)
     monkeypatch.setattr(environment, "read_host_facts", lambda: HostFacts(("10.96.0.10",)))
-    for option in (*OPTIONS, *STEERING):
+    for option in (*OPTIONS, *RUN_FLAGS):
         for variable in option.variables:
             monkeypatch.delenv(variable, raising=False)
     return made
@@ -172,7 +172,7 @@ def test_ports_behind_the_q_of_apply_are_refused_with_what_to_write(layout: tupl
     assert "--layout current --istio-outbound-ports 80,443, or `istio-init istio-iptables -q 80,443`" in line
 
 
-@pytest.mark.parametrize("option", STEERING, ids=lambda option: option.name)
+@pytest.mark.parametrize("option", RUN_FLAGS, ids=lambda option: option.name)
 def test_a_flag_that_apply_lacks_is_refused_with_the_command_that_has_it(option: Option) -> None:
     (flag,) = (flag for flag in option.flags if flag.startswith("--"))
     done = call("apply", f"{flag}=1", "-n")
@@ -222,12 +222,13 @@ def test_an_unknown_flag_is_refused() -> None:
 
 def test_help_lists_each_flag_and_variable() -> None:
     text = " ".join(dry("istio-iptables", "--help").split())
-    for option in (*OPTIONS, *STEERING):
+    for option in (*OPTIONS, *RUN_FLAGS):
         assert not option.flags or f"{', '.join(option.flags)} {option.metavar}" in text
         for variable in option.variables:
             assert variable in text
 
 
+SWITCHES = frozenset(option.name for option in RUN_FLAGS if option.is_switch)
 BAD = {"probe_port": "0", "probe_timeout": "5", "force_iptables_binary": "iptables", "log_output_level": "loud"}
 
 
@@ -235,7 +236,7 @@ BAD = {"probe_port": "0", "probe_timeout": "5", "force_iptables_binary": "iptabl
 def test_bad_values_are_refused_by_the_flag_or_the_variable(
     name: str, opened: Opened, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    option, bad = OF_STEERING[name], BAD.get(name, "maybe")
+    option, bad = OF_RUN_FLAGS[name], BAD.get(name, "maybe")
     assert f"{'/'.join(option.flags)}: {bad!r} " in refusal(f"{option.flags[-1]}={bad}")
     for variable in option.variables:
         monkeypatch.setenv(variable, bad)
@@ -298,7 +299,7 @@ def test_skipped_rules_are_not_written(opened: Opened, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", [*MEANINGLESS, "reconcile"])
 def test_what_has_no_meaning_here_says_so(name: str, opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
-    flag = OF_STEERING[name].flags[-1]
+    flag = OF_RUN_FLAGS[name].flags[-1]
     value = "false" if name == "reconcile" else "true" if name in SWITCHES else "5"
     assert run(["istio-iptables", *ALL, f"{flag}={value}"]) == 0
     assert f"istio-init: warning: {flag} has no effect: " in capsys.readouterr().err
@@ -313,7 +314,7 @@ def test_what_has_no_meaning_here_says_so(name: str, opened: Opened, capsys: pyt
 def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (flag,), (variable,) = OF_STEERING[name].flags, OF_STEERING[name].variables
+    (flag,), (variable,) = OF_RUN_FLAGS[name].flags, OF_RUN_FLAGS[name].variables
     assert run(["istio-iptables", *ALL, f"{flag}={value}", "--run-validation=false"]) == 0
     assert f"warning: {flag} has no effect: it counts only with --run-validation" in capsys.readouterr().err
     monkeypatch.setenv(variable, value)
@@ -327,7 +328,7 @@ def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
 def test_every_flag_that_steers_a_run_has_a_test_of_its_meaning() -> None:
     tested = {"dry_run", "reconcile", "cleanup_only", "skip_rule_apply", "native_nftables", "force_iptables_binary"}
     tested |= {"run_validation", "probe_port", "probe_timeout", "network_namespace", "log_output_level", "log_as_json"}
-    assert {option.name for option in STEERING} == tested | set(MEANINGLESS)
+    assert {option.name for option in RUN_FLAGS} == tested | set(MEANINGLESS)
 
 
 def test_native_nftables_is_the_backend_nft(opened: Opened, refusal: Callable[..., str]) -> None:
@@ -404,7 +405,7 @@ def test_a_validation_of_a_dry_run_is_refused(refusal: Callable[..., str]) -> No
 
 @pytest.mark.usefixtures("opened")
 def test_a_form_of_output_without_output_is_refused(refusal: Callable[..., str]) -> None:
-    assert "--format says what --dry-run prints" in refusal("--format", "table")
+    assert "--format: it says what --dry-run prints" in refusal("--format", "table")
     assert dry("istio-iptables", "-n", "--format", "table").startswith("Layout current")
 
 
@@ -541,5 +542,5 @@ def test_a_run_without_validation_imports_nothing_of_it() -> None:
 
 
 def test_the_command_bears_todays_name() -> None:
-    assert istio_iptables.name == "istio-iptables"
+    assert COMMAND.name == "istio-iptables"
     assert "istio-iptables" in dry("--help")

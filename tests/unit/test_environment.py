@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.option import Option, Value
 from istio_init.rules import environment
 from istio_init.rules.environment import collect, read_settings
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS, Option
+from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
 from istio_init.rules.settings import HostFacts, Settings
-from istio_init.rules.values import Value
 from tests.sweeps import sweep
 
 if TYPE_CHECKING:

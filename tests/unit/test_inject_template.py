@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from istio_init.cli.agreement import parse_words, read_rules
-from istio_init.cli.proxy import proxy as proxy_command
+from istio_init.cli import proxy
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.agreement import MESH_PORTS, Pair, contradictions
+from istio_init.kubernetes.halves import read_rules, read_words
 from istio_init.kubernetes.inject import (
     InjectSettings,
     Workload,
@@ -466,10 +466,10 @@ def agree(made: Json) -> None:
     """Read both halves as the pod will have them, and find nothing between them."""
     found = read_manifest(json.dumps(made), "x")
     rules = read_rules(found.rules.words, found.rules.environ, "init")
-    words = parse_words(proxy_command, found.proxy.words, "proxy")
-    proxy = parse_proxy_settings("sidecar", words, found.proxy.environ, "192.0.2.1")
+    words = read_words(proxy.COMMAND.options, found.proxy.words, "the proxy", "proxy")
+    settings = parse_proxy_settings("sidecar", words, found.proxy.environ, "192.0.2.1")
     uid = 1337 if found.run_as_uid is None else found.run_as_uid
-    pair = Pair(rules, proxy, frozenset(), uid, found.run_as_gid, found.container_ports)
+    pair = Pair(rules, settings, frozenset(), uid, found.run_as_gid, found.container_ports)
     assert contradictions(pair) == ()
     assert rules.warnings == ()
 

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.option import Value
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Mode
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, NO_FACTS, Accounts, HostFacts, Settings, parse_settings
-from istio_init.rules.values import Value
 from tests.sweeps import sweep
 from tests.unit.strategies import NAMES, NAMES_OF
 

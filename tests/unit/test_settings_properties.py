@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.option import Value
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS
 from istio_init.rules.render import render
 from istio_init.rules.settings import NO_ACCOUNTS, Accounts, HostFacts, Settings, parse_settings
-from istio_init.rules.values import Value, parse_cidr
+from istio_init.rules.values import parse_cidr
 from tests.unit.strategies import NAMES, NAMES_OF, any_text, cidrs, ipv6_cidrs, nearly_valid, port_lists
 
 EVERYBODY = Accounts(uid=lambda _: 1000, gid=lambda _: 1000)

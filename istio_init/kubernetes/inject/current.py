@@ -9,7 +9,8 @@ import json
 from typing import TYPE_CHECKING
 
 from istio_init.kubernetes.inject.pod import Additions, compact, field, proxy_user, readiness_probe, variable
-from istio_init.kubernetes.manifest import INIT, IPTABLES_COMMAND, PROXY
+from istio_init.kubernetes.manifest import INIT, PROXY
+from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.model import ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT, Mode
 from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT, TRUST_DOMAIN

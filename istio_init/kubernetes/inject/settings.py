@@ -9,12 +9,13 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.option import Value
 from istio_init.kubernetes.agreement import MESH_PORTS
 from istio_init.rules import values as parse
 from istio_init.rules.model import READINESS_PORT, Mode
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.settings import NO_ACCOUNTS, parse_settings
-from istio_init.rules.values import ALL, Value
+from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from istio_init.sidecar.bootstrap.durations import to_json
+from istio_init.core.durations import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

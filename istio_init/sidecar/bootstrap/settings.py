@@ -10,8 +10,9 @@ from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
+from istio_init.core.durations import SECOND, parse_duration
 from istio_init.core.errors import InvalidInput
-from istio_init.sidecar.bootstrap.durations import SECOND, parse_duration
+from istio_init.core.option import Kind, Option
 
 HOUR = 3600 * SECOND
 MILLISECOND = SECOND // 1000
@@ -31,49 +32,45 @@ META_PREFIX = "ISTIO_META_"
 METAJSON_PREFIX = "ISTIO_METAJSON_"
 
 
-class ProxyOption(NamedTuple):
-    """A flag of the proxy.
+def _flag(name: str, default: str | None, metavar: str, text: str) -> Option:
+    """Make the row of a flag.
 
-    Attributes:
+    Args:
         name: the flag without dashes; also its key in the values.
         default: as a user would write it; None if it is derived from the environment, or if there is none.
         metavar: the value's placeholder in `--help`.
-        help: the text in `--help`.
+        text: the help, without the default.
     """
-
-    name: str
-    default: str | None
-    metavar: str
-    help: str
+    text += f" Default: {default}." if default else ""
+    return Option(name, (f"--{name}",), metavar=metavar, help=text, default=default)
 
 
+ROLE = Option("role", (), metavar=f"[{'|'.join(ROLES)}]", kind=Kind.ARGUMENT, default=ROLES[0])
 OPTIONS = (
-    ProxyOption("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first non-loopback address."),
-    ProxyOption("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
-    ProxyOption("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
-    ProxyOption("configPath", "/etc/istio/proxy", "DIRECTORY", "Directory for the bootstrap file."),
-    ProxyOption("binaryPath", "/usr/local/bin/envoy", "FILE", "Envoy's executable."),
-    ProxyOption("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
-    ProxyOption("availabilityZone", None, "ZONE", "Availability zone of the node."),
-    ProxyOption("drainDuration", "2s", "DURATION", "Drain time; whole seconds, at most 1h."),
-    ProxyOption(
+    _flag("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first non-loopback address."),
+    _flag("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
+    _flag("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
+    _flag("configPath", "/etc/istio/proxy", "DIRECTORY", "Directory for the bootstrap file."),
+    _flag("binaryPath", "/usr/local/bin/envoy", "FILE", "Envoy's executable."),
+    _flag("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
+    _flag("availabilityZone", None, "ZONE", "Availability zone of the node."),
+    _flag("drainDuration", "2s", "DURATION", "Drain time; whole seconds, at most 1h."),
+    _flag(
         "parentShutdownDuration", "3s", "DURATION", "Time until the previous epoch exits; longer than the drain, at most 1h."
     ),
-    ProxyOption("statusPort", "0", "PORT", "Port of the readiness probe; 0 disables it."),
-    ProxyOption("discoveryAddress", "istio-pilot:15007", "HOST:PORT", "The control plane; Envoy resolves the host."),
-    ProxyOption("discoveryGrpcPort", None, "PORT", "Port of its ADS. Default: 15010, with MUTUAL_TLS 15011."),
-    ProxyOption("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
-    ProxyOption("zipkinAddress", None, "HOST:PORT", "Zipkin collector for traces."),
-    ProxyOption("connectTimeout", "1s", "DURATION", "Timeout for connections to the control plane, 1ms to 30s."),
-    ProxyOption(
-        "statsdUdpAddress", None, "ADDRESS:PORT", "StatsD server; an IP address, as Envoy does not resolve names here."
-    ),
-    ProxyOption("proxyAdminPort", str(ADMIN_PORT), "PORT", "Port of Envoy's admin interface, on localhost."),
-    ProxyOption("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
-    ProxyOption("customConfigFile", None, "FILE", "Bootstrap file to use instead of a rendered one."),
-    ProxyOption("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
-    ProxyOption("concurrency", "0", "NUMBER", "Worker threads; 0 leaves the choice to Envoy."),
-    ProxyOption("applicationPorts", None, "PORTS", "Ports of the app; readiness needs an inbound listener for one of them."),
+    _flag("statusPort", "0", "PORT", "Port of the readiness probe; 0 disables it."),
+    _flag("discoveryAddress", "istio-pilot:15007", "HOST:PORT", "The control plane; Envoy resolves the host."),
+    _flag("discoveryGrpcPort", None, "PORT", "Port of its ADS. Default: 15010, with MUTUAL_TLS 15011."),
+    _flag("discoveryRefreshDelay", "1s", "DURATION", "Polling interval, 1s to 10m; v2 only."),
+    _flag("zipkinAddress", None, "HOST:PORT", "Zipkin collector for traces."),
+    _flag("connectTimeout", "1s", "DURATION", "Timeout for connections to the control plane, 1ms to 30s."),
+    _flag("statsdUdpAddress", None, "ADDRESS:PORT", "StatsD server; an IP address, as Envoy does not resolve names here."),
+    _flag("proxyAdminPort", str(ADMIN_PORT), "PORT", "Port of Envoy's admin interface, on localhost."),
+    _flag("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
+    _flag("customConfigFile", None, "FILE", "Bootstrap file to use instead of a rendered one."),
+    _flag("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
+    _flag("concurrency", "0", "NUMBER", "Worker threads; 0 leaves the choice to Envoy."),
+    _flag("applicationPorts", None, "PORTS", "Ports of the app; readiness needs an inbound listener for one of them."),
 )
 
 
@@ -148,7 +145,7 @@ def parse_proxy_settings(
 
     Args:
         role: `sidecar`, `ingress` or `router`.
-        values: `ProxyOption.name` → the flag's value, or None if it was not flags.
+        values: `Option.name` → the flag's value, or None if it was not flags.
         environ: the environment variables.
         first_address: the host's first non-loopback address, or empty.
 

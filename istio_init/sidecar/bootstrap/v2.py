@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_init.core.durations import to_json
 from istio_init.sidecar.bootstrap.common import (
     CERTIFICATES,
     LOCALHOST,
@@ -22,7 +23,6 @@ from istio_init.sidecar.bootstrap.common import (
     tls_certificates,
     wildcard_address,
 )
-from istio_init.sidecar.bootstrap.durations import to_json
 from istio_init.sidecar.bootstrap.settings import PROMETHEUS_PORT
 
 if TYPE_CHECKING:

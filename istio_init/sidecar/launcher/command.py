@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.sidecar.bootstrap.durations import SECOND
+from istio_init.core.durations import SECOND
 
 if TYPE_CHECKING:
     from istio_init.sidecar.bootstrap.settings import ProxySettings

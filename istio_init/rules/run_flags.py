@@ -1,16 +1,16 @@
-"""The flags of today's `istio-iptables` that steer a run: their names and variables there, and what they mean here."""
+"""The flags of today's `istio-iptables` that say how it runs, not which rules it writes: what they mean here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import Level
+from istio_init.core.option import Kind, Option, Value, read_chosen
 from istio_init.rules import values as parse
 from istio_init.rules.environment import choose
 from istio_init.rules.kernel.registry import NFT, agree
-from istio_init.rules.options import CURRENT, ISTIO_1_0, Option
-from istio_init.rules.values import Value
+from istio_init.rules.model import Variant
+from istio_init.rules.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,21 +30,51 @@ LEVELS = {
 DEFAULT_SCOPE, EVERY_SCOPE = "default", "all"
 
 
+def _timeout(text: str, where: str) -> float:
+    from istio_init.core.durations import SECOND, parse_duration
+
+    nanoseconds = parse_duration(text, where)
+    if nanoseconds <= 0:
+        raise InvalidInput(where, f"{text!r} leaves no time", "a duration above zero, such as 5s")
+    return nanoseconds / SECOND
+
+
+def _binary(text: str, where: str) -> str:
+    if text not in ("", *BINARIES):
+        raise InvalidInput(where, f"{text!r} is not a variant of iptables", " or ".join(BINARIES))
+    return text
+
+
+def _level(text: str, where: str) -> Level | None:
+    """Read levels by scope; this program has one scope, which Istio calls `default` and `all` covers."""
+    levels: dict[str, Level] = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        scope, colon, word = item.rpartition(":")
+        if word not in LEVELS or ":" in scope or bool(colon) is not bool(scope):
+            allowed = f"LEVEL or SCOPE:LEVEL, comma-separated; levels are {', '.join(LEVELS)}"
+            raise InvalidInput(where, f"{item!r} is not a level", allowed)
+        levels[scope or DEFAULT_SCOPE] = LEVELS[word]
+    return levels.get(EVERY_SCOPE, levels.get(DEFAULT_SCOPE))
+
+
 def _switch(name: str, variable: str, text: str, *flags: str) -> Option:
-    return Option(name, (*flags, f"--{name.replace('_', '-')}"), (variable,), "BOOL", text, is_switch=True)
+    return Option(
+        name, (*flags, f"--{name.replace('_', '-')}"), (variable,), "BOOL", text, kind=Kind.SWITCH, parse=parse.boolean
+    )
 
 
-STEERING = (
+RUN_FLAGS = (
     _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges.", "-n"),
     _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rule; with --run-validation, validate those that are there."),
     _switch("run_validation", "RUN_VALIDATION",
             "Open connections on each path, and end with 126 if one does not go where the rules should send it."),
     Option("probe_port", ("--iptables-probe-port",), ("IPTABLES_PROBE_PORT",), "PORT",
-           f"Port that --run-validation connects to, where no flag names one. Default: {PROBE_PORT}."),
+           f"Port that --run-validation connects to, where no flag names one. Default: {PROBE_PORT}.",
+           parse=parse.port, default=str(PROBE_PORT)),
     Option("probe_timeout", ("--probe-timeout",), ("PROBE_TIMEOUT",), "DURATION",
-           "How long --run-validation takes at most. Default: 5s."),
+           "How long --run-validation takes at most. Default: 5s.", parse=_timeout),
     Option("network_namespace", ("--network-namespace",), ("NETWORK_NAMESPACE",), "PATH",
-           "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own."),
+           "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own.", default=""),
     _switch("cleanup_only", "CLEANUP_ONLY", "Remove what is ours and write nothing: `istio-init clean`."),
     _switch("reconcile", "RECONCILE",
             "What happens with and without this: rules of ours that differ are replaced, in one transaction a table. "
@@ -53,12 +83,13 @@ STEERING = (
             "written again, and others always are."),
     _switch("native_nftables", "NATIVE_NFTABLES", "The same as --backend nft."),
     Option("force_iptables_binary", ("--force-iptables-binary",), ("FORCE_IPTABLES_BINARY",), "VARIANT",
-           f"The same as --iptables-variant: {' or '.join(BINARIES)}."),
+           f"The same as --iptables-variant: {' or '.join(BINARIES)}.", parse=_binary, default=""),
     _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has a lock of its own anyway."),
     Option("log_output_level", ("--log_output_level",), (), "LEVELS",
            f"What is logged: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated; the scopes "
-           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet."),
-    Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", is_switch=True),
+           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet.", parse=_level),
+    Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", kind=Kind.SWITCH,
+           parse=parse.boolean),
     Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error."),
     Option("log_caller", ("--log_caller",), (), "SCOPES", "No effect."),
     Option("log_stacktrace_level", ("--log_stacktrace_level",), (), "LEVELS", "No effect."),
@@ -76,8 +107,8 @@ MEANINGLESS = {
 }
 
 
-class Steering(NamedTuple):
-    """What the flags of `STEERING` ask for.
+class RunFlags(NamedTuple):
+    """What the flags of `RUN_FLAGS` ask for.
 
     Attributes:
         probe_timeout: seconds.
@@ -103,40 +134,38 @@ class Steering(NamedTuple):
     warnings: tuple[str, ...]
 
     @classmethod
-    def take(cls, options: dict[str, Any], environ: Mapping[str, str]) -> Steering:
-        """Take these flags out of a command's options, fill in variables and defaults, and validate all.
+    def of(cls, given: Mapping[str, Any], environ: Mapping[str, str], layout: str) -> RunFlags:
+        """Read these flags and their variables, fill in defaults, and validate all.
 
         Args:
-            options: the command's, by name; `layout` is looked at, and stays.
+            given: what the command line says, by `Option.name`.
             environ: the environment variables.
+            layout: which rules are meant.
 
         Raises:
             InvalidInput: a value is not allowed, or two flags contradict each other.
         """
-        flags = {option.name: options.pop(option.name) for option in STEERING}
         variables = {name: Value(text, f"${name}") for name, text in environ.items()}
-        values = choose(STEERING, flags, variables, CURRENT)
+        values = choose(RUN_FLAGS, given, variables, CURRENT)
 
-        def switch(name: str) -> bool:
-            return parse.one(values, name, parse.boolean, default=False)
-
-        steering = cls(
-            dry_run=switch("dry_run"),
-            skip_rule_apply=switch("skip_rule_apply"),
-            run_validation=switch("run_validation"),
-            cleanup_only=switch("cleanup_only"),
-            native_nftables=switch("native_nftables"),
-            probe_port=parse.one(values, "probe_port", parse.port, PROBE_PORT),
-            probe_timeout=parse.one(values, "probe_timeout", _timeout, PROBE_TIMEOUT),
-            network_namespace=values["network_namespace"].text if "network_namespace" in values else "",
-            binary=parse.one(values, "force_iptables_binary", _binary, ""),
-            log_as_json=switch("log_as_json"),
-            log_level=parse.one(values, "log_output_level", _level, None),
+        found = read_chosen(RUN_FLAGS, values)
+        flags = cls(
+            dry_run=bool(found["dry_run"]),
+            skip_rule_apply=bool(found["skip_rule_apply"]),
+            run_validation=bool(found["run_validation"]),
+            cleanup_only=bool(found["cleanup_only"]),
+            native_nftables=bool(found["native_nftables"]),
+            probe_port=found["probe_port"],
+            probe_timeout=found["probe_timeout"] or PROBE_TIMEOUT,
+            network_namespace=found["network_namespace"],
+            binary=found["force_iptables_binary"],
+            log_as_json=bool(found["log_as_json"]),
+            log_level=found["log_output_level"],
             wheres={name: value.where for name, value in values.items()},
-            warnings=tuple(_warnings(values)),
+            warnings=tuple(_warnings(values, found)),
         )
-        steering.refuse_contradictions(options["layout"])
-        return steering
+        flags.refuse_contradictions(layout)
+        return flags
 
     def refuse_contradictions(self, layout: str) -> None:
         """Refuse what cannot be done together.
@@ -172,56 +201,26 @@ class Steering(NamedTuple):
             raise InvalidInput(self.wheres["native_nftables"], f"it contradicts --backend {named}", "one of the two")
         return NFT
 
-    def variant(self, named: str) -> str:
-        """Give the iptables variant, beside what --iptables-variant names.
+    def variant(self, named: Variant | None) -> Variant | None:
+        """Give the iptables variant, beside the one that --iptables-variant names.
 
         Raises:
             InvalidInput: the two contradict each other.
         """
-        if self.binary and named not in ("auto", self.binary):
+        if self.binary and named not in (None, self.binary):
             problem = f"{self.binary!r} contradicts --iptables-variant {named}"
             raise InvalidInput(self.wheres["force_iptables_binary"], problem, "one of the two")
-        return self.binary or named
+        return Variant(self.binary) if self.binary else named
 
 
-def _warnings(values: Mapping[str, Value]) -> list[str]:
+def _warnings(values: Mapping[str, Value], found: Mapping[str, Any]) -> list[str]:
     warnings = []
     for name, why in MEANINGLESS.items():
-        if name in values and not (name in SWITCHES and not parse.boolean(*values[name])):
+        if name in values and found[name] is not False:
             warnings.append(f"{values[name].where} has no effect: {why}")
-    if "reconcile" in values and not parse.boolean(*values["reconcile"]):
+    if found["reconcile"] is False:
         warnings.append(f"{values['reconcile'].where} has no effect: rules of ours that differ are always replaced")
-    if "run_validation" not in values or not parse.boolean(*values["run_validation"]):
+    if not found["run_validation"]:
         given = [values[name].where for name in ("probe_port", "probe_timeout") if name in values]
         warnings += [f"{where} has no effect: it counts only with --run-validation" for where in given]
     return warnings
-
-
-SWITCHES = frozenset(option.name for option in STEERING if option.is_switch)
-
-
-def _timeout(text: str, where: str) -> float:
-    from istio_init.sidecar.bootstrap.durations import SECOND, parse_duration
-
-    nanoseconds = parse_duration(text, where)
-    if nanoseconds <= 0:
-        raise InvalidInput(where, f"{text!r} leaves no time", "a duration above zero, such as 5s")
-    return nanoseconds / SECOND
-
-
-def _binary(text: str, where: str) -> str:
-    if text not in ("", *BINARIES):
-        raise InvalidInput(where, f"{text!r} is not a variant of iptables", " or ".join(BINARIES))
-    return text
-
-
-def _level(text: str, where: str) -> Level | None:
-    """Read levels by scope; this program has one scope, which Istio calls `default` and `all` covers."""
-    levels: dict[str, Level] = {}
-    for item in filter(None, map(str.strip, text.split(","))):
-        scope, colon, word = item.rpartition(":")
-        if word not in LEVELS or ":" in scope or bool(colon) is not bool(scope):
-            allowed = f"LEVEL or SCOPE:LEVEL, comma-separated; levels are {', '.join(LEVELS)}"
-            raise InvalidInput(where, f"{item!r} is not a level", allowed)
-        levels[scope or DEFAULT_SCOPE] = LEVELS[word]
-    return levels.get(EVERY_SCOPE, levels.get(DEFAULT_SCOPE))

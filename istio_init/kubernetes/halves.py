@@ -1,0 +1,53 @@
+"""The two halves of a pod, read as their containers read them: what they are given on the command line and by variables."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from istio_init.core.argv import read
+from istio_init.core.errors import InvalidInput
+from istio_init.core.option import read_values
+from istio_init.rules.commands import APPLY, IPTABLES_COMMAND, ISTIO_IPTABLES
+from istio_init.rules.environment import ENVIRONMENT_FILES, collect
+from istio_init.rules.run_flags import RunFlags
+from istio_init.rules.settings import NO_ACCOUNTS, Settings, parse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from istio_init.core.option import Option
+
+
+def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> Settings:
+    """Read what an init container is given, as `apply` reads it, or as `istio-iptables` where that is the first word.
+
+    Neither this machine's own environment files nor its users, addresses and name servers are the pod's, so they do not
+    count.
+
+    Raises:
+        InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
+    """
+    is_today = list(words[:1]) == [IPTABLES_COMMAND]
+    options = ISTIO_IPTABLES if is_today else APPLY
+    given = read_words(options, words[1:] if is_today else words, where, IPTABLES_COMMAND if is_today else "apply")
+    no_files = dict.fromkeys((name for name, _ in ENVIRONMENT_FILES), os.devnull)
+    try:
+        layout = read_values([option for option in options if option.name == "layout"], given)["layout"]
+        if is_today:
+            RunFlags.of(given, environ, layout)  # these flags make no rule, but they must be right
+        return parse_settings(collect(given, {**no_files, **environ}, layout), NO_ACCOUNTS, layout)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
+
+
+def read_words(options: Sequence[Option], words: Sequence[str], where: str, command: str) -> dict[str, Any]:
+    """Read a command line, without running it.
+
+    Raises:
+        InvalidInput: it is not one of the command's; `where` says whose it is.
+    """
+    try:
+        return read(options, words, command)
+    except InvalidInput as error:
+        raise InvalidInput(where, f"{error.where}: {error.problem}", error.allowed) from None

@@ -1,0 +1,88 @@
+"""The tables of `apply`, `istio-iptables` and `clean`: what the commands that write rules can be given."""
+
+from __future__ import annotations
+
+from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
+from istio_init.core.log import log_options
+from istio_init.core.option import Kind, Option, read_values, whole_number
+from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
+from istio_init.rules.model import Family, Variant
+from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.run_flags import RUN_FLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from istio_init.core.runner import Observer
+    from istio_init.rules.kernel.engine import Engine
+
+IPTABLES_COMMAND = "istio-iptables"
+VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
+FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
+FORMATS = ("restore", "commands", "nft", "json", "table")
+LOCK_WAIT_MAX = 3600  # seconds
+
+RUN_OPTIONS = (
+    Option("family", ("--family",), metavar="FAMILY", choices=tuple(FAMILIES), default="all",
+           help="Address families to work on. Default: all."),
+    Option("backend", ("--backend",), metavar="BACKEND", choices=NAMES, default=AUTO,
+           help=f"{'; '.join(f'{name}: {row.summary}' for name, row in BACKENDS.items())}. "
+           f"Default: {AUTO}, which is {PREFERRED}, or {FALLBACK} where no iptables works."),
+    Option("iptables_variant", ("--iptables-variant",), metavar="VARIANT", choices=tuple(VARIANTS), default="auto",
+           help="Default: auto, the one that has rules here already, else the one that works."),
+    Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, LOCK_WAIT_MAX), default="10",
+           help="How long to wait for a program that holds a lock. Default: 10."),
+)  # fmt: skip
+
+FORMAT = Option(
+    "output_format", ("--format",), metavar="FORMAT", choices=FORMATS,
+    help="What --dry-run prints: a script for iptables-restore --noflush, shell commands, a script for nft -f, JSON, or a "
+    "table with the reason of each rule. Default: restore; with --backend nft: nft.",
+)  # fmt: skip
+
+
+def layout_option(default: str) -> Option:
+    """Make the option that chooses between the layouts."""
+    text = f"Which rules: those of Istio 1.0, or those of today's Istio. Default: {default}."
+    return Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUTS, default=default, help=text)
+
+
+# Today's -q is a list of ports; in `apply` it has been --quiet from the start.
+_SETTINGS = tuple(option._replace(flags=tuple(flag for flag in option.flags if flag != "-q")) for option in OPTIONS)
+
+APPLY = (
+    layout_option(ISTIO_1_0),
+    *_SETTINGS,
+    Option("dry_run", ("-n", "--dry-run"), kind=Kind.FLAG, help="Print the rules and change nothing; needs no privileges."),
+    FORMAT,
+    *RUN_OPTIONS,
+    *log_options(),
+)
+ISTIO_IPTABLES = (layout_option(CURRENT), *RUN_FLAGS, *OPTIONS, FORMAT, *RUN_OPTIONS, *log_options(quiet=("--quiet",)))
+CLEAN = (*RUN_OPTIONS, *log_options())
+
+
+class Run(NamedTuple):
+    """How rules are reached: what `RUN_OPTIONS` say."""
+
+    families: tuple[Family, ...]
+    backend: str
+    variant: Variant | None
+    lock_wait: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Run:
+        """Read the options.
+
+        Raises:
+            InvalidInput: a value is not allowed.
+        """
+        values = read_values(RUN_OPTIONS, given)
+        variant = VARIANTS[values["iptables_variant"]]
+        return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"])
+
+    def open_engine(self, observe: Observer) -> Engine:
+        """Make the engine that was asked for; only now are its modules imported."""
+        from istio_init.rules.kernel.engine import open_engine
+
+        return open_engine(self.backend, self.variant, self.lock_wait, observe)
