@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS
 from istio_init.core.errors import InvalidInput
-from istio_init.core.log import Level, log_options
+from istio_init.core.log import Level
 from istio_init.core.option import Kind, Option, read_values, whole_number
 from istio_init.kubernetes.halves import read_rules, read_words
 from istio_init.rules.model import PROXY_UID
 from istio_init.rules.values import ID_MAX
+from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,10 +114,9 @@ def _of_manifest(path: str, given: Mapping[str, Any], uid: int | None) -> Pod:
 
     where = f"--manifest {path}"
     manifest = read_manifest(read_text(path, "--manifest"), where)
-    options = (*BOOTSTRAP_OPTIONS, *log_options())
     known_uid = PROXY_UID if manifest.run_as_uid is None else manifest.run_as_uid
     return Pod(
-        {**read_words(options, manifest.proxy.words, f"{where}: container {PROXY}", "proxy"), **given},
+        {**read_words(PROXY_OPTIONS, manifest.proxy.words, f"{where}: container {PROXY}", "proxy"), **given},
         {"INSTANCE_IP": PLACEHOLDER_ADDRESS, **manifest.proxy.environ},
         read_rules(manifest.rules.words, manifest.rules.environ, f"{where}: init container {INIT}"),
         known_uid if uid is None else uid,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from istio_init.cli.agreement import AGREEMENT_OPTIONS, Pod, require_agreement
-from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS, VARIABLES, BootstrapRequest
+from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest
 from istio_init.cli.command import Command, print_text
 from istio_init.core import runner
 from istio_init.core.errors import CommandError, InvalidInput
 from istio_init.core.files import write_text
-from istio_init.core.log import Level, log_options
+from istio_init.core.log import Level
 from istio_init.core.option import Kind, Option, read_values
+from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 
 if TYPE_CHECKING:
     from istio_init.cli.command import Given
@@ -69,6 +70,4 @@ def _validate(text: str, suffix: str, log: Log) -> None:
         raise CommandError(result.argv, result.status, result.stderr, "fix what Envoy's message reports")
 
 
-COMMAND = Command(
-    "bootstrap", HELP, EPILOG, (*BOOTSTRAP_OPTIONS, *AGREEMENT_OPTIONS, *OUTPUT_OPTIONS, *log_options()), bootstrap
-)
+COMMAND = Command("bootstrap", HELP, EPILOG, (*PROXY_OPTIONS, *AGREEMENT_OPTIONS, *OUTPUT_OPTIONS), bootstrap)

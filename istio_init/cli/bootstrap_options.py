@@ -1,4 +1,4 @@
-"""Shared by `bootstrap` and `proxy`: the table of the proxy's flags, and rendering its bootstrap file."""
+"""Shared by `bootstrap` and `proxy`: rendering the bootstrap file that their flags ask for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import read_text
-from istio_init.core.option import Option, read_values
-from istio_init.sidecar.bootstrap import FLAVOURS, render_bootstrap
-from istio_init.sidecar.bootstrap.settings import OPTIONS, ROLE, ProxySettings, parse_proxy_settings
+from istio_init.core.option import read_values
+from istio_init.sidecar.bootstrap import FILE_OPTIONS, render_bootstrap
+from istio_init.sidecar.bootstrap.settings import ProxySettings, parse_proxy_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,16 +18,6 @@ VARIABLES = """\b
 Variables: INSTANCE_IP, POD_NAME, POD_NAMESPACE, ISTIO_NAMESPACE; each ISTIO_META_X becomes node metadata X,
 and the members of each ISTIO_METAJSON_* (a JSON object) become node metadata.
 """
-
-
-BOOTSTRAP_OPTIONS = (
-    ROLE,
-    *OPTIONS,
-    Option("envoy_api", ("--envoy-api",), metavar="API", choices=tuple(FLAVOURS), default="v3",
-           help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3."),
-    Option("bootstrap_override", ("--bootstrap-override",), metavar="FILE",
-           help="JSON or YAML to merge into the result; lists merge by `name`."),
-)  # fmt: skip
 
 
 class BootstrapRequest(NamedTuple):
@@ -45,12 +35,12 @@ class BootstrapRequest(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environ: Mapping[str, str]) -> BootstrapRequest:
-        """Read the options of `BOOTSTRAP_OPTIONS`, and the proxy's environment.
+        """Read the options of `istio_init.sidecar.bootstrap.BOOTSTRAP_OPTIONS`, and the proxy's environment.
 
         Raises:
             InvalidInput: a value is not allowed; the first one is reported.
         """
-        values = read_values((ROLE, *BOOTSTRAP_OPTIONS[-2:]), given)
+        values = read_values(FILE_OPTIONS, given)
         settings = parse_proxy_settings(values["role"], given, environ, _first_address(given, environ))
         override = values["bootstrap_override"]
         if settings.custom_config_file and override:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS, BootstrapRequest
+from istio_init.cli.bootstrap_options import BootstrapRequest
 from istio_init.cli.command import Command, print_text
 from istio_init.cli.group import make_command
 from istio_init.core.errors import InvalidInput, Unsupported
@@ -35,6 +35,7 @@ from istio_init.rules.environment import read_settings
 from istio_init.rules.kernel.registry import AUTO
 from istio_init.rules.kernel.registry import NAMES as BACKENDS
 from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,7 +170,7 @@ def down(given: Given, log: Log) -> None:
 def _contradictions(settings: LabSettings) -> tuple[str, ...]:
     """Check the lab's rules and proxy flags for contradictions; rejects invalid proxy flags."""
     pod = mesh_pods(settings)[0]
-    given = read_words((*BOOTSTRAP_OPTIONS, *log_options()), proxy_arguments(settings, pod)[1:], "--proxy", "proxy")
+    given = read_words(PROXY_OPTIONS, proxy_arguments(settings, pod)[1:], "--proxy", "proxy")
     wanted = BootstrapRequest.of(given, proxy_environment(settings, pod))
     return contradictions(Pair(read_rules((f"--layout={settings.layout}", *settings.flags), {}, "lab up"), wanted.settings))
 

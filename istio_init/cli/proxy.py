@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from istio_init.cli.bootstrap_options import BOOTSTRAP_OPTIONS, VARIABLES, BootstrapRequest
+from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest
 from istio_init.cli.command import Command
 from istio_init.core.durations import SECOND
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import make_private_directory, write_text
-from istio_init.core.log import Level, log_options
+from istio_init.core.log import Level
 from istio_init.core.processes import RealProcesses, block_signals, wake_up
 from istio_init.core.watch import digest, watch
+from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 from istio_init.sidecar.bootstrap.common import CERTIFICATES
 from istio_init.sidecar.launcher.admin import Admin
 from istio_init.sidecar.launcher.command import bootstrap_name, envoy_command
@@ -91,4 +92,4 @@ def _watch_certificates(stack: ExitStack, log: Log) -> None:
         log.write(Level.WARNING, f"cannot watch {CERTIFICATES}, so certificate changes will not be detected: {error}")
 
 
-COMMAND = Command("proxy", HELP, EPILOG, (*BOOTSTRAP_OPTIONS, *log_options()), proxy)
+COMMAND = Command("proxy", HELP, EPILOG, PROXY_OPTIONS, proxy)

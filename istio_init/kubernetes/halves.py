@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 from istio_init.core.argv import read
 from istio_init.core.errors import InvalidInput
 from istio_init.core.option import read_values
+from istio_init.kubernetes.agreement import Pair, contradictions
+from istio_init.kubernetes.manifest import PLACEHOLDER_ADDRESS, find_halves
 from istio_init.rules.commands import APPLY, IPTABLES_COMMAND, ISTIO_IPTABLES
 from istio_init.rules.environment import ENVIRONMENT_FILES, collect
+from istio_init.rules.model import PROXY_UID
 from istio_init.rules.run_flags import RunFlags
 from istio_init.rules.settings import NO_ACCOUNTS, Settings, parse_settings
+from istio_init.sidecar.bootstrap import PROXY_OPTIONS
+from istio_init.sidecar.bootstrap.settings import ROLE, parse_proxy_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +44,25 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
         return parse_settings(collect(given, {**no_files, **environ}, layout), NO_ACCOUNTS, layout)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
+
+
+def pod_contradictions(pod: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say what the two halves of a pod contradict each other in.
+
+    Nothing is said of a pod that lacks a half, and of one whose halves are another program's.
+    """
+    where = "pod"
+    try:
+        found = find_halves([pod])
+        rules = read_rules(found.rules.words, found.rules.environ, where)
+        given = read_words(PROXY_OPTIONS, found.proxy.words, where, "proxy")
+        role = given.get("role") or ROLE.default or ""
+        proxy = parse_proxy_settings(role, given, found.proxy.environ, PLACEHOLDER_ADDRESS)
+    except (ValueError, InvalidInput):
+        return ()
+    uid = PROXY_UID if found.run_as_uid is None else found.run_as_uid
+    pair = Pair(rules, proxy, run_as_uid=uid, run_as_gid=found.run_as_gid, container_ports=found.container_ports)
+    return contradictions(pair)
 
 
 def read_words(options: Sequence[Option], words: Sequence[str], where: str, command: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def read_manifest(text: str, where: str) -> Manifest:
             type.
     """
     try:
-        return _halves(read_yaml(text))
+        return find_halves(read_yaml(text))
     except ValueError as error:
         raise InvalidInput(where, str(error), ALLOWED) from None
 
@@ -158,7 +158,12 @@ class _ManifestPod(NamedTuple):
         return next((one for one in found if one.get("name") == PROXY), None)
 
 
-def _halves(documents: Sequence[Any]) -> Manifest:
+def find_halves(documents: Sequence[Any]) -> Manifest:
+    """Find the two halves of a pod in documents.
+
+    Raises:
+        ValueError: there is not exactly one pod with both, or a member has the wrong type.
+    """
     pods = [pod for document in documents for pod in _pods(document)]
     with_a_half = [pod for pod in pods if pod.init() is not None or pod.proxy() is not None]
     if not pods:

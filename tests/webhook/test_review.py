@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from istio_init.core.errors import InvalidInput
-from istio_init.kubernetes.inject import Injection, Workload
+from istio_init.kubernetes.inject import Injection, InjectSettings, Workload, inject_template
 from istio_init.kubernetes.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer, read_request, workload_of
+from istio_init.rules.options import CURRENT
 from tests.webhook import stand_in
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 
@@ -223,3 +224,66 @@ def test_no_request_makes_it_stumble(members: Json, metadata: object, spec: obje
         return
     assert found.review["response"]["uid"] == strange["uid"]
     assert found.review["response"]["allowed"] is True
+
+
+# Both halves of a pod.
+
+
+def really_injected() -> Json:
+    made = inject_template(POD, InjectSettings(layout=CURRENT), Workload("productpage-v1", "bookinfo"), "x").template
+    assert made is not None
+    return made
+
+
+def judged(made: Json) -> Answer:
+    def inject(template: Json, workload: Workload, where: str) -> Injection:
+        return inject_template(template, InjectSettings(layout=CURRENT), workload, where)
+
+    return answer(encoded(review(made)), inject)
+
+
+def test_halves_that_agree_are_not_mentioned() -> None:
+    found = judged(really_injected())
+    assert found.review["response"]["warnings"] == ["istio-init: pod bookinfo/productpage-v1-6b746f74dc-*: already injected"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "warning"),
+    [
+        ("1337", "1338", "-u is 1338, but Envoy runs as uid 1337"),
+        ("15001", "15000", "-p is 15000, the port of Envoy's administration"),
+        ("REDIRECT", "TPROXY", "-m is TPROXY, but ISTIO_META_INTERCEPTION_MODE tells the control plane REDIRECT"),
+    ],
+)
+def test_an_injected_pod_whose_halves_contradict_each_other_is_allowed_with_a_warning(
+    old: str, new: str, warning: str
+) -> None:
+    made = really_injected()
+    (rules,) = (one for one in made["spec"]["initContainers"] if one["name"] == "istio-init")
+    rules["args"] = [new if word == old else word for word in rules["args"]]
+    found = judged(made)
+    assert found.review["response"]["allowed"]
+    assert [line for line in found.review["response"]["warnings"] if line.startswith(f"istio-init: {warning}")]
+    assert warning in found.note
+
+
+def test_an_injector_whose_halves_contradict_each_other_is_told_of() -> None:
+    def inject(template: Json, workload: Workload, where: str) -> Injection:
+        made = inject_template(template, InjectSettings(layout=CURRENT), workload, where)
+        assert made.template is not None
+        (rules,) = (one for one in made.template["spec"]["initContainers"] if one["name"] == "istio-init")
+        rules["args"] = ["1338" if word == "1337" else word for word in rules["args"]]
+        return made
+
+    found = answer(encoded(review(POD)), inject)
+    assert found.outcome == Outcome.INJECTED
+    assert [line[:60] for line in found.review["response"]["warnings"]] == [
+        "istio-init: -u is 1338, but Envoy runs as uid 1337: its own "
+    ]
+
+
+def test_a_pod_of_another_programs_halves_is_not_judged() -> None:
+    made = really_injected()
+    (rules,) = (one for one in made["spec"]["initContainers"] if one["name"] == "istio-init")
+    rules["args"] = ["istio-iptables", "--a-flag-of-theirs", "1"]
+    assert len(judged(made).review["response"]["warnings"]) == 1

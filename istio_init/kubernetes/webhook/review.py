@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.halves import pod_contradictions
 from istio_init.kubernetes.inject.pod import Workload
 from istio_init.kubernetes.webhook.patch import difference
 
@@ -116,11 +117,13 @@ def answer(body: bytes, inject: Injector) -> Answer:
     except InvalidInput as error:
         status = {"status": "Failure", "reason": "Invalid", "code": UNPROCESSABLE, "message": str(error)}
         return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note}: denied: {error}")
+    wrong = pod_contradictions(injection.template or request.pod)
     if injection.template is None:
-        return _not_injected(request, f"{note}: {injection.note}")
+        return _not_injected(request, f"{note}: {injection.note}", wrong)
     patch = json.dumps(list(difference(request.pod, injection.template))).encode()
-    answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"))
-    return Answer(answered, Outcome.INJECTED, f"{note}: {injection.note}")
+    warnings = {"warnings": [_warning(line) for line in wrong]} if wrong else {}
+    answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"), **warnings)
+    return Answer(answered, Outcome.INJECTED, "; ".join((f"{note}: {injection.note}", *wrong)))
 
 
 def read_request(body: bytes) -> Request:
@@ -193,11 +196,14 @@ def _skip_reason(request: Request) -> str:
     return ""
 
 
-def _not_injected(request: Request, note: str) -> Answer:
+def _not_injected(request: Request, note: str, wrong: tuple[str, ...] = ()) -> Answer:
+    answered = _review(request, allowed=True, warnings=[_warning(line) for line in (note, *wrong)])
+    return Answer(answered, Outcome.LEFT_ALONE, "; ".join((note, *wrong)))
+
+
+def _warning(text: str) -> str:
     # A warning becomes an HTTP header, so it must be a single line.
-    warning = " ".join(f"istio-init: {note}".split())[:WARNING_LENGTH]
-    answered = _review(request, allowed=True, warnings=[warning])
-    return Answer(answered, Outcome.LEFT_ALONE, note)
+    return " ".join(f"istio-init: {text}".split())[:WARNING_LENGTH]
 
 
 def _review(request: Request, **response: Any) -> Json:

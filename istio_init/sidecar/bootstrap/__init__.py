@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from istio_init.core.log import log_options
+from istio_init.core.option import Option
 from istio_init.sidecar.bootstrap import v2, v3
 from istio_init.sidecar.bootstrap.override import merge
+from istio_init.sidecar.bootstrap.settings import OPTIONS, ROLE
 
 if TYPE_CHECKING:
     from istio_init.sidecar.bootstrap.settings import ProxySettings
 
 FLAVOURS = {"v3": v3.render, "v2": v2.render}
+FILE_OPTIONS = (
+    ROLE,
+    Option("envoy_api", ("--envoy-api",), metavar="API", choices=tuple(FLAVOURS), default="v3",
+           help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3."),
+    Option("bootstrap_override", ("--bootstrap-override",), metavar="FILE",
+           help="JSON or YAML to merge into the result; lists merge by `name`."),
+)  # fmt: skip
+# What the command `proxy` takes, and `bootstrap` besides its own.
+PROXY_OPTIONS = (ROLE, *OPTIONS, *FILE_OPTIONS[1:], *log_options())
 
 
 def render_bootstrap(settings: ProxySettings, flavour: str = "v3", override: dict[str, Any] | None = None) -> str:
