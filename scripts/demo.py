@@ -27,9 +27,9 @@ from istio_init.core.errors import IstioInitError
 from istio_init.lab.client import Lab
 from istio_init.lab.pods import SYSTEM_PATH
 from istio_init.lab.settings import APP_PORT, APP_UID, LabSettings, client_pod, mesh_pods
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
 from istio_init.rules.layouts import reasons
 from istio_init.rules.model import NO_REASON, PROXY_UID, Reason
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.render.iptables import render_rule
 from istio_init.rules.render.nft import comment_text
 from istio_init.rules.render.nft_sets import join
@@ -62,7 +62,7 @@ INBOUND = {  # shape of listeners → listener's statistic, cluster
         f"listener.{REVIEWS.address}_{APP_PORT}.downstream_cx_total",
         f"inbound|{APP_PORT}||{HOST}",
     ),
-    CURRENT: ("listener.0.0.0.0_15006.downstream_cx_total", f"inbound|{APP_PORT}||"),
+    ISTIO_1_30: ("listener.0.0.0.0_15006.downstream_cx_total", f"inbound|{APP_PORT}||"),
 }
 SAVED = re.compile(r"\[(\d+):\d+\] (.*)")
 LISTED = re.compile(r'\s*(.*?) ?counter packets (\d+) bytes \d+ (.*) comment "(.*)"')

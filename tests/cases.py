@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.rules.environment import collect
+from istio_init.rules.layout import ISTIO_1_0
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.options import ISTIO_1_0, OPTIONS
+from istio_init.rules.options import OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, NO_FACTS, HostFacts, parse_settings
 
 if TYPE_CHECKING:

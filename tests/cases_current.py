@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from istio_init.rules.options import CURRENT
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.settings import HostFacts
 from istio_init.rules.walk import Packet
 from tests.cases import (

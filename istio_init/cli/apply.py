@@ -12,9 +12,9 @@ from istio_init.core.log import Level
 from istio_init.core.option import read_values
 from istio_init.rules.commands import APPLY, FORMAT, Run, layout_option
 from istio_init.rules.environment import read_settings
+from istio_init.rules.layout import CURRENT, ISTIO_1_0, find
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Variant
-from istio_init.rules.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,10 +110,11 @@ def write_plan(run: Run, log: Log, plan: Plan, started: float) -> None:
 
 def _summary(plan: Plan, report: Report, seconds: float) -> str:
     took = f"{seconds * 1000:.0f} ms"
+    layout = find(plan.layout).name
     if not report.changed:
-        return f"layout {plan.layout} is already in place ({report.means}): nothing written, {took}"
+        return f"layout {layout} is already in place ({report.means}): nothing written, {took}"
     written = f"{report.chains} chains and {report.rules} rules written"
-    return f"layout {plan.layout} applied ({report.means}): {written}, {took}"
+    return f"layout {layout} applied ({report.means}): {written}, {took}"
 
 
 def _explain(words: Sequence[str]) -> InvalidInput | None:

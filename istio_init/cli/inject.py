@@ -13,7 +13,7 @@ from istio_init.core.log import log_options
 from istio_init.core.option import Kind, Option, read_values
 from istio_init.kubernetes.inject import Injection, InjectSettings, inject_document, inject_template
 from istio_init.kubernetes.inject.settings import INJECT, PROXY_IMAGE_ANNOTATION, STATUS_PORT, TRAFFIC
-from istio_init.rules.options import LAYOUTS
+from istio_init.rules.layout import NAMES as LAYOUT_NAMES
 
 if TYPE_CHECKING:
     from istio_init.cli.command import Given
@@ -36,7 +36,8 @@ A pod's annotations take precedence over the defaults; those of the rules have t
 
 
 INJECT_OPTIONS = (
-    Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUTS, default=DEFAULTS.layout, help="Default: istio-1.0."),
+    Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUT_NAMES, default=DEFAULTS.layout,
+           help="Default: istio-1.0."),
     Option("init_image", ("--init-image",), metavar="IMAGE", default=DEFAULTS.init_image,
            help=f"Image of the init container. Default: {DEFAULTS.init_image}."),
     Option("proxy_image", ("--proxy-image",), metavar="IMAGE", default=DEFAULTS.proxy_image,

@@ -13,8 +13,8 @@ from istio_init.core.log import Level
 from istio_init.core.option import read_values
 from istio_init.rules.commands import FORMAT, IPTABLES_COMMAND, ISTIO_IPTABLES, Run, layout_option
 from istio_init.rules.environment import read_settings
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.options import CURRENT
 from istio_init.rules.run_flags import RUN_FLAGS, RunFlags
 
 if TYPE_CHECKING:

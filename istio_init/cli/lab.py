@@ -23,18 +23,20 @@ from istio_init.lab.protocol import down as down_command
 from istio_init.lab.settings import (
     APP_UID,
     READY_TIMEOUT,
-    SHAPES,
     LabSettings,
     mesh_pods,
     parse_families,
     proxy_arguments,
     proxy_environment,
 )
+from istio_init.lab.world import SHAPES
 from istio_init.rules.commands import APPLY, VARIANTS
 from istio_init.rules.environment import read_settings
 from istio_init.rules.kernel.registry import AUTO
 from istio_init.rules.kernel.registry import NAMES as BACKENDS
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.layout import CURRENT, ISTIO_1_0
+from istio_init.rules.layout import NAMES as LAYOUT_NAMES
+from istio_init.rules.options import OPTIONS
 from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ UP_OPTIONS = (
     NAME,
     Option("pods", ("--pods",), metavar="N", parse=whole_number(1, MAX_PODS), default="2",
            help="Number of pods with a proxy. Default: 2."),
-    Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUTS, default=ISTIO_1_0,
+    Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUT_NAMES, default=ISTIO_1_0,
            help=f"Layout of the rules. Default: {ISTIO_1_0}."),
     Option("listeners", ("--listeners",), metavar="SHAPE", choices=SHAPES, default=None,
            help="Shape of Envoy's listeners. Default: the layout's."),

@@ -57,7 +57,7 @@ class Option(NamedTuple):
         parse: makes a value of a text and of where it stood.
         is_list: whether an empty value means something ("none"). For the others an empty *variable* counts as not set, as
             `${VAR:-default}` did in Istio 1.0's script.
-        layouts: those that can express it.
+        since: the version of Istio that is the first to have it.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     parse: Parse = verbatim
     is_list: bool = False
-    layouts: tuple[str, ...] = ()
+    since: tuple[int, int] = (1, 0)
 
     @property
     def is_switch(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.lab.world import CURRENT, families_of, family_of
+from istio_init.lab.world import SHAPE_CURRENT, families_of, family_of
 from istio_init.rules.model import ENVOY_PORT, TPROXY_MARK, Family, Mode
 from istio_init.sidecar.bootstrap.common import LOCALHOST, address
 
@@ -65,7 +65,11 @@ def inbound_cluster(world: World, pod: LabPod, family: Family | None = None) -> 
     if service is None:
         return ""
     subset = family if family in families_of(pod.addresses)[1:] else ""
-    return f"inbound|{pod.port}|{subset}|" if world.shape == CURRENT else f"inbound|{service.port}|{subset}|{service.host}"
+    return (
+        f"inbound|{pod.port}|{subset}|"
+        if world.shape == SHAPE_CURRENT
+        else f"inbound|{service.port}|{subset}|{service.host}"
+    )
 
 
 def outbound_cluster(service: Service) -> str:
@@ -85,7 +89,7 @@ def listeners(world: World, pod: LabPod | None) -> list[Json]:
         world: the world.
         pod: the proxy's pod; without one, there are no inbound listeners.
     """
-    current = world.shape == CURRENT
+    current = world.shape == SHAPE_CURRENT
     families = families_of(pod.addresses if pod else (host for one in world.services for host in one.addresses))
     families = families or (Family.IPV4,)
     made = [_capture("virtualOutbound" if current else "virtual", pod, families, all_inbound=not current)]

@@ -16,7 +16,7 @@ from istio_init.lab.listeners import (
     outbound_cluster,
     route,
 )
-from istio_init.lab.world import CURRENT, families_of
+from istio_init.lab.world import SHAPE_CURRENT, families_of
 from istio_init.rules.model import Family, Mode
 from istio_init.sidecar.bootstrap.common import address
 
@@ -93,7 +93,7 @@ def _clusters(world: World, pod: LabPod | None) -> list[Json]:
 
 def _inbound_source(world: World, pod: LabPod, families: tuple[Family, ...]) -> Json:
     """Set the source address of connections to the app, except with TPROXY, where it is the client's."""
-    if world.shape != CURRENT or pod.mode == Mode.TPROXY:
+    if world.shape != SHAPE_CURRENT or pod.mode == Mode.TPROXY:
         return {}
     first, *others = ({"address": INBOUND_SOURCES[family], "port_value": 0} for family in families)
     more = {"extra_source_addresses": [{"address": other} for other in others]} if others else {}

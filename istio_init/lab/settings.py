@@ -7,8 +7,10 @@ import sys
 from typing import NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.lab.world import SHAPE_1_0, SHAPE_CURRENT
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find, names_with
 from istio_init.rules.model import PROXY_UID, Family
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.options import OPTIONS
 from istio_init.rules.values import boolean
 
 READY_TIMEOUT = 60.0  # seconds for the proxies to get ready
@@ -44,7 +46,6 @@ NETWORKS = {
     Family.IPV4: Network("10.244.0.", "10.96.0.", 24),
     Family.IPV6: Network("fd00:10:244::", "fd00:10:96::", 64),
 }
-SHAPES = LAYOUTS  # each layout has its own shape of listeners
 CONFIG = "/etc/istio/proxy"
 ENVOY = "/usr/local/bin/envoy"
 
@@ -56,11 +57,31 @@ COMMON = {
     "service_cidrs": "*",
     "service_exclude_cidrs": "",
 }
-INTERCEPTION = {
-    ISTIO_1_0: COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""},
-    CURRENT: {"envoy_port": "15001", "inbound_capture_port": "15006"}
-    | COMMON
-    | {"inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
+
+
+class LabLayout(NamedTuple):
+    """What a layout means in the lab.
+
+    Attributes:
+        interception: the settings of an injected pod.
+        shape: of the listeners that fit it.
+        command: the command that writes its rules in a pod; empty for the default one.
+    """
+
+    interception: dict[str, str]
+    shape: str
+    command: tuple[str, ...] = ()
+
+
+LAYOUTS = {
+    ISTIO_1_0: LabLayout(COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""}, SHAPE_1_0),
+    ISTIO_1_30: LabLayout(
+        {"envoy_port": "15001", "inbound_capture_port": "15006"}
+        | COMMON
+        | {"inbound_ports": "*", "inbound_exclude_ports": "15090,15021,15020"},
+        SHAPE_CURRENT,
+        ("istio-iptables",),
+    ),
 }
 FLAGS = {option.name: option for option in OPTIONS}
 
@@ -70,12 +91,12 @@ class LabSettings(NamedTuple):
 
     Attributes:
         pods: the number of pods in the mesh; each calls the next one.
-        layout: the layout of the rules: `istio-1.0` or `current`.
+        layout: the layout of the rules, or an alias.
         shape: the shape of the listeners (`SHAPES`); empty for the layout's.
         backend: istio-init's backend.
         variant: istio-init's iptables variant: `auto`, `legacy` or `nft`.
         families: the address families of pods and services; the first one is used in the proxy's node ID.
-        interception: settings of istio-init by name, which override those of `INTERCEPTION`.
+        interception: settings of istio-init by name, which override those of `LAYOUTS`.
         proxy: additional arguments for `istio-init proxy`; they come last, so they take precedence.
         mutual_tls: whether proxies and control plane use mutual TLS.
         control_plane_account: the service account in the control plane's certificate.
@@ -95,22 +116,26 @@ class LabSettings(NamedTuple):
     ready_timeout: float = READY_TIMEOUT
 
     @property
+    def _traits(self) -> LabLayout:
+        return entry(LAYOUTS, self.layout, "lab")
+
+    @property
     def listeners(self) -> str:
         """The effective shape of listeners."""
-        return self.shape or self.layout
+        return self.shape or self._traits.shape
 
     @property
     def values(self) -> dict[str, str]:
         """The settings of istio-init in each pod, by name."""
-        port = {"inbound_capture_port": "15006"} if self.listeners == CURRENT else {}
+        port = {"inbound_capture_port": "15006"} if self.listeners == SHAPE_CURRENT else {}
         # A pod with IPv6 only is recognised by its addresses.
         both = {"dual_stack": "true"} if len(self.families) > 1 else {}
-        return INTERCEPTION[self.layout] | port | both | dict(self.interception)
+        return self._traits.interception | port | both | dict(self.interception)
 
     @property
     def rules(self) -> tuple[str, ...]:
         """The arguments of istio-init in each pod, in the style of Istio 1.0 or of current Istio."""
-        words = ["istio-iptables"] if self.layout == CURRENT else []
+        words = [*self._traits.command]
         words += [f"--backend={self.backend}"] if self.backend != "auto" else []
         words += [f"--iptables-variant={self.variant}"] if self.variant != "auto" else []
         return (*words, *self.flags)
@@ -181,9 +206,11 @@ def mesh_pods(settings: LabSettings) -> tuple[PodPlan, ...]:
     Raises:
         InvalidInput: the number of pods is out of range, or the layout does not support an address family.
     """
-    if settings.layout == ISTIO_1_0 and Family.IPV6 in settings.families:
-        problem = f"layout {ISTIO_1_0} blocks IPv6 instead of capturing it"
-        raise InvalidInput("--ip-families", problem, f"IPv4, or --layout {CURRENT}")
+    layout = find(settings.layout)
+    if not layout.captures_ipv6 and Family.IPV6 in settings.families:
+        problem = f"layout {layout.name} blocks IPv6 instead of capturing it"
+        others = " or ".join(names_with(lambda other: other.captures_ipv6))
+        raise InvalidInput("--ip-families", problem, f"IPv4, or --layout {others}")
     if not 1 <= settings.pods <= MAX_PODS:
         raise InvalidInput("--pods", f"{settings.pods} is out of range", f"1..{MAX_PODS}")
     names = [*SERVICES, *(f"service-{number}" for number in range(len(SERVICES) + 1, settings.pods + 1))]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-ISTIO_1_0, CURRENT = "istio-1.0", "current"
-SHAPES = (ISTIO_1_0, CURRENT)
+SHAPE_1_0, SHAPE_CURRENT = "istio-1.0", "current"
+SHAPES = (SHAPE_1_0, SHAPE_CURRENT)
 DEFAULT_NAMESPACE = "default"
 DOMAIN = "svc.cluster.local"
 NODE_PARTS = 4  # role, address, ID and domain

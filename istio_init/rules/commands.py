@@ -6,8 +6,10 @@ from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import log_options
 from istio_init.core.option import Kind, Option, read_values, whole_number
 from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
+from istio_init.rules.layout import ALIASES, CURRENT, ISTIO_1_0
+from istio_init.rules.layout import NAMES as LAYOUT_NAMES
 from istio_init.rules.model import Family, Variant
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.options import OPTIONS
 from istio_init.rules.run_flags import RUN_FLAGS
 
 if TYPE_CHECKING:
@@ -43,8 +45,9 @@ FORMAT = Option(
 
 def layout_option(default: str) -> Option:
     """Make the option that chooses between the layouts."""
-    text = f"Which rules: those of Istio 1.0, or those of today's Istio. Default: {default}."
-    return Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUTS, default=default, help=text)
+    aliases = "; ".join(f"{alias} is {name}" for alias, name in ALIASES.items())
+    text = f"Which rules: those of Istio 1.0, or those of today's Istio ({aliases}). Default: {default}."
+    return Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUT_NAMES, default=default, help=text)
 
 
 # Today's -q is a list of ports; in `apply` it has been --quiet from the start.

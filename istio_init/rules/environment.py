@@ -12,8 +12,9 @@ import pwd
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.option import Option, Value
+from istio_init.rules.layout import ISTIO_1_0, Layout, find
 from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, OPTIONS
+from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
 from istio_init.rules.settings import NO_FACTS, Accounts, HostFacts, Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], l
     Args:
         flags: `Option.name` → the value of its flag, or None where the flag was not given.
         environ: the environment variables.
-        layout: `istio-1.0` or `current`.
+        layout: its name, or an alias.
 
     Raises:
         InvalidInput: a value, or an environment file, is not allowed.
         Unsupported: the machine's addresses cannot be read.
     """
     values = collect(flags, environ, layout)
-    facts = read_host_facts() if layout == CURRENT else NO_FACTS
+    facts = read_host_facts() if find(layout).asks_host_facts else NO_FACTS
     return parse_settings(values, Accounts(_uid_of, _gid_of), layout, facts)
 
 
@@ -84,22 +85,23 @@ def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout:
     Args:
         flags: as for `read_settings`.
         environ: the environment variables.
-        layout: `istio-1.0`, which also reads environment files, or `current`.
+        layout: its name, or an alias.
 
     Raises:
         InvalidInput: an environment file cannot be read, or has a line that is not KEY=value.
     """
-    variables = _read_files(environ) if layout == ISTIO_1_0 else {}
+    chosen = find(layout)
+    variables = _read_files(environ) if chosen.reads_environment_files else {}
     variables.update({name: Value(text, f"${name}") for name, text in environ.items()})
-    values = choose(OPTIONS, flags, variables, layout)
-    for name in (ENVOY_USER, ENABLE_INBOUND_IPV6) if layout == ISTIO_1_0 else (ENVOY_USER,):
+    values = choose(OPTIONS, flags, variables, chosen)
+    for name in (ENVOY_USER,) if chosen.captures_ipv6 else (ENVOY_USER, ENABLE_INBOUND_IPV6):
         if name in variables and variables[name].text:
             values[name] = variables[name]
     return values
 
 
 def choose(
-    options: tuple[Option, ...], flags: Mapping[str, str | None], variables: Mapping[str, Value], layout: str
+    options: tuple[Option, ...], flags: Mapping[str, str | None], variables: Mapping[str, Value], layout: Layout
 ) -> dict[str, Value]:
     """Choose between flag and variables for each row of a table of options; a row without either is left out.
 
@@ -115,7 +117,7 @@ def choose(
         if flag is not None:
             values[option.name] = Value(flag, "/".join(option.flags))
             continue
-        for variable in option.variables if layout in (option.layouts or (layout,)) else ():
+        for variable in option.variables if layout.has(option) else ():
             if variable in variables and (variables[variable].text or option.is_list):
                 values[option.name] = variables[variable]
                 break
@@ -123,7 +125,7 @@ def choose(
 
 
 def read_host_facts() -> HostFacts:
-    """Look up what layout current asks of the machine: the servers of resolv.conf, this network namespace's addresses.
+    """Look up what a layout may ask of the machine: the servers of resolv.conf, this network namespace's addresses.
 
     Raises:
         Unsupported: the addresses cannot be read.

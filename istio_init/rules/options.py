@@ -6,6 +6,7 @@ today's `pilot-agent istio-iptables` (long flags).
 """
 
 from istio_init.core.option import Kind, Option
+from istio_init.rules import values as parse
 from istio_init.rules.model import (
     DNS_PORT,
     ENVOY_PORT,
@@ -15,74 +16,94 @@ from istio_init.rules.model import (
     TPROXY_MARK,
     TPROXY_ROUTE_TABLE,
     TUNNEL_PORT,
+    Mode,
 )
 
-ISTIO_1_0, CURRENT = "istio-1.0", "current"
-LAYOUTS = (ISTIO_1_0, CURRENT)
-ONLY_CURRENT = (CURRENT,)
+V1_30 = (1, 30)
 MAX_GROUPS = 64  # Istio's own limit
 
 
-_ROWS = (
+OPTIONS = (
     Option("envoy_port", ("-p", "--envoy-port"), ("ENVOY_PORT",), "PORT",
-           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}."),
+           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}.",
+           parse=parse.port, default=str(ENVOY_PORT)),
     Option("inbound_capture_port", ("-z", "--inbound-capture-port"), ("INBOUND_CAPTURE_PORT",), "PORT",
-           f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}."),
+           f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}.",
+           parse=parse.port),
     Option("tunnel_port", ("-e", "--inbound-tunnel-port"), ("INBOUND_TUNNEL_PORT",), "PORT",
-           f"Port of HBONE tunnels, which are not captured. Default: {TUNNEL_PORT}.", layouts=ONLY_CURRENT),
+           f"Port of HBONE tunnels, which are not captured. Default: {TUNNEL_PORT}.", since=V1_30,
+           parse=parse.port, default=str(TUNNEL_PORT)),
     Option("proxy_uids", ("-u", "--proxy-uid"), ("PROXY_UID",), "UIDS",
            "Users (ids or names) whose traffic is not redirected: the proxy's own. Default: the user that ENVOY_USER "
-           f"names, else istio-proxy, else {PROXY_UID}; and 0 (current: without 0)."),
+           f"names, else istio-proxy, else {PROXY_UID}; and 0 (current: without 0).",
+           parse=parse.listed(parse.owner)),
     Option("proxy_gids", ("-g", "--proxy-gid"), ("PROXY_GID",), "GIDS",
-           "Groups (ids or names) whose traffic is not redirected. Default: the value of -u."),
+           "Groups (ids or names) whose traffic is not redirected. Default: the value of -u.",
+           parse=parse.listed(parse.owner)),
     Option("mode", ("-m", "--istio-inbound-interception-mode"), ("ISTIO_INBOUND_INTERCEPTION_MODE",), "MODE",
            "How inbound connections reach Envoy: REDIRECT, or TPROXY, which keeps the client's address. "
-           "Default: REDIRECT."),
+           "Default: REDIRECT.",
+           parse=parse.mode, default=Mode.REDIRECT),
     Option("tproxy_mark", ("-t", "--istio-inbound-tproxy-mark"), ("ISTIO_INBOUND_TPROXY_MARK",), "MARK",
-           f"Mark of packets that TPROXY diverts. Default: {TPROXY_MARK}."),
+           f"Mark of packets that TPROXY diverts. Default: {TPROXY_MARK}.",
+           parse=parse.mark, default=str(TPROXY_MARK)),
     Option("tproxy_route_table", ("-r", "--istio-inbound-tproxy-route-table"), ("ISTIO_INBOUND_TPROXY_ROUTE_TABLE",),
-           "TABLE", f"Routing table that delivers marked packets to this host. Default: {TPROXY_ROUTE_TABLE}."),
+           "TABLE", f"Routing table that delivers marked packets to this host. Default: {TPROXY_ROUTE_TABLE}.",
+           parse=parse.route_table, default=str(TPROXY_ROUTE_TABLE)),
     Option("inbound_ports", ("-b", "--istio-inbound-ports"), ("ISTIO_INBOUND_PORTS",), "PORTS",
            "Inbound ports to capture: a list of ports and ranges, '*' for all, empty for none. Default: none.",
-           is_list=True),
+           is_list=True,
+           parse=parse.listed(parse.port_range, all_allowed=True), default=""),
     Option("inbound_exclude_ports", ("-d", "--istio-local-exclude-ports"),
            ("ISTIO_LOCAL_EXCLUDE_PORTS", "ISTIO_INBOUND_EXCLUDE_PORTS"), "PORTS",
-           "Inbound ports to leave alone; counts only with -b '*'. Default: none.", is_list=True),
+           "Inbound ports to leave alone; counts only with -b '*'. Default: none.", is_list=True,
+           parse=parse.listed(parse.port_range), default=""),
     Option("service_cidrs", ("-i", "--istio-service-cidr"), ("ISTIO_SERVICE_CIDR",), "CIDRS",
            "Destinations whose outbound connections to capture: a list of CIDRs, '*' for all, empty for none. "
-           "Default: none.", is_list=True),
+           "Default: none.", is_list=True,
+           parse=parse.listed(parse.cidr, all_allowed=True), default=""),
     Option("service_exclude_cidrs", ("-x", "--istio-service-exclude-cidr"), ("ISTIO_SERVICE_EXCLUDE_CIDR",), "CIDRS",
-           "Destinations to leave alone, checked before -i. Default: none.", is_list=True),
+           "Destinations to leave alone, checked before -i. Default: none.", is_list=True,
+           parse=parse.listed(parse.cidr), default=""),
     Option("outbound_ports", ("-q", "--istio-outbound-ports"), ("ISTIO_OUTBOUND_PORTS",), "PORTS",
-           "Destination ports to capture, whatever the address. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+           "Destination ports to capture, whatever the address. Default: none.", is_list=True, since=V1_30,
+           parse=parse.listed(parse.port_range), default=""),
     Option("outbound_exclude_ports", ("-o", "--istio-local-outbound-ports-exclude"),
            ("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE",), "PORTS",
-           "Destination ports to leave alone. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+           "Destination ports to leave alone. Default: none.", is_list=True, since=V1_30,
+           parse=parse.listed(parse.port_range), default=""),
     Option("exclude_interfaces", ("-c", "--istio-exclude-interfaces"), ("ISTIO_EXCLUDE_INTERFACES",), "INTERFACES",
-           "Interfaces whose traffic is left alone. Default: none.", is_list=True, layouts=ONLY_CURRENT),
+           "Interfaces whose traffic is left alone. Default: none.", is_list=True, since=V1_30,
+           parse=parse.listed(parse.interface), default=""),
     Option("virtual_interfaces", ("-k", "--kube-virt-interfaces"), ("KUBE_VIRT_INTERFACES",), "INTERFACES",
            "Interfaces of virtual machines: what comes in there counts as outbound. Default: none.",
-           is_list=True, layouts=ONLY_CURRENT),
+           is_list=True, since=V1_30,
+           parse=parse.listed(parse.interface), default=""),
     Option("redirect_dns", ("--redirect-dns",), ("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"), "BOOL",
            f"Capture DNS requests to the servers of resolv.conf, for the proxy's resolver on {DNS_PORT}. Default: false.",
-           kind=Kind.SWITCH, layouts=ONLY_CURRENT),
+           kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
-           "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
+           "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
-           "Drop packets that conntrack finds invalid. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
+           "Drop packets that conntrack finds invalid. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
-           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", kind=Kind.SWITCH, layouts=ONLY_CURRENT),
+           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
            f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
-           is_list=True, layouts=ONLY_CURRENT),
+           is_list=True, since=V1_30,
+           parse=parse.listed(parse.owner, all_allowed=True), default=""),
     Option("owner_groups_exclude", (), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",), "GIDS",
            f"Groups whose outbound traffic is left alone, at most {MAX_GROUPS}. Default: none.",
-           is_list=True, layouts=ONLY_CURRENT),
+           is_list=True, since=V1_30,
+           parse=parse.listed(parse.owner), default=""),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
-           f"What counts as loopback in IPv4, inside 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", layouts=ONLY_CURRENT),
+           f"What counts as loopback in IPv4, inside 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", since=V1_30,
+           parse=parse.loopback, default=LOOPBACK_CIDR),
 )  # fmt: skip
-
-OPTIONS = tuple(row if row.layouts else row._replace(layouts=LAYOUTS) for row in _ROWS)
 
 # Variables without a flag. Both are those of Istio 1.0.5's script.
 ENVOY_USER = "ENVOY_USER"

@@ -9,8 +9,8 @@ from istio_init.core.option import Kind, Option, Value, read_chosen
 from istio_init.rules import values as parse
 from istio_init.rules.environment import choose
 from istio_init.rules.kernel.registry import NFT, agree
+from istio_init.rules.layout import find, names_with
 from istio_init.rules.model import Variant
-from istio_init.rules.options import CURRENT, ISTIO_1_0
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,13 +140,13 @@ class RunFlags(NamedTuple):
         Args:
             given: what the command line says, by `Option.name`.
             environ: the environment variables.
-            layout: which rules are meant.
+            layout: its name, or an alias.
 
         Raises:
             InvalidInput: a value is not allowed, or two flags contradict each other.
         """
         variables = {name: Value(text, f"${name}") for name, text in environ.items()}
-        values = choose(RUN_FLAGS, given, variables, CURRENT)
+        values = choose(RUN_FLAGS, given, variables, find(layout))
 
         found = read_chosen(RUN_FLAGS, values)
         flags = cls(
@@ -184,10 +184,10 @@ class RunFlags(NamedTuple):
         if self.dry_run and self.run_validation:
             problem = f"it tries real rules, and {self.wheres['dry_run']} writes none"
             raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
-        if self.run_validation and layout == ISTIO_1_0:
-            # Its paths end at a listener or go on; that layout rejects connections, too (inbound IPv6).
-            problem = f"layout {layout} has no validation"
-            raise InvalidInput(self.wheres["run_validation"], problem, f"layout {CURRENT} (--layout)")
+        if self.run_validation and not find(layout).has_validation:
+            others = " or ".join(names_with(lambda other: other.has_validation))
+            problem = f"layout {find(layout).name} has no validation"
+            raise InvalidInput(self.wheres["run_validation"], problem, f"layout {others} (--layout)")
 
     def backend(self, named: str) -> str:
         """Give the backend, beside what --backend names.

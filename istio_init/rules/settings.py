@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
-from istio_init.core.light import TYPE_CHECKING, NamedTuple
-from istio_init.core.option import Value
+from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
+from istio_init.core.option import Value, read_chosen
 from istio_init.rules import values as parse
+from istio_init.rules.layout import ISTIO_1_0, Layout, find, names_with
 from istio_init.rules.model import (
     DNS_PORT,
     ENVOY_PORT,
-    INBOUND_PORT,
     LOOP_MARK,
     LOOPBACK_CIDR,
     PROXY_UID,
@@ -18,11 +18,23 @@ from istio_init.rules.model import (
     TUNNEL_PORT,
     Mode,
 )
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, MAX_GROUPS, OPTIONS
+from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
 from istio_init.rules.values import ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+
+class Kind(NamedTuple):
+    """Users or groups: what one of them is called, and how a name becomes an id."""
+
+    noun: str
+    resolve: Callable[[str], int | None]
+
+    @property
+    def allowed(self) -> str:
+        """What a list of them may hold, for errors."""
+        return f"ids 0..{parse.ID_MAX} and names of existing {self.noun}s, comma-separated"
 
 
 class Accounts(NamedTuple):
@@ -31,9 +43,19 @@ class Accounts(NamedTuple):
     uid: Callable[[str], int | None]
     gid: Callable[[str], int | None]
 
+    @property
+    def users(self) -> Kind:
+        """Users, by this resolver."""
+        return Kind("user", self.uid)
+
+    @property
+    def groups(self) -> Kind:
+        """Groups, by this resolver."""
+        return Kind("group", self.gid)
+
 
 class HostFacts(NamedTuple):
-    """What layout current asks of the machine.
+    """What layouts with `asks_host_facts` depend on besides what a user says.
 
     Attributes:
         nameservers: the servers of resolv.conf, IPv4 and IPv6, canonical.
@@ -46,12 +68,17 @@ class HostFacts(NamedTuple):
 
 NO_ACCOUNTS = Accounts(uid=lambda _: None, gid=lambda _: None)
 NO_FACTS = HostFacts()
-LOOPBACK_NETWORK = "127.0.0.0/8"
-LOOPBACK_PREFIX = 8
+CIDRS = ("service_cidrs", "service_exclude_cidrs")
+# Settings that are the values of their rows, and depend on nothing else.
+AS_READ = (
+    *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
+    *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
+    *("drop_invalid", "loopback_cidr"),
+)
 
 
 class Settings(NamedTuple):
-    """Validated settings of one pod's interception. Those from `tunnel_port` on are layout current's alone.
+    """Validated settings of one pod's interception. Those of `OPTIONS` that its layout cannot express have their defaults.
 
     Attributes:
         inbound_ports: `("*",)` for all, else ports `"80"` and ranges `"8000:8100"`, or empty for none.
@@ -59,7 +86,7 @@ class Settings(NamedTuple):
         service_cidrs: `("*",)` for all, else canonical CIDRs, or empty for none.
         service_exclude_cidrs: canonical CIDRs.
         close_inbound_ipv6: whether connections from outside over IPv6 are rejected (nothing could capture them).
-        layout: which rules these settings are for.
+        layout: which rules these settings are for; never an alias.
         owner_groups: `("*",)` for all, else group ids.
         ipv6: whether IPv6 is captured, too.
         nameservers: those whose requests are captured with `redirect_dns`, unless `capture_all_dns` captures all.
@@ -99,12 +126,13 @@ class Settings(NamedTuple):
         """Make settings from text, as flags would: `Settings.of(inbound_ports="9080", service_cidrs="*")`.
 
         Args:
-            layout: `istio-1.0` or `current`.
+            layout: its name, or an alias.
             values: any of the names in `OPTIONS`, and `ENABLE_INBOUND_IPV6` or `ENVOY_USER`.
 
         Raises:
             InvalidInput: a name or a value is not allowed.
         """
+        find(layout, "layout")
         known = {option.name for option in OPTIONS} | {ENABLE_INBOUND_IPV6, ENVOY_USER}
         for name in values:
             if name not in known:
@@ -120,162 +148,141 @@ def parse_settings(
     Args:
         values: by `Option.name`; also `ENVOY_USER` and `ENABLE_INBOUND_IPV6`.
         accounts: resolves names of users and groups.
-        layout: `istio-1.0` or `current`.
-        facts: what layout current asks of the machine.
+        layout: its name, or an alias.
+        facts: about the machine; ignored by a layout that does not ask for them.
 
     Raises:
         InvalidInput: the first value that is not allowed.
     """
-    if layout not in LAYOUTS:
-        raise InvalidInput("--layout", f"{layout!r} is not a layout", " or ".join(LAYOUTS))
-    _refuse_others(values, layout)
-    warnings: list[str] = []
-    cidr = _cidr_parser(layout, warnings)
-    envoy_port = parse.one(values, "envoy_port", parse.port, ENVOY_PORT)
-    uids = parse.owners(values, "proxy_uids", accounts.uid, "user") or _default_uids(values, accounts, layout)
+    chosen = find(layout)
+    _refuse_others(values, chosen)
+    found = read_chosen(OPTIONS, values)
+    facts = facts if chosen.asks_host_facts else NO_FACTS
+    uids = _ids(found, values, "proxy_uids", accounts.users) or _default_uids(values, accounts, chosen)
     settings = Settings(
-        envoy_port=envoy_port,
-        inbound_capture_port=parse.one(
-            values, "inbound_capture_port", parse.port, INBOUND_PORT if layout == CURRENT else envoy_port
-        ),
+        **{name: found[name] for name in AS_READ},
+        inbound_capture_port=found["inbound_capture_port"] or chosen.inbound_port or found["envoy_port"],
         proxy_uids=uids,
-        proxy_gids=parse.owners(values, "proxy_gids", accounts.gid, "group") or uids,
-        mode=parse.one(values, "mode", parse.mode, Mode.REDIRECT),
-        tproxy_mark=parse.one(values, "tproxy_mark", parse.mark, TPROXY_MARK),
-        tproxy_route_table=parse.one(values, "tproxy_route_table", parse.route_table, TPROXY_ROUTE_TABLE),
-        inbound_ports=parse.items(values, "inbound_ports", parse.port_range, all_allowed=True),
-        inbound_exclude_ports=parse.items(values, "inbound_exclude_ports", parse.port_range),
-        service_cidrs=parse.items(values, "service_cidrs", cidr, all_allowed=True),
-        service_exclude_cidrs=parse.items(values, "service_exclude_cidrs", cidr),
-        close_inbound_ipv6=not (ENABLE_INBOUND_IPV6 in values and values[ENABLE_INBOUND_IPV6].text),
-    )
-    if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
-        warnings.append(f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'")
-    if settings.mode is not Mode.TPROXY:
-        given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
-        warnings += [f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given]
-    if layout == CURRENT:
-        settings = _with_current(settings, values, accounts, facts, warnings)
-    else:
-        warnings += _ipv6_warning(values)
-    return settings._replace(warnings=tuple(warnings))
-
-
-def _refuse_others(values: Mapping[str, Value], layout: str) -> None:
-    """Refuse what only another layout can express."""
-    for option in OPTIONS:
-        if option.name in values and option.layouts and layout not in option.layouts:
-            problem = f"layout {layout} cannot express it"
-            raise InvalidInput(values[option.name].where, problem, f"layout {' or '.join(option.layouts)} (--layout)")
-
-
-def _cidr_parser(layout: str, warnings: list[str]) -> Callable[[str, str], str]:
-    def cidr(text: str, where: str) -> str:
-        canonical, masked = parse.parse_cidr(text, where, ipv6=layout == CURRENT)
-        if masked:
-            warnings.append(f"{where}: {text!r} has host bits set and is taken as {canonical}")
-        return canonical
-
-    return cidr
-
-
-def _ipv6_warning(values: Mapping[str, Value]) -> list[str]:
-    ipv6 = values.get(ENABLE_INBOUND_IPV6)
-    if ipv6 is None or ipv6.text.strip().lower() not in ("0", "false", "no", "off"):
-        return []
-    return [f"{ipv6.where} is {ipv6.text!r}, but any value opens inbound IPv6; leave it out to keep IPv6 closed"]
-
-
-def _with_current(
-    settings: Settings, values: Mapping[str, Value], accounts: Accounts, facts: HostFacts, warnings: list[str]
-) -> Settings:
-    """Add what only layout current has."""
-
-    def switch(name: str) -> bool:
-        return parse.one(values, name, parse.boolean, default=False)
-
-    def ports(name: str) -> tuple[str, ...]:
-        return parse.items(values, name, parse.port_range)
-
-    def interfaces(name: str) -> tuple[str, ...]:
-        return parse.items(values, name, parse.interface)
-
-    everywhere = switch("capture_all_dns")
-    redirect_dns = switch("redirect_dns")
-    if redirect_dns and not everywhere and not facts.nameservers:
-        warnings.append("DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any")
-        redirect_dns = False
-    if everywhere and not redirect_dns:
-        warnings.append(f"{values['capture_all_dns'].where} has no effect: it counts only with --redirect-dns")
-    ipv6 = switch("dual_stack") or facts.is_ipv6
-    if not ipv6:
-        warnings += _idle_cidrs(settings, values)
-    _refuse_contradictions(settings, values, redirect_dns=redirect_dns)
-    return settings._replace(
-        layout=CURRENT,
-        close_inbound_ipv6=False,
-        tunnel_port=parse.one(values, "tunnel_port", parse.port, TUNNEL_PORT),
-        outbound_ports=ports("outbound_ports"),
-        outbound_exclude_ports=ports("outbound_exclude_ports"),
-        exclude_interfaces=interfaces("exclude_interfaces"),
-        virtual_interfaces=interfaces("virtual_interfaces"),
-        redirect_dns=redirect_dns,
-        capture_all_dns=everywhere,
-        drop_invalid=switch("drop_invalid"),
-        ipv6=ipv6,
-        owner_groups=_groups(values, "owner_groups", accounts) or (ALL,),
-        owner_groups_exclude=_groups(values, "owner_groups_exclude", accounts),
-        loopback_cidr=parse.one(values, "loopback_cidr", _loopback, LOOPBACK_CIDR),
+        proxy_gids=_ids(found, values, "proxy_gids", accounts.groups) or uids,
+        service_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_cidrs"])),
+        service_exclude_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_exclude_cidrs"])),
+        close_inbound_ipv6=not (chosen.captures_ipv6 or _is_set(values, ENABLE_INBOUND_IPV6)),
+        layout=layout,
+        redirect_dns=found["redirect_dns"] and bool(found["capture_all_dns"] or facts.nameservers),
+        ipv6=found["dual_stack"] or facts.is_ipv6,
+        owner_groups=_groups(found, values, "owner_groups", accounts) or (ALL,),
+        owner_groups_exclude=_groups(found, values, "owner_groups_exclude", accounts),
         nameservers=facts.nameservers,
     )
+    _refuse_contradictions(settings, values, chosen)
+    _refuse_ipv6(found, values, chosen)
+    return settings._replace(warnings=tuple(_warnings(settings, found, values, chosen)))
 
 
-def _idle_cidrs(settings: Settings, values: Mapping[str, Value]) -> list[str]:
-    """Tell the lists that have CIDRs of IPv6, for where IPv6 is off."""
-    lists = {"service_cidrs": settings.service_cidrs, "service_exclude_cidrs": settings.service_exclude_cidrs}
-    return [
-        f"{values[name].where}: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
-        for name, cidrs in lists.items()
-        if any(":" in cidr for cidr in cidrs)
-    ]
+def _is_set(values: Mapping[str, Value], name: str) -> bool:
+    return name in values and bool(values[name].text)
 
 
-def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], *, redirect_dns: bool) -> None:
+def _refuse_others(values: Mapping[str, Value], layout: Layout) -> None:
+    """Refuse what only another layout can express."""
+    for option in OPTIONS:
+        if option.name in values and not layout.has(option):
+            others = " or ".join(names_with(lambda other: other.has(option)))  # noqa: B023 - called here
+            problem = f"layout {layout.name} cannot express it"
+            raise InvalidInput(values[option.name].where, problem, f"layout {others} (--layout)")
+
+
+def _refuse_ipv6(found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> None:
+    """Refuse CIDRs of IPv6 where it cannot be captured."""
+    for name in CIDRS:
+        for one in () if layout.captures_ipv6 else found[name]:
+            if ":" in _canonical(one):
+                others = " or ".join(names_with(lambda other: other.captures_ipv6))
+                problem = f"{one.written!r} is an IPv6 CIDR, and layout {layout.name} captures IPv4 only"
+                raise InvalidInput(values[name].where, problem, f"{parse.IPV4_CIDR}; layout {others} takes IPv6, too")
+
+
+def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], layout: Layout) -> None:
     """Refuse values that are allowed by themselves, and take something from each other."""
-    if settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
+    if layout.reserves_loop_mark and settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
         problem = f"{LOOP_MARK} is the mark of what the proxy sends to its own pod"
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
-        if redirect_dns and port == DNS_PORT:
+        if settings.redirect_dns and port == DNS_PORT:
             problem = f"{port} is the port of the proxy's resolver, to which {values['redirect_dns'].where} leads"
             raise InvalidInput(values[name].where, problem, "any other port")
 
 
-def _groups(values: Mapping[str, Value], name: str, accounts: Accounts) -> tuple[str, ...]:
-    given = values.get(name)
-    if given is None or not given.text.strip(" ,"):
+def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> Iterator[str]:
+    """Tell what the user should know about values that were accepted."""
+    yield from _cidr_warnings(settings, found, values, layout)
+    if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
+        yield f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'"
+    if settings.mode is not Mode.TPROXY:
+        given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
+        yield from (f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given)
+    if found["redirect_dns"] and not settings.redirect_dns:
+        yield "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any"
+    if settings.capture_all_dns and not settings.redirect_dns:
+        yield f"{values['capture_all_dns'].where} has no effect: it counts only with --redirect-dns"
+    ipv6 = values.get(ENABLE_INBOUND_IPV6)
+    if ipv6 and not layout.captures_ipv6 and ipv6.text.strip().lower() in ("0", "false", "no", "off"):
+        yield f"{ipv6.where} is {ipv6.text!r}, but any value opens inbound IPv6; leave it out to keep IPv6 closed"
+
+
+def _cidr_warnings(
+    settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout
+) -> Iterator[str]:
+    """Tell of host bits, and of lists that have CIDRs of IPv6 where IPv6 is off."""
+    for name in CIDRS:
+        where = values[name].where if name in values else ""
+        for one in found[name]:
+            if one != ALL and one.masked:
+                yield f"{where}: {one.written!r} has host bits set and is taken as {one.canonical}"
+        if layout.captures_ipv6 and not settings.ipv6 and any(":" in cidr for cidr in getattr(settings, name)):
+            yield f"{where}: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+
+
+def _canonical(cidr: parse.Cidr | str) -> str:
+    return cidr if isinstance(cidr, str) else cidr.canonical
+
+
+def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind: Kind) -> tuple[int, ...]:
+    """Give the ids of a list of ids and names; a list that is given has at least one."""
+    if name not in values:
         return ()
-    if given.text.strip() == ALL and name == "owner_groups":
-        return (ALL,)
-    groups = parse.owners(values, name, accounts.gid, "group")
+    if not found[name]:
+        problem = f"{values[name].text!r} names no {kind.noun}, and without one the proxy would loop"
+        raise InvalidInput(values[name].where, problem, kind.allowed)
+    return _resolved(found[name], values[name].where, kind)
+
+
+def _resolved(owners: Iterable[int | str], where: str, kind: Kind) -> tuple[int, ...]:
+    ids = []
+    for owner in owners:
+        found = kind.resolve(owner) if isinstance(owner, str) else owner
+        if found is None:
+            raise InvalidInput(where, f"there is no {kind.noun} {owner!r}", kind.allowed)
+        ids.append(found)
+    return tuple(dict.fromkeys(ids))
+
+
+def _groups(found: Mapping[str, Any], values: Mapping[str, Value], name: str, accounts: Accounts) -> tuple[str, ...]:
+    if found[name] in ((), (ALL,)):
+        return tuple(found[name])
+    where = values[name].where
+    groups = _resolved(found[name], where, accounts.groups)
     if len(groups) > MAX_GROUPS:
-        raise InvalidInput(given.where, f"{len(groups)} groups are too many", f"at most {MAX_GROUPS}")
+        raise InvalidInput(where, f"{len(groups)} groups are too many", f"at most {MAX_GROUPS}")
     return tuple(map(str, groups))
 
 
-def _loopback(text: str, where: str) -> str:
-    canonical, masked = parse.parse_cidr(text, where, ipv6=False)
-    if masked or not canonical.startswith("127.") or int(canonical.partition("/")[2]) < LOOPBACK_PREFIX:
-        raise InvalidInput(
-            where, f"{text!r} is not a part of loopback", f"a CIDR inside {LOOPBACK_NETWORK}, without host bits"
-        )
-    return canonical
-
-
-def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: str) -> tuple[int, ...]:
-    """Give the proxy's user; in layout istio-1.0 also root, whose agent fetches certificates in a virtual machine."""
-    root = () if layout == CURRENT else (0,)
+def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: Layout) -> tuple[int, ...]:
+    """Give the proxy's user, and root where its agent is one of the proxy's programs."""
+    root = (0,) if layout.is_root_proxy else ()
     if ENVOY_USER in values:
-        return tuple(dict.fromkeys((*parse.owners(values, ENVOY_USER, accounts.uid, "user"), *root)))
+        text, where = values[ENVOY_USER]
+        named = parse.listed(parse.owner)(text, where)
+        return tuple(dict.fromkeys((*_ids({ENVOY_USER: named}, values, ENVOY_USER, accounts.users), *root)))
     uid = accounts.uid("istio-proxy")
     return tuple(dict.fromkeys((PROXY_UID if uid is None else uid, *root)))

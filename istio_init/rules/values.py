@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
-from istio_init.core.light import TYPE_CHECKING
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.model import UINT32_MAX, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import TypeVar
-
-    from istio_init.core.option import Value
 
     T = TypeVar("T")
 
 ALL = "*"
+IPV4_CIDR = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8"
 PORT_MAX = 65535
 ID_MAX = 4294967294  # 2^32 - 1 is the kernel's "no such id"
 IPV4_BITS = 32
 OCTETS = {str(octet): octet for octet in range(256)}
+LOOPBACK_NETWORK = "127.0.0.0/8"
+LOOPBACK_PREFIX = 8
 INTERFACE_BYTES = 15  # linux/if.h: IFNAMSIZ, less the zero byte
 SPECIAL = frozenset("/\"'`\\$&|;<>()*?[]{}!#~")  # to the kernel, a shell, or iptables-restore
 RESERVED_ROUTE_TABLES = range(253, 256)  # default, main and local: iproute2's /etc/iproute2/rt_tables
@@ -27,21 +28,34 @@ BOOLS = {"1": True, "t": True, "T": True, "true": True, "TRUE": True, "True": Tr
          "0": False, "f": False, "F": False, "false": False, "FALSE": False, "False": False}  # fmt: skip
 
 
-def parse_cidr(text: str, where: str, *, ipv6: bool) -> tuple[str, bool]:
-    """Give the canonical form of a CIDR or bare address, and whether host bits had to be masked for it.
+class Cidr(NamedTuple):
+    """A network.
+
+    Attributes:
+        canonical: such as `10.0.0.0/8`.
+        written: as the user wrote it.
+        masked: whether host bits had to be masked.
+    """
+
+    canonical: str
+    written: str
+    masked: bool
+
+
+def cidr(text: str, where: str) -> Cidr:
+    """Read a CIDR or a bare address.
 
     Args:
         text: the user's.
         where: the flag or variable that gave it.
-        ipv6: whether IPv6 is possible here.
 
     Raises:
         InvalidInput: `text` is neither.
     """
     address_text, slash, prefix_text = text.partition("/")
     if ":" in address_text:
-        return _parse_ipv6_cidr(text, where, possible=ipv6)
-    allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8"
+        return _ipv6_cidr(text, where)
+    allowed = IPV4_CIDR
     if address_text == ALL:
         raise InvalidInput(where, f"{text!r} is not possible here", allowed)
     address = ipv4_number(address_text)
@@ -51,17 +65,14 @@ def parse_cidr(text: str, where: str, *, ipv6: bool) -> tuple[str, bool]:
     if prefix is None or prefix > IPV4_BITS:
         raise InvalidInput(where, f"{text!r} has no valid prefix length", allowed)
     network = address >> (IPV4_BITS - prefix) << (IPV4_BITS - prefix)
-    # Formatting is the dear part for thousands of CIDRs, and most are canonical already.
+    # Formatting is the slow part for thousands of CIDRs, and most are canonical already.
     canonical = address_text if network == address else ipv4_text(network)
-    return f"{canonical}/{prefix}", network != address
+    return Cidr(f"{canonical}/{prefix}", text, network != address)
 
 
-def _parse_ipv6_cidr(text: str, where: str, *, possible: bool) -> tuple[str, bool]:
+def _ipv6_cidr(text: str, where: str) -> Cidr:
     from ipaddress import IPv6Interface
 
-    if not possible:
-        allowed = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8; layout current takes IPv6, too"
-        raise InvalidInput(where, f"{text!r} is an IPv6 CIDR, and layout istio-1.0 captures IPv4 only", allowed)
     allowed = "an IPv6 address with a prefix length of 0..128, such as fd00::/8"
     try:
         found = IPv6Interface(text)
@@ -69,7 +80,7 @@ def _parse_ipv6_cidr(text: str, where: str, *, possible: bool) -> tuple[str, boo
         raise InvalidInput(where, f"{text!r} is not a CIDR", allowed) from None
     if found.scope_id is not None:
         raise InvalidInput(where, f"{text!r} names an interface", allowed)
-    return str(found.network), found.ip != found.network.network_address
+    return Cidr(str(found.network), text, found.ip != found.network.network_address)
 
 
 def ipv4_number(text: str) -> int | None:
@@ -89,56 +100,31 @@ def ipv4_text(number: int) -> str:
     return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
-def one(values: Mapping[str, Value], name: str, parse: Callable[[str, str], T], default: T) -> T:
-    """Parse the value of one setting, or give the default."""
-    return parse(*values[name]) if name in values else default
+def listed(parse: Callable[[str, str], T], *, all_allowed: bool = False) -> Callable[[str, str], tuple[T | str, ...]]:
+    """Make the parser of a comma-separated list, which drops repetitions.
+
+    Args:
+        parse: reads one item.
+        all_allowed: whether `*` alone may stand for everything; it is read as `("*",)`.
+    """
+
+    def parse_list(text: str, where: str) -> tuple[T | str, ...]:
+        words = [word for word in map(str.strip, text.split(",")) if word]
+        if ALL in words and all_allowed:
+            if len(words) > 1:
+                raise InvalidInput(where, f"{text!r} has '*' among other items", "'*' alone, or a list without it")
+            return (ALL,)
+        return tuple(dict.fromkeys(parse(word, where) for word in words))
+
+    return parse_list
 
 
-def items(
-    values: Mapping[str, Value],
-    name: str,
-    parse: Callable[[str, str], str],
-    *,
-    all_allowed: bool = False,
-) -> tuple[str, ...]:
-    """Split a comma-separated list, validate its items, and drop repetitions."""
-    if name not in values:
-        return ()
-    text, where = values[name]
-    words = [word for word in map(str.strip, text.split(",")) if word]
-    if ALL in words and all_allowed:
-        if len(words) > 1:
-            raise InvalidInput(where, f"{text!r} has '*' among other items", "'*' alone, or a list without it")
-        return (ALL,)
-    return tuple(dict.fromkeys(parse(word, where) for word in words))
-
-
-def owners(
-    values: Mapping[str, Value],
-    name: str,
-    resolve: Callable[[str], int | None],
-    noun: str,
-) -> tuple[int, ...]:
-    """Read a list of ids and names; a list that is given has at least one."""
-    if name not in values:
-        return ()
-    text, where = values[name]
-    allowed = f"ids 0..{ID_MAX} and names of existing {noun}s, comma-separated"
-
-    def owner(word: str, where: str) -> str:
-        found = number(word)
-        if found is None:
-            found = resolve(word)
-        if found is None:
-            raise InvalidInput(where, f"there is no {noun} {word!r}", allowed)
-        if found > ID_MAX:
-            raise InvalidInput(where, f"{word!r} is too large for an id", allowed)
-        return str(found)
-
-    ids = items(values, name, owner)
-    if not ids:
-        raise InvalidInput(where, f"{text!r} names no {noun}, and without one the proxy would loop", allowed)
-    return tuple(int(one) for one in ids)
+def owner(text: str, where: str) -> int | str:
+    """Read the id of a user or group; what is no number is a name, which is returned as it stands."""
+    found = number(text)
+    if found is not None and found > ID_MAX:
+        raise InvalidInput(where, f"{text!r} is too large for an id", f"0..{ID_MAX}")
+    return text if found is None else found
 
 
 def number(text: str) -> int | None:
@@ -218,3 +204,13 @@ def boolean(text: str, where: str) -> bool:
     if text not in BOOLS:
         raise InvalidInput(where, f"{text!r} is neither true nor false", ", ".join(BOOLS))
     return BOOLS[text]
+
+
+def loopback(text: str, where: str) -> str:
+    """Read a part of loopback in IPv4."""
+    found = cidr(text, where)
+    address, _, prefix = found.canonical.partition("/")
+    if found.masked or not address.startswith("127.") or int(prefix) < LOOPBACK_PREFIX:
+        problem = f"{text!r} is not a part of loopback"
+        raise InvalidInput(where, problem, f"a CIDR inside {LOOPBACK_NETWORK}, without host bits")
+    return found.canonical

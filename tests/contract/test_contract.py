@@ -16,9 +16,9 @@ from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.kernel.libiptc import LibiptcBackend
 from istio_init.rules.kernel.nft import NftBackend
 from istio_init.rules.kernel.restore import RestoreBackend
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Chain, Family, Plan, Rule, Table, Target, TargetKind, TproxyRoute, Variant
-from istio_init.rules.options import CURRENT
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT, PAIRS

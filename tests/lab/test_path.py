@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_init.lab.settings import APP_PORT, SHAPES, LabSettings, client_pod, control_pod, mesh_pods
+from istio_init.lab.settings import APP_PORT, LabSettings, client_pod, control_pod, mesh_pods
+from istio_init.lab.world import SHAPES
 from istio_init.sidecar.bootstrap.settings import XDS_PORT
 from tests.lab.live import Live, live, wait_for
 

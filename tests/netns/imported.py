@@ -13,8 +13,8 @@ import istio_init.rules.kernel.libiptc
 import istio_init.rules.kernel.nft
 import istio_init.rules.kernel.restore
 import istio_init.rules.kernel.surroundings
-import istio_init.rules.layouts.current
 import istio_init.rules.layouts.istio_1_0
+import istio_init.rules.layouts.istio_1_30
 import istio_init.rules.render.iptables
 import istio_init.rules.validation
 import tests.netns.program

@@ -26,7 +26,7 @@ def test_rules_are_written_there_and_connections_follow_them(pod: Pod, means: tu
     flags, variant = means
     outside = pod.outside.save(variant)
     done = pod.outside.istio_init("istio-iptables", *flags, *ALL, "--network-namespace", pod.inside.path)
-    assert "layout current applied" in done.stderr
+    assert "layout istio-1.30 applied" in done.stderr
     with servers_for(pod, [INBOUND, OUTBOUND]):
         assert connect(pod, INBOUND).server == INBOUND.outcome
         assert connect(pod, OUTBOUND).server == OUTBOUND.outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from istio_init.kubernetes.inject import InjectSettings, Workload, inject_template
-from istio_init.rules.options import CURRENT
+from istio_init.rules.layout import CURRENT
 
 Json = dict[str, Any]
 

@@ -7,13 +7,14 @@ from ipaddress import IPv4Address
 from hypothesis import strategies as st
 
 from istio_init.core.option import Value
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
 from istio_init.rules.model import UINT32_MAX, Mode
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, MAX_GROUPS, OPTIONS
+from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
 from istio_init.rules.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES
 
 NAMES = tuple(option.name for option in OPTIONS)
-NAMES_OF = {layout: tuple(option.name for option in OPTIONS if layout in option.layouts) for layout in LAYOUTS}
+NAMES_OF = {layout: tuple(option.name for option in OPTIONS if LAYOUTS[layout].has(option)) for layout in LAYOUTS}
 
 ports = st.integers(1, PORT_MAX)
 ids = st.integers(0, ID_MAX)
@@ -104,7 +105,7 @@ settings_of_1_0 = st.builds(_parse, st.fixed_dictionaries({}, optional=VALUES | 
 settings_of_current = st.builds(
     _parse,
     st.fixed_dictionaries({}, optional=VALUES_OF_CURRENT | {ENVOY_USER: WITHOUT_FLAG[ENVOY_USER]}),
-    st.just(CURRENT),
+    st.just(ISTIO_1_30),
     machines,
 )
 valid_settings = settings_of_1_0 | settings_of_current

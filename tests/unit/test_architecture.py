@@ -14,8 +14,9 @@ import pytest
 
 import istio_init
 from istio_init.core.errors import IstioInitError
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
 from istio_init.rules.model import MatchKind, Mode, TargetKind
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.options import OPTIONS
 from tests.cases import CASES
 from tests.cases_current import CASES_CURRENT
 from tests.sweeps import sweep
@@ -41,6 +42,7 @@ ROOMS = (
     "rules.intervals",
     "rules.packet",
     "rules.matches",
+    "rules.layout",
     "rules.options",
     "rules.settings",
     "rules.layouts",
@@ -72,6 +74,7 @@ PURE = (
     "rules.intervals",
     "rules.packet",
     "rules.matches",
+    "rules.layout",
     "rules.options",
     "rules.settings",
     "rules.layouts",
@@ -266,7 +269,8 @@ def test_what_each_pod_start_runs_imports_nothing_slow_at_its_head() -> None:
     assert {(module, name) for module, name in heads if name in slow} == set()
 
 
-CASES_OF = {ISTIO_1_0: CASES, CURRENT: CASES_CURRENT}
+SETTINGS_OF = [(layout.name, option) for option in OPTIONS for layout in LAYOUTS.values() if layout.has(option)]
+CASES_OF = {ISTIO_1_0: CASES, ISTIO_1_30: CASES_CURRENT}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 # Kinds that no rule of a layout has.
 UNUSED_MATCHES = {
@@ -274,11 +278,11 @@ UNUSED_MATCHES = {
         *(MatchKind.SOURCE, MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
         *(MatchKind.MARK, MatchKind.CONNMARK, MatchKind.COMMENT),
     },
-    CURRENT: {MatchKind.SOCKET},
+    ISTIO_1_30: {MatchKind.SOCKET},
 }
 UNUSED_TARGETS = {
     ISTIO_1_0: {TargetKind.DROP, TargetKind.SAVE_MARK, TargetKind.RESTORE_MARK, TargetKind.ZONE},
-    CURRENT: {TargetKind.REJECT},
+    ISTIO_1_30: {TargetKind.REJECT},
 }
 
 
@@ -289,13 +293,19 @@ def test_every_case_is_in_the_table_of_its_layout() -> None:
 
 @sweep(
     ("layout", "flag"),
-    [(layout, flag) for option in OPTIONS for layout in option.layouts or LAYOUTS for flag in option.flags],
+    [
+        (layout.name, flag)
+        for option in OPTIONS
+        for layout in LAYOUTS.values()
+        if layout.has(option)
+        for flag in option.flags
+    ],
 )
 def test_every_flag_has_a_case(layout: str, flag: str) -> None:
     assert [case.name for case in CASES_OF[layout] if flag in case.flags] != []
 
 
-@sweep(("layout", "option"), [(layout, option) for option in OPTIONS for layout in option.layouts or LAYOUTS])
+@sweep(("layout", "option"), SETTINGS_OF)
 def test_every_setting_has_a_case_with_its_variable(layout: str, option: Option) -> None:
     assert [case.name for case in CASES_OF[layout] if set(option.variables) & set(case.environment)] != []
 

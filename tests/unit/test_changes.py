@@ -7,6 +7,7 @@ from hypothesis import given
 
 from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import TableChange, compare, desired, shadows
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import (
     NO_REASON,
@@ -23,7 +24,6 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.options import CURRENT
 from istio_init.rules.render.iptables import parse_save
 from istio_init.rules.settings import Settings
 from tests.unit.strategies import valid_settings

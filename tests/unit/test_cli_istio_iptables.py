@@ -17,8 +17,9 @@ from istio_init.rules import environment
 from istio_init.rules.environment import collect
 from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend
+from istio_init.rules.layout import ISTIO_1_0, CURRENT, LAYOUTS
 from istio_init.rules.model import Family, Table, Variant
-from istio_init.rules.options import CURRENT, ISTIO_1_0, OPTIONS
+from istio_init.rules.options import OPTIONS
 from istio_init.rules.run_flags import LEVELS, MEANINGLESS, PROBE_PORT, RUN_FLAGS
 from istio_init.rules.settings import HostFacts
 from istio_init.rules.validation.attempts import Verdict
@@ -36,7 +37,7 @@ INJECTED = (
     *("-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*"),
     *("-d", "15090,15021,15020", "-q", "5432", "-o", "3306", "-k", "", "-c", "net1", "--log_output_level=default:info"),
 )
-ONLY_CURRENT = [option for option in OPTIONS if ISTIO_1_0 not in option.layouts]
+ONLY_CURRENT = [option for option in OPTIONS if not LAYOUTS[ISTIO_1_0].has(option)]
 OF_RUN_FLAGS = {option.name: option for option in RUN_FLAGS}
 
 
@@ -135,7 +136,7 @@ def test_a_flag_that_the_old_layout_cannot_express_is_refused_with_the_layout_th
     for flag in (flag for flag in option.flags if flag.startswith("--")):
         line = refused(call("apply", "-n", f"{flag}=1"))
         assert flag in line
-        assert "layout istio-1.0 cannot express it (allowed: layout current" in line
+        assert "layout istio-1.0 cannot express it (allowed: layout istio-1.30" in line
 
 
 def test_the_layout_can_be_chosen_by_hand(tmp_path: Path) -> None:
@@ -155,12 +156,12 @@ def test_a_flag_that_the_chosen_layout_cannot_express_is_refused(option: Option)
         value = ("=1",) if flag.startswith("--") else ("", "1")
         words = (flag + value[0], *value[1:])
         line = refused(call("istio-iptables", "-n", "--layout", "istio-1.0", *words))
-        assert "layout istio-1.0 cannot express it (allowed: layout current (--layout))" in line
+        assert "layout istio-1.0 cannot express it (allowed: layout istio-1.30 (--layout))" in line
 
 
 def test_a_validation_is_of_layout_current() -> None:
     line = refused(call("istio-iptables", "--layout", "istio-1.0", "--run-validation"))
-    assert "--run-validation: layout istio-1.0 has no validation (allowed: layout current (--layout))" in line
+    assert "--run-validation: layout istio-1.0 has no validation (allowed: layout istio-1.30 (--layout))" in line
     line = refused(call("istio-iptables", "--layout", "istio-1.0", environment={"RUN_VALIDATION": "1"}))
     assert "$RUN_VALIDATION: " in line
 
@@ -259,7 +260,7 @@ def test_a_dry_run_by_flag_and_by_variable_writes_nothing(
 
 def test_rules_are_written_once(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["istio-iptables", *ALL, "--reconcile"]) == 0
-    assert "layout current applied" in capsys.readouterr().err
+    assert "layout istio-1.30 applied" in capsys.readouterr().err
     assert set(opened.backend.kernel[Family.IPV4]) == {Table.NAT}
     written = opened.backend.transactions
     assert run(["istio-iptables", *ALL]) == 0

@@ -10,9 +10,9 @@ from istio_init.core.errors import CommandError, IstioInitError, NotPermitted, U
 from istio_init.rules.changes import desired
 from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend, FakeSurroundings
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import NO_MARK, Family, Table, TproxyRoute
-from istio_init.rules.options import CURRENT
 from istio_init.rules.settings import Settings
 
 if TYPE_CHECKING:

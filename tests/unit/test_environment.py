@@ -12,7 +12,8 @@ from istio_init.core.errors import InvalidInput
 from istio_init.core.option import Option, Value
 from istio_init.rules import environment
 from istio_init.rules.environment import collect, read_settings
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS, OPTIONS
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
+from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
 from istio_init.rules.settings import HostFacts, Settings
 from tests.sweeps import sweep
 
@@ -53,7 +54,7 @@ def variable_of(pair: tuple[Option, str]) -> str:
 
 
 FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
-OF_1_0 = [option for option in OPTIONS if ISTIO_1_0 in option.layouts]
+OF_1_0 = [option for option in OPTIONS if LAYOUTS[ISTIO_1_0].has(option)]
 each_variable = sweep(
     ("option", "variable"), [(option, name) for option in OF_1_0 for name in option.variables], variable_of
 )
@@ -111,7 +112,7 @@ def test_a_flag_beats_a_variable_and_that_the_default_in_layout_current(
     field = FIELDS.get(option.name, option.name)
 
     def read(flag: str | None = None) -> str:
-        return as_text(getattr(read_settings({option.name: flag}, environ, CURRENT), field))
+        return as_text(getattr(read_settings({option.name: flag}, environ, ISTIO_1_30), field))
 
     before = read()
     environ[variable] = SAMPLES[option.name][0]
@@ -130,7 +131,7 @@ def test_a_variable_of_a_setting_that_a_layout_does_not_have_is_ignored_and_a_fl
 
 def test_layout_current_reads_no_environment_files(tmp_path: Path) -> None:
     environ = {CLUSTER: written(tmp_path / "cluster.env", "ENVOY_PORT=1001"), SIDECAR: str(tmp_path / "nowhere.env")}
-    assert texts({}, environ, CURRENT) == {}
+    assert texts({}, environ, ISTIO_1_30) == {}
 
 
 @each_variable
@@ -156,7 +157,7 @@ def test_an_empty_variable_is_none_for_a_list_and_not_set_for_the_others(
 ) -> None:
     file = written(tmp_path / "sidecar.env", f"{variable}=")
     expected = {option.name: ""} if option.is_list else {}
-    assert texts({}, {variable: ""}) == texts({}, {variable: ""}, CURRENT) == expected
+    assert texts({}, {variable: ""}) == texts({}, {variable: ""}, ISTIO_1_30) == expected
     assert texts({}, {SIDECAR: file}) == expected
 
 

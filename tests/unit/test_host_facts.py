@@ -9,7 +9,7 @@ import pytest
 from istio_init.core.errors import Unsupported
 from istio_init.rules import environment
 from istio_init.rules.environment import local_addresses, read_host_facts, read_settings
-from istio_init.rules.options import CURRENT
+from istio_init.rules.layout import CURRENT
 from tests.unit.program import call
 
 if TYPE_CHECKING:

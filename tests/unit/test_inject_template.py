@@ -493,7 +493,7 @@ def test_a_word_about_injection_that_stands_beside_the_template_is_told() -> Non
     beside = document("Deployment", template())
     beside["metadata"]["annotations"] = {"sidecar.istio.io/inject": "false"}
     _, (note,) = inject_document(beside, TODAY, "f")
-    assert "injected (layout current" in note
+    assert "injected (layout istio-1.30" in note
     assert "sidecar.istio.io/inject on the Deployment itself has no effect" in note
     of_pod = document("Pod", template({"sidecar.istio.io/inject": "false"}))
     _, (note,) = inject_document(of_pod, TODAY, "f")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import compare, desired
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.matches import MATCHES
 from istio_init.rules.model import (
@@ -30,7 +31,6 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.options import CURRENT
 from istio_init.rules.render import render
 from istio_init.rules.render.nft import canonical_tables, render_nft, render_tables
 from istio_init.rules.render.nft_listing import parse_listing

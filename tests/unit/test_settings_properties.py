@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from istio_init.core.errors import InvalidInput
 from istio_init.core.option import Value
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.options import CURRENT, ENABLE_INBOUND_IPV6, ENVOY_USER, ISTIO_1_0, LAYOUTS
+from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER
 from istio_init.rules.render import render
 from istio_init.rules.settings import NO_ACCOUNTS, Accounts, HostFacts, Settings, parse_settings
-from istio_init.rules.values import parse_cidr
+from istio_init.rules.values import cidr
 from tests.unit.strategies import NAMES, NAMES_OF, any_text, cidrs, ipv6_cidrs, nearly_valid, port_lists
 
 EVERYBODY = Accounts(uid=lambda _: 1000, gid=lambda _: 1000)
@@ -65,11 +66,12 @@ def test_a_well_formed_port_list_means_the_ports_that_it_names(text: str) -> Non
 
 @given(text=cidrs | ipv6_cidrs)
 def test_a_cidr_means_what_the_standard_library_says(text: str) -> None:
-    canonical, masked = parse_cidr(text, "-i", ipv6=True)
+    canonical, written, masked = cidr(text, "-i")
+    assert written == text
     network = ip_network(text, strict=False)
     assert canonical == str(network)
     assert masked == (text.partition("/")[0] != str(network.network_address))
-    assert parse_cidr(canonical, "-i", ipv6=True) == (canonical, False)
+    assert cidr(canonical, "-i") == (canonical, canonical, False)
 
 
 # One line of what `--dry-run` prints for iptables-restore: words without these characters only, so that no line can be two
@@ -81,12 +83,12 @@ LINE = re.compile(
 )
 
 # TPROXY's pair, or an owner as user and group; in layout current an owner has five in each family.
-RULES_OF_AN_ITEM = {ISTIO_1_0: 2, CURRENT: 2 * 5 * 2}
+RULES_OF_AN_ITEM = {ISTIO_1_0: 2, ISTIO_1_30: 2 * 5 * 2}
 
 # The other values: with them a value under test shows in the most rules.
 AROUND = {
     ISTIO_1_0: {"mode": "TPROXY", "inbound_ports": "*", "service_cidrs": "10.0.0.0/8"},
-    CURRENT: {
+    ISTIO_1_30: {
         "mode": "TPROXY",
         "inbound_ports": "*",
         "service_cidrs": "10.0.0.0/8",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Family
-from istio_init.rules.options import CURRENT
 from istio_init.rules.settings import Settings
 from istio_init.rules.validation.packets import ACK, SYN, TCP, UDP, Segment, pack, parse
 from istio_init.rules.validation.paths import INSIDE, NOWHERE, Path, Place, choose_app, paths, unchecked

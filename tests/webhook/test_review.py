@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject import Injection, InjectSettings, Workload, inject_template
 from istio_init.kubernetes.webhook.review import WARNING_LENGTH, Answer, Json, Outcome, answer, read_request, workload_of
-from istio_init.rules.options import CURRENT
+from istio_init.rules.layout import CURRENT
 from tests.webhook import stand_in
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 

@@ -12,8 +12,8 @@ from istio_init.core.errors import InvalidInput
 from istio_init.core.option import Value
 from istio_init.kubernetes.agreement import MESH_PORTS
 from istio_init.rules import values as parse
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find
 from istio_init.rules.model import READINESS_PORT, Mode
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.settings import NO_ACCOUNTS, parse_settings
 from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -52,11 +52,33 @@ IMAGE = re.compile(
 )
 
 
+class InjectLayout(NamedTuple):
+    """What a layout means for injected pods.
+
+    Attributes:
+        inbound_ports: what is captured of a pod that does not say.
+        status_port: the default of the readiness probe's port; 0 for no probe.
+        has_native_sidecars: whether its proxy may be a native sidecar.
+        is_privileged: whether its init container is privileged by default.
+    """
+
+    inbound_ports: str
+    status_port: int
+    has_native_sidecars: bool
+    is_privileged: bool
+
+
+LAYOUTS = {
+    ISTIO_1_0: InjectLayout("", 0, has_native_sidecars=False, is_privileged=True),
+    ISTIO_1_30: InjectLayout(ALL, READINESS_PORT, has_native_sidecars=True, is_privileged=False),
+}
+
+
 class InjectSettings(NamedTuple):
     """The command line's settings, for all pods.
 
     Attributes:
-        layout: `istio-1.0` or `current`.
+        layout: which rules, and the pod's shape; its name, or an alias.
         init_image: the init container's image.
         proxy_image: the proxy's image, unless an annotation overrides it.
         native_sidecar: whether the proxy is a native sidecar, an init container that keeps running; layout current only.
@@ -73,16 +95,21 @@ class InjectSettings(NamedTuple):
     zipkin_address: str | None = None
     unprivileged: bool = False
 
+    @property
+    def traits(self) -> InjectLayout:
+        """What the layout means here."""
+        return entry(LAYOUTS, self.layout, "injection")
+
     def checked(self) -> InjectSettings:
         """Validate and return these settings.
 
         Raises:
             InvalidInput: a value is not allowed; the error names its flag.
         """
-        if self.layout not in LAYOUTS:
-            raise InvalidInput("--layout", f"{self.layout!r} is not a known layout", " or ".join(LAYOUTS))
-        if self.native_sidecar and self.layout != CURRENT:
-            raise InvalidInput("--native-sidecar", f"layout {self.layout} has no native sidecars", f"--layout {CURRENT}")
+        layout = find(self.layout).name
+        if self.native_sidecar and not self.traits.has_native_sidecars:
+            others = " or ".join(f"--layout {name}" for name, one in LAYOUTS.items() if one.has_native_sidecars)
+            raise InvalidInput("--native-sidecar", f"layout {layout} has no native sidecars", others)
         image(self.init_image, "--init-image")
         image(self.proxy_image, "--proxy-image")
         flags = {"discoveryAddress": self.discovery_address or None, "zipkinAddress": self.zipkin_address}
@@ -127,13 +154,13 @@ class PodAnnotations(NamedTuple):
             for name, option in TRAFFIC.items()
             if name in annotations
         }
-        every_port = {"inbound_ports": Value(ALL, where)} if settings.layout == CURRENT else {}
-        rules = parse_settings({**every_port, **values}, NO_ACCOUNTS, settings.layout)
+        captured = Value(settings.traits.inbound_ports, where)
+        rules = parse_settings({"inbound_ports": captured, **values}, NO_ACCOUNTS, settings.layout)
         own_image = annotations.get(PROXY_IMAGE_ANNOTATION)
         return cls(
             flags={option: value.text for option, value in values.items()},
             mode=rules.mode,
-            status_port=_status_port(annotations, settings.layout, where),
+            status_port=_status_port(annotations, settings.traits.status_port, where),
             is_status_port_set=STATUS_PORT in annotations,
             proxy_image=settings.proxy_image
             if own_image is None
@@ -185,9 +212,9 @@ def _own_ports(captured: tuple[str, ...]) -> Iterator[str]:
             yield f"annotation {INBOUND_PORTS} lists port {port}, which the proxy uses ({what})"
 
 
-def _status_port(annotations: Mapping[str, str], layout: str, where: str) -> int:
+def _status_port(annotations: Mapping[str, str], default: int, where: str) -> int:
     if STATUS_PORT not in annotations:
-        return READINESS_PORT if layout == CURRENT else 0
+        return default
     try:
         found = parse_proxy_settings("sidecar", {"statusPort": annotations[STATUS_PORT]}, {}, "192.0.2.1")
     except InvalidInput as error:

@@ -8,11 +8,11 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
-from istio_init.kubernetes.inject import current, istio_1_0
+from istio_init.kubernetes.inject import istio_1_0, istio_1_30
 from istio_init.kubernetes.inject.pod import Additions, PodTemplate, check_ports, read_ports
 from istio_init.kubernetes.inject.settings import INJECT, STATUS, InjectSettings, PodAnnotations, wants_injection
 from istio_init.kubernetes.manifest import INIT, PROXY
-from istio_init.rules.options import CURRENT, ISTIO_1_0
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-ADDITIONS = {ISTIO_1_0: istio_1_0.additions, CURRENT: current.additions}
+ADDITIONS = {ISTIO_1_0: istio_1_0.additions, ISTIO_1_30: istio_1_30.additions}
 LISTS = ("initContainers", "containers", "volumes")
 TEXTS = ("labels", "annotations")
 # A member of the status annotation: the members that were present but empty before the injection.
@@ -65,9 +65,9 @@ def inject_template(template: Json, settings: InjectSettings, workload: Workload
     ports = read_ports(spec, where)
     warnings = (*parsed.warnings, *check_ports(ports, parsed, where), *_user_warnings(spec, settings, where))
     pod = PodTemplate(workload, labels, annotations, account, names, ports, parsed, settings)
-    additions = ADDITIONS[settings.layout](pod)
+    additions = entry(ADDITIONS, settings.layout, "injection")(pod)
     _reject_volume_conflicts(spec, additions, where)
-    note = "; ".join((f"injected (layout {settings.layout}, namespace {workload.namespace})", *warnings))
+    note = "; ".join((f"injected (layout {find(settings.layout).name}, namespace {workload.namespace})", *warnings))
     return Injection(_apply(template, additions, where), note)
 
 
@@ -120,7 +120,7 @@ def _user_warnings(spec: Json, settings: InjectSettings, where: str) -> Iterator
     """Warn if the pod's security context keeps istio-1.0's init container, which does not override it, from being root."""
     context = _object(spec, "securityContext", where)
     if (
-        settings.layout == ISTIO_1_0
+        settings.traits.is_privileged
         and not settings.unprivileged
         and (context.get("runAsUser") or context.get("runAsNonRoot"))
     ):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-from istio_init.core.errors import InvalidInput
-from istio_init.rules.options import CURRENT, ISTIO_1_0, LAYOUTS
+from istio_init.core.light import TYPE_CHECKING
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry
 
 if TYPE_CHECKING:
     from istio_init.rules.model import Plan
     from istio_init.rules.settings import Settings
 
-# The module of each layout, whose `build` makes the plan: each pod start waits for imports, and needs one layout.
-MODULES = {ISTIO_1_0: "istio_1_0", CURRENT: "current"}
+
+# Each imports its module only when it is called: a pod start waits for imports, and needs one layout.
+def _istio_1_0(settings: Settings) -> Plan:
+    from istio_init.rules.layouts.istio_1_0 import build
+
+    return build(settings)
+
+
+def _istio_1_30(settings: Settings) -> Plan:
+    from istio_init.rules.layouts.istio_1_30 import build
+
+    return build(settings)
+
+
+BUILD = {ISTIO_1_0: _istio_1_0, ISTIO_1_30: _istio_1_30}
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -22,7 +32,4 @@ def build_plan(settings: Settings) -> Plan:
     Raises:
         InvalidInput: there is no such layout.
     """
-    if settings.layout not in MODULES:
-        raise InvalidInput("layout", f"{settings.layout!r} is not a layout", " or ".join(LAYOUTS))
-    plan: Plan = import_module(f"{__name__}.{MODULES[settings.layout]}").build(settings)
-    return plan
+    return entry(BUILD, settings.layout, "rules")(settings)

@@ -25,7 +25,6 @@ from istio_init.rules.model import (
     TargetKind,
     TproxyRoute,
 )
-from istio_init.rules.options import ISTIO_1_0
 from istio_init.rules.values import ALL
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def build(settings: Settings) -> Plan:
     """Make the plan; pure, the same settings always give the same plan."""
     tproxy = settings.mode is Mode.TPROXY and bool(settings.inbound_ports)
     return Plan(
-        layout=ISTIO_1_0,
+        layout=settings.layout,
         chains=(
             *_redirect_chains(settings),
             *(_tproxy_chains(settings) if tproxy else ()),

@@ -1,4 +1,4 @@
-"""The layout of today's Istio: what `pilot-agent istio-iptables` of master (August 2026) means to write.
+"""The layout of Istio 1.30, today's: what `pilot-agent istio-iptables` of master (August 2026) means to write.
 
 Rules come in that tool's order. Where it was wrong, the rule here is what it should have been, and the README's
 compatibility section says so. IPv6 has the same rules as IPv4, when it is on.
@@ -43,7 +43,6 @@ from istio_init.rules.model import (
     TargetKind,
     TproxyRoute,
 )
-from istio_init.rules.options import CURRENT
 from istio_init.rules.values import ALL
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def build(settings: Settings) -> Plan:
     routed = settings.mode is Mode.TPROXY and bool(settings.inbound_ports)
     route = TproxyRoute(settings.tproxy_mark, settings.tproxy_route_table)
     return Plan(
-        layout=CURRENT,
+        layout=settings.layout,
         chains=tuple(chain for net in nets for chain in gather(net.family, _pieces(settings, net))),
         routes=tuple(route._replace(family=net.family) for net in nets) if routed else (),
         addresses=(PROXY_SOURCE_IPV6,) if settings.ipv6 else (),

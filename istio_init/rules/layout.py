@@ -1,0 +1,122 @@
+"""The layouts by the names that users know them by. A new one is a row here, a module and its row in `layouts`, and cases.
+
+A layout's name is compared nowhere: what differs between layouts is a trait of its row, or a table of another part that is
+keyed by these names and read with `entry`.
+"""
+
+from __future__ import annotations
+
+from istio_init.core.errors import InvalidInput
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.rules.model import INBOUND_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    from istio_init.core.option import Option
+
+    T = TypeVar("T")
+
+ISTIO_1_0, ISTIO_1_30 = "istio-1.0", "istio-1.30"
+CURRENT = "current"
+
+
+class Layout(NamedTuple):
+    """One layout.
+
+    Attributes:
+        name: what users write, and what the log and plans show.
+        version: of the Istio whose rules they are, and whose settings it can express.
+        captures_ipv6: whether IPv6 can be captured; if not, what comes in over IPv6 is rejected, unless
+            ENABLE_INBOUND_IPV6 opens it.
+        inbound_port: the default of `inbound_capture_port`; None for one port for both directions.
+        is_root_proxy: whether root is among the proxy's users by default.
+        reserves_loop_mark: whether `LOOP_MARK` marks packets, so that TPROXY needs another mark.
+        reads_environment_files: whether variables come from environment files, too.
+        asks_host_facts: whether the plan depends on `HostFacts` of `istio_init.rules.settings`.
+        has_validation: whether `istio_init.rules.validation` can check its paths.
+    """
+
+    name: str
+    version: tuple[int, int]
+    captures_ipv6: bool
+    inbound_port: int | None
+    is_root_proxy: bool
+    reserves_loop_mark: bool
+    reads_environment_files: bool
+    asks_host_facts: bool
+    has_validation: bool
+
+    def has(self, option: Option) -> bool:
+        """Tell whether it can express a setting."""
+        return self.version >= option.since
+
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            ISTIO_1_0,
+            version=(1, 0),
+            captures_ipv6=False,
+            inbound_port=None,
+            is_root_proxy=True,  # its agent fetches certificates as root in a virtual machine
+            reserves_loop_mark=False,
+            reads_environment_files=True,
+            asks_host_facts=False,
+            has_validation=False,  # a path ends at a listener or goes on there; this layout also rejects (inbound IPv6)
+        ),
+        Layout(
+            ISTIO_1_30,
+            version=(1, 30),
+            captures_ipv6=True,
+            inbound_port=INBOUND_PORT,
+            is_root_proxy=False,
+            reserves_loop_mark=True,
+            reads_environment_files=False,
+            asks_host_facts=True,
+            has_validation=True,
+        ),
+    )
+}
+ALIASES = {CURRENT: ISTIO_1_30}
+NAMES = (*LAYOUTS, *ALIASES)  # what users may write
+
+
+def find(name: str, where: str = "--layout") -> Layout:
+    """Give the row of a layout, also by an alias.
+
+    Args:
+        name: what a user wrote.
+        where: who named it, for the error.
+
+    Raises:
+        InvalidInput: there is no such layout.
+    """
+    layout = LAYOUTS.get(ALIASES.get(name, name))
+    if layout is None:
+        raise InvalidInput(where, f"{name!r} is not a layout", " or ".join(NAMES))
+    return layout
+
+
+def names_with(trait: Callable[[Layout], bool]) -> tuple[str, ...]:
+    """Name the layouts with a trait, for errors that say what to use instead."""
+    return tuple(layout.name for layout in LAYOUTS.values() if trait(layout))
+
+
+def entry(table: Mapping[str, T], name: str, what: str) -> T:
+    """Give a layout's entry in a table of another part, keyed by names of layouts.
+
+    Args:
+        table: the table.
+        name: of the layout, or an alias.
+        what: what the table's entries are, for the error.
+
+    Raises:
+        InvalidInput: there is no such layout, or the table has no entry for it.
+    """
+    layout = find(name)
+    if layout.name not in table:
+        raise InvalidInput("--layout", f"{layout.name!r} has no {what}", ", ".join(table))
+    return table[layout.name]
