@@ -76,12 +76,13 @@ PURE = (
     "kubernetes.manifest",
     "kubernetes.inject",
 )
-EFFECTS = frozenset({"subprocess", "socket", "os", "pwd", "grp", "fcntl", "ctypes", "iptc", "pyroute2", "click"})
+EFFECTS = frozenset({"subprocess", "socket", "_socket", "os", "pwd", "grp", "fcntl", "ctypes", "iptc", "pyroute2", "click"})
 
 # Who alone may import what.
 OWNERS = {
     "subprocess": {"istio_init.core.runner", "istio_init.lab.client"},
-    "pyroute2": {"istio_init.rules.kernel.surroundings", "istio_init.lab.network", "istio_init.rules.validation.world"},
+    "pyroute2": {"istio_init.lab.network", "istio_init.rules.validation.world"},
+    "_socket": {"istio_init.rules.kernel.netlink", "istio_init.rules.kernel.rtnetlink"},
     "ruamel": {f"istio_init.kubernetes.inject.{name}" for name in ("fragments", "text", "tree")},
     "watchdog": {"istio_init.core.watch"},
     "aiohttp": {"istio_init.kubernetes.webhook.connections", "istio_init.kubernetes.webhook.server"},
@@ -236,12 +237,13 @@ def test_a_dry_run_does_not_import_what_is_slow_to_import() -> None:
 # What writes and reads rules of iptables: each pod start runs it, and what it does not need must not be imported with it.
 HOT = [
     *("istio_init.rules.changes", "istio_init.rules.render.iptables", "istio_init.rules.kernel.modules"),
+    *(f"istio_init.rules.kernel.{name}" for name in ("netlink", "nf_tables", "rtnetlink")),
     *(module for module in MODULES if room(module) in ("rules.matches", "rules.layouts", "rules.model")),
 ]
 
 
 def test_what_each_pod_start_runs_imports_nothing_slow_at_its_head() -> None:
-    slow = {"re", "ipaddress", "json", "dataclasses", "functools", "contextlib", "subprocess"}
+    slow = {"re", "ipaddress", "json", "dataclasses", "functools", "contextlib", "subprocess", "socket"}
     heads = {
         (module, alias.name if isinstance(node, ast.Import) else str(node.module))
         for module in HOT
