@@ -1,14 +1,15 @@
 """What the standard library has, for programs that live for some milliseconds.
 
-Each pod start waits for this program's imports, and `typing`, `enum`, `contextlib` and `signal` together take longer to
-import than all else that an apply needs. So the modules of an apply take these names from here. Type checkers see the
-standard library's own, and `tests/unit/test_light.py` holds each stand-in to them.
+Each pod start waits for this program's imports, and `typing`, `enum`, `contextlib`, `signal` and `socket` together take
+longer to import than all else that an apply needs. So the modules of an apply take these names from here. Type checkers
+see the standard library's own, and `tests/unit/test_light.py` holds each stand-in to them.
 """
 
 TYPE_CHECKING = False  # the name is what type checkers go by (PEP 484)
 
 if TYPE_CHECKING:
     import signal as signal
+    import socket as socket
     from contextlib import contextmanager as contextmanager
     from enum import IntEnum as IntEnum
     from enum import StrEnum as StrEnum
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol as Protocol
 else:
     import _signal as signal  # noqa: F401 - what `signal` is made of, without its enumerations
+    import _socket as socket  # noqa: F401 - what `socket` is made of, likewise
     from _collections import _tuplegetter
 
     Any = Protocol = object  # at run time nobody asks them anything

@@ -10,7 +10,7 @@ import os
 import pwd
 
 from istio_init.core.errors import InvalidInput, Unsupported
-from istio_init.core.light import TYPE_CHECKING
+from istio_init.core.light import TYPE_CHECKING, socket
 from istio_init.core.option import Option, Value
 from istio_init.rules.layout import ISTIO_1_0, Layout, find
 from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
@@ -148,8 +148,6 @@ def local_addresses() -> frozenset[str]:
 
 def _addresses() -> Iterator[tuple[str, bool]]:
     """Give each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
-    from socket import AF_INET6, inet_ntop
-
     address = ""
     for words in _table(IPV4_ADDRESSES):
         if words[0] == "|--":
@@ -157,7 +155,7 @@ def _addresses() -> Iterator[tuple[str, bool]]:
         elif words == ["/32", "host", "LOCAL"]:
             yield address, not address.startswith(("127.", "169.254."))
     for digits, *_ in _table(IPV6_ADDRESSES):
-        address = inet_ntop(AF_INET6, bytes.fromhex(digits))
+        address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
         # Link-local is fe80::/10 (RFC 4291, 2.5.6).
         yield address, not (digits.startswith(("fe8", "fe9", "fea", "feb")) or f"{address}/128" in OWN_IPV6)
 
@@ -189,8 +187,6 @@ def _nameservers() -> tuple[str, ...]:
 
 def _server(text: str) -> str:
     """Give the canonical form of a server's address, or an empty text for what is none."""
-    import socket
-
     try:
         if ":" not in text:
             return socket.inet_ntoa(socket.inet_aton(text))  # as glibc: 127.1 is 127.0.0.1

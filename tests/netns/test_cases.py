@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from istio_init.rules.kernel.engine import open_engine
-from istio_init.rules.layout import ISTIO_1_0, CURRENT
+from istio_init.rules.layout import CURRENT, ISTIO_1_0
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.render import render
 from tests.cases import CASES, CLIENT, CLIENT_IPV6, Case, Connection

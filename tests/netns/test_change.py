@@ -128,12 +128,15 @@ def test_a_run_over_the_old_scripts_rules_finds_them_in_place(pod: Pod) -> None:
     assert "already in place" in pod.inside.istio_init(*REDIRECT, "--family", "ipv4").stderr
 
 
-@pytest.mark.parametrize("flags", [REDIRECT, ("--layout", "current", *REDIRECT)], ids=["istio-1.0", "current"])
-def test_a_pod_that_never_had_a_policy_route_does_without_the_library_for_them(pod: Pod, flags: tuple[str, ...]) -> None:
-    program = (
-        f"import sys; from istio_init.cli.main import run; assert run({list(flags)}) == 0; print('pyroute2' in sys.modules)"
-    )
-    for _ in range(2):
+@pytest.mark.parametrize(
+    "flags", [REDIRECT, TPROXY, ("--layout", "current", *REDIRECT)], ids=["redirect", "tproxy", "current"]
+)
+def test_an_apply_and_a_clean_import_no_library_of_netlink(pod: Pod, flags: tuple[str, ...]) -> None:
+    for arguments in (flags, flags, ("clean",)):
+        program = (
+            f"import sys; from istio_init.cli.main import run; assert run({list(arguments)}) == 0; "
+            "print('pyroute2' in sys.modules)"
+        )
         assert pod.inside.run(sys.executable, "-c", program).stdout == "False\n"
 
 

@@ -17,7 +17,7 @@ from istio_init.rules import environment
 from istio_init.rules.environment import collect
 from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend
-from istio_init.rules.layout import ISTIO_1_0, CURRENT, LAYOUTS
+from istio_init.rules.layout import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.model import Family, Table, Variant
 from istio_init.rules.options import OPTIONS
 from istio_init.rules.run_flags import LEVELS, MEANINGLESS, PROBE_PORT, RUN_FLAGS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from istio_init.core.errors import InvalidInput
-from istio_init.rules.layout import ISTIO_1_0, CURRENT
+from istio_init.rules.layout import CURRENT, ISTIO_1_0
 from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.model import BUILTIN_CHAINS, Family, Plan, TproxyRoute, Variant
 from istio_init.rules.render import render

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import errno
+import os
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from istio_init.core.errors import Unsupported
-from istio_init.rules.kernel import surroundings
+from istio_init.rules.kernel import rtnetlink, surroundings
+from istio_init.rules.kernel.netlink import MESSAGE, NETLINK_ROUTE
 from istio_init.rules.model import Family, TproxyRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class OldKernel:
-    """Answers as netlink does, from what it is told that there is.
+    """Answers as netlink does, in messages that pyroute2 writes, from what it is told that there is.
 
     Args:
         families: those that it has policy rules for.
@@ -34,7 +35,8 @@ class OldKernel:
         self.families = families
         self.addresses = addresses
 
-    def __call__(self) -> Self:
+    def __call__(self, protocol: int) -> Self:
+        assert protocol == NETLINK_ROUTE
         return self
 
     def __enter__(self) -> Self:
@@ -43,37 +45,48 @@ class OldKernel:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def get_rules(self, family: int) -> Iterator[fibmsg]:
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """Answer with what there is, and for routes and addresses with IPv4's or IPv6's, whatever was asked for.
+
+        That is what rtnetlink does for a family that it does not know.
+        """
+        answers: dict[int, Callable[[int], Iterator[bytes]]] = {
+            rtnetlink.RTM_GETRULE: self.rules,
+            rtnetlink.RTM_GETROUTE: lambda _: self.routes(),
+            rtnetlink.RTM_GETADDR: lambda _: self.lo(),
+        }
+        return list(answers[kind](body[0]))
+
+    def rules(self, family: int) -> Iterator[bytes]:
         if family not in self.families:
-            raise NetlinkError(errno.EAFNOSUPPORT)
-        rule = fibmsg()
-        rule["family"], rule["action"], rule["table"] = family, surroundings.FR_ACT_TO_TBL, 133
-        for field in ("flags", "src_len", "dst_len", "tos"):
-            rule[field] = 0
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         values = {"TABLE": 133, "FWMARK": 1337, "FWMASK": 0xFFFFFFFF, "PROTOCOL": 133, "SUPPRESS_PREFIXLEN": 0xFFFFFFFF}
-        rule["attrs"] = [(f"FRA_{name}", value) for name, value in values.items()]
-        yield rule
+        attributes = [(f"FRA_{name}", value) for name, value in values.items()]
+        yield content(fibmsg(), family=family, action=rtnetlink.FR_ACT_TO_TBL, table=133, attrs=attributes)
 
-    def get_routes(self, family: int, **_: int) -> Iterator[rtmsg]:  # noqa: ARG002 - that is the point
-        """Give IPv4's routes, whatever was asked for: what rtnetlink does for a family that it does not know."""
-        route = rtmsg()
-        route["family"], route["type"], route["dst_len"], route["proto"] = AF_INET, surroundings.RTN_LOCAL, 0, 133
-        route["attrs"] = [("RTA_TABLE", 133)]
-        yield route
+    def routes(self) -> Iterator[bytes]:
+        yield content(rtmsg(), family=AF_INET, type=rtnetlink.RTN_LOCAL, proto=133, attrs=[("RTA_TABLE", 133)])
 
-    def get_addr(self, **_: int) -> Iterator[ifaddrmsg]:
+    def lo(self) -> Iterator[bytes]:
         for address, prefix, number in self.addresses:
-            message = ifaddrmsg()
-            message["family"], message["prefixlen"] = AF_INET6, prefix
-            message["attrs"] = [("IFA_ADDRESS", address)] + [("IFA_PROTO", number)] * (number is not None)
-            yield message
+            attributes = [("IFA_ADDRESS", address)] + [("IFA_PROTO", number)] * (number is not None)
+            yield content(ifaddrmsg(), family=AF_INET6, prefixlen=prefix, index=surroundings.LOOPBACK, attrs=attributes)
+        yield content(ifaddrmsg(), family=AF_INET, prefixlen=8, index=1, attrs=[("IFA_ADDRESS", "127.0.0.1")])
 
-    def rule(self, *_: Any, **__: Any) -> None:
-        raise NetlinkError(errno.EOPNOTSUPP)
+    def request(self, *_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def content(message: Any, **fields: Any) -> bytes:
+    """Write what follows the header of one of pyroute2's messages."""
+    for name, value in fields.items():
+        message[name] = value
+    message.encode()
+    return bytes(message.data[MESSAGE.size :])
 
 
 def use(kernel: OldKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "IPRoute", kernel)
+    monkeypatch.setattr(surroundings, "Netlink", kernel)
 
 
 def test_a_kernel_without_ipv6_has_no_policy_routes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

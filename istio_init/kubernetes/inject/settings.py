@@ -106,8 +106,9 @@ class InjectSettings(NamedTuple):
         Raises:
             InvalidInput: a value is not allowed; the error names its flag.
         """
-        layout = find(self.layout).name
-        if self.native_sidecar and not self.traits.has_native_sidecars:
+        traits = self.traits
+        if self.native_sidecar and not traits.has_native_sidecars:
+            layout = find(self.layout).name
             others = " or ".join(f"--layout {name}" for name, one in LAYOUTS.items() if one.has_native_sidecars)
             raise InvalidInput("--native-sidecar", f"layout {layout} has no native sidecars", others)
         image(self.init_image, "--init-image")

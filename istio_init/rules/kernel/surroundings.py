@@ -11,19 +11,14 @@ and stays.
 from __future__ import annotations
 
 import errno
-import os
-from contextlib import contextmanager
-from socket import AF_INET, AF_INET6
-from typing import TYPE_CHECKING, Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from istio_init.core.errors import NotPermitted, Unsupported
+from istio_init.core.light import TYPE_CHECKING, contextmanager
+from istio_init.rules.kernel import rtnetlink
+from istio_init.rules.kernel.netlink import NETLINK_ROUTE, Netlink, ReadError
 from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.rtnetlink import Address, Route, Rule
 from istio_init.rules.model import (
-    ANY_IPV4,
-    ANY_IPV6,
     NO_MARK,
     PROXY_SOURCE_IPV6,
     TPROXY_MARK,
@@ -39,21 +34,23 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Marks
 
 PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos and rt_addrprotos
-RTN_LOCAL = 2  # linux/rtnetlink.h
-RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
-RT_SCOPE_HOST = 254  # linux/rtnetlink.h
-FR_ACT_TO_TBL = 1  # linux/fib_rules.h
-FIB_RULE_INVERT = 2  # linux/fib_rules.h: `ip rule add not …`
+PRIORITY = 32000  # before the table main, and after the priorities that most people choose
 MAIN_PRIORITY = 32766  # ip-rule(8)
 LOOPBACK = 1  # `lo` is the first interface of every network namespace
-ADDRESS_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+ADDRESS_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}  # linux/socket.h: AF_INET, AF_INET6
 FAMILIES = {number: family for family, number in ADDRESS_FAMILIES.items()}
-ANYWHERE = {Family.IPV4: ANY_IPV4, Family.IPV6: ANY_IPV6}
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
 # What a rule has that asks for nothing but a mark; one with more is somebody else's.
 PLAIN_ATTRIBUTES = frozenset(
-    {"FRA_TABLE", "FRA_FWMARK", "FRA_FWMASK", "FRA_PRIORITY", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN"}
+    {
+        rtnetlink.FRA_TABLE,
+        rtnetlink.FRA_FWMARK,
+        rtnetlink.FRA_FWMASK,
+        rtnetlink.FRA_PRIORITY,
+        rtnetlink.FRA_PROTOCOL,
+        rtnetlink.FRA_SUPPRESS_PREFIXLEN,
+    }
 )
 
 # What is changed, and what the kernel must have for it.
@@ -74,23 +71,23 @@ def find(marks: Marks) -> tuple[TproxyRoute, ...]:
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
-    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
-        found = [route for family in Family for route in _find(ipr, family, marks)]
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as kernel:
+        found = [route for family in Family for route in _find(kernel, family, marks)]
     return tuple(dict.fromkeys(found))
 
 
-def _find(ipr: IPRoute, family: Family, marks: Marks) -> list[TproxyRoute]:
-    rules = _rules(ipr, family)
+def _find(kernel: Netlink, family: Family, marks: Marks) -> list[TproxyRoute]:
+    rules = _rules(kernel, family)
     found = [_route_of(rule) for rule in rules if not _is_others(rule)]
     # Where a rule of ours has a mark, another one for it is not Istio's.
     marks -= {(family, route.mark) for route in found}
     found += [
         route
         for route in map(_route_of, filter(_is_others, rules))
-        if _is_istios(route, marks) and _is_others(_local_default(ipr, route))
+        if _is_istios(route, marks) and _is_others(_local_default(kernel, route))
     ]
     # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
-    tables = {route.get("table") for route in _routes(ipr, family) if route["proto"] == PROTOCOL}
+    tables = {route.table for route in _routes(kernel, family) if route.protocol == PROTOCOL}
     return found + [TproxyRoute(NO_MARK, table, family) for table in tables - {route.table for route in found}]
 
 
@@ -102,13 +99,13 @@ def add(route: TproxyRoute) -> bool:
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no policy routing, or no IPv6 here.
     """
-    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
-        route_missing = _local_default(ipr, route) is None
-        rule_missing = route not in (_route_of(rule) for rule in _rules(ipr, route.family) if _is_before_main(rule))
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as kernel:
+        route_missing = _local_default(kernel, route) is None
+        rule_missing = route not in (_route_of(rule) for rule in _rules(kernel, route.family) if _is_before_main(rule))
         if route_missing:
-            ipr.route("add", **_local_default_spec(route), proto=PROTOCOL)
+            rtnetlink.add_local_default(kernel, ADDRESS_FAMILIES[route.family], route.table, LOOPBACK, PROTOCOL)
         if rule_missing:
-            ipr.rule("add", **_rule_spec(route), protocol=PROTOCOL)
+            rtnetlink.add_rule(kernel, _rule_for(route))
     return route_missing or rule_missing
 
 
@@ -122,21 +119,22 @@ def delete(route: TproxyRoute, *, only_ours: bool) -> None:
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
-    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as ipr:
+    with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as kernel:
         # Istio's tools make both parts: to a route of ours, rules of others lead for reasons of their own.
-        only_ours = only_ours or not _is_others(_local_default(ipr, route))
-        plain = _rules(ipr, route.family)
+        # With no mark, it is a route of ours that only rules of others lead to.
+        only_ours = only_ours or route.mark == NO_MARK or not _is_others(_local_default(kernel, route))
+        plain = _rules(kernel, route.family)
         rules = [rule for rule in plain if _route_of(rule) == route and not (only_ours and _is_others(rule))]
         for rule in rules:
-            ipr.rule("del", **_rule_spec(route), priority=rule.get("priority"), protocol=rule.get("protocol"))
-        default = _local_default(ipr, route)
-        leading = [rule for rule in _rules(ipr, route.family) if rule.get("table") == route.table]
+            rtnetlink.delete_rule(kernel, rule)
+        default = _local_default(kernel, route)
+        leading = [rule for rule in _rules(kernel, route.family) if rule.table == route.table]
         if _is_others(default):
             unused = any(map(_is_others, rules)) and not leading
         else:
             unused = default is not None and all(map(_is_others, leading))
         if unused:
-            ipr.route("del", **_local_default_spec(route))
+            rtnetlink.delete_local_default(kernel, ADDRESS_FAMILIES[route.family], route.table, LOOPBACK)
 
 
 def addresses() -> tuple[str, ...]:
@@ -145,12 +143,12 @@ def addresses() -> tuple[str, ...]:
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
-    with _netlink("addresses of lo", FOR_AN_ADDRESS) as ipr:
-        found = _addresses_of_lo(ipr)
-    # `::1` shows whether this kernel, and this pyroute2, know protocol numbers of addresses. Where they do not, `::6` itself
-    # tells: nobody but Istio uses it.
-    if any(address.get("proto") for address in found):
-        ours = [address for address in found if address.get("proto") == PROTOCOL]
+    with _netlink("addresses of lo", FOR_AN_ADDRESS) as kernel:
+        found = _addresses_of_lo(kernel)
+    # `::1` shows whether this kernel knows protocol numbers of addresses. Where it does not, `::6` itself tells: nobody but
+    # Istio uses it.
+    if any(address.protocol for address in found):
+        ours = [address for address in found if address.protocol == PROTOCOL]
     else:
         ours = [address for address in found if _cidr_of(address) == PROXY_SOURCE_IPV6]
     return tuple(map(_cidr_of, ours))
@@ -162,11 +160,11 @@ def add_address(cidr: str) -> bool:
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no IPv6 here.
     """
-    address, _, prefix = cidr.partition("/")
-    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as ipr:
-        missing = address not in (found.get("address") for found in _addresses_of_lo(ipr))
+    address = _address_of_lo(cidr)
+    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as kernel:
+        missing = address.text not in (found.text for found in _addresses_of_lo(kernel))
         if missing:
-            ipr.addr("add", index=LOOPBACK, address=address, prefixlen=int(prefix), family=AF_INET6, proto=PROTOCOL)
+            rtnetlink.add_address(kernel, address)
     return missing
 
 
@@ -176,35 +174,35 @@ def delete_address(cidr: str) -> None:
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
-    address, _, prefix = cidr.partition("/")
-    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as ipr:
-        ipr.addr("del", index=LOOPBACK, address=address, prefixlen=int(prefix), family=AF_INET6)
+    with _netlink(f"the address {cidr} of lo", FOR_AN_ADDRESS) as kernel:
+        rtnetlink.delete_address(kernel, _address_of_lo(cidr))
 
 
 def first_address() -> str:
     """Give this host's first address that is neither of lo nor link-local, or an empty text."""
-    with IPRoute() as ipr:
-        messages = [message for message in ipr.get_addr() if message["index"] != LOOPBACK]
-    found = [message.get("address") for message in messages if message["scope"] == RT_SCOPE_UNIVERSE]
-    return next((address for address in found if address), "")
+    with Netlink(NETLINK_ROUTE) as kernel:
+        found = [address for address in rtnetlink.addresses(kernel) if address.interface != LOOPBACK]
+    return next((one.text for one in found if one.text and one.scope == rtnetlink.RT_SCOPE_UNIVERSE), "")
 
 
 @contextmanager
-def _netlink(what: str, needs: str) -> Iterator[IPRoute]:
+def _netlink(what: str, needs: str) -> Iterator[Netlink]:
     try:
-        with IPRoute() as ipr:
-            yield ipr
-    except NetlinkError as error:
-        if error.code == errno.EACCES and _is_ipv6_disabled():
+        with Netlink(NETLINK_ROUTE) as kernel:
+            yield kernel
+    except ReadError as error:
+        raise Unsupported(f"{what}: {error.strerror}") from error
+    except OSError as error:
+        if error.errno == errno.EACCES and _is_ipv6_disabled():
             message = (
                 f"{what} is not possible: IPv6 is disabled in this network namespace; enable it "
                 "(sysctl net.ipv6.conf.all.disable_ipv6=0), or leave out --dual-stack"
             )
             raise Unsupported(message) from error
-        if error.code in (errno.EPERM, errno.EACCES):
+        if error.errno in (errno.EPERM, errno.EACCES):
             remedy = missing_capability() or OTHER_REFUSAL
-            raise NotPermitted(f"{what} was refused: {os.strerror(error.code)}; {remedy}") from error
-        raise Unsupported(f"{what} cannot be changed: {error}; it needs {needs}") from error
+            raise NotPermitted(f"{what} was refused: {error.strerror}; {remedy}") from error
+        raise Unsupported(f"{what} cannot be changed: {error.strerror}; it needs {needs}") from error
 
 
 def _is_ipv6_disabled() -> bool:
@@ -215,47 +213,50 @@ def _is_ipv6_disabled() -> bool:
         return False
 
 
-def _rules(ipr: IPRoute, family: Family) -> list[Any]:
+def _rules(kernel: Netlink, family: Family) -> list[Rule]:
     """Read the rules that lead to a table and ask for a whole mark, and for nothing else."""
     try:
-        return [rule for rule in ipr.get_rules(family=ADDRESS_FAMILIES[family]) if _is_plain(rule)]
-    except NetlinkError as error:
-        if error.code != errno.EAFNOSUPPORT:
+        return [rule for rule in rtnetlink.rules(kernel, ADDRESS_FAMILIES[family]) if _is_plain(rule)]
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
             raise
         return []  # this kernel has no such family, or no policy routing for it
 
 
-def _routes(ipr: IPRoute, family: Family, **selectors: int) -> list[Any]:
+def _routes(kernel: Netlink, family: Family) -> list[Route]:
     """Read routes; a kernel that lacks a family answers with those of all others."""
     number = ADDRESS_FAMILIES[family]
-    return [route for route in ipr.get_routes(family=number, **selectors) if route["family"] == number]
+    return [route for route in rtnetlink.routes(kernel, number) if route.family == number]
 
 
-def _addresses_of_lo(ipr: IPRoute) -> list[Any]:
-    return [address for address in ipr.get_addr(family=AF_INET6, index=LOOPBACK) if address["family"] == AF_INET6]
+def _addresses_of_lo(kernel: Netlink) -> list[Address]:
+    """Read the IPv6 addresses of lo; a kernel that lacks IPv6 answers with those of all other families."""
+    number = ADDRESS_FAMILIES[Family.IPV6]
+    return [one for one in rtnetlink.addresses(kernel, number) if (one.family, one.interface) == (number, LOOPBACK)]
 
 
-def _cidr_of(address: Any) -> str:
-    return f"{address.get('address')}/{address['prefixlen']}"
+def _address_of_lo(cidr: str) -> Address:
+    text, _, prefix = cidr.partition("/")
+    return Address(ADDRESS_FAMILIES[Family.IPV6], text, int(prefix), rtnetlink.RT_SCOPE_UNIVERSE, LOOPBACK, PROTOCOL)
 
 
-def _is_plain(rule: Any) -> bool:
-    # The lengths are those of `from` and `to`.
-    fields = (rule["action"], rule["flags"] & FIB_RULE_INVERT, rule["src_len"], rule["dst_len"], rule["tos"])
-    names = {name for name, _ in rule["attrs"]}
-    values = (rule.get("fwmask"), rule.get("suppress_prefixlen"))
-    # An absent suppressor reads as all ones.
-    return fields == (FR_ACT_TO_TBL, 0, 0, 0, 0) and names <= PLAIN_ATTRIBUTES and values == (UINT32_MAX, UINT32_MAX)
+def _cidr_of(address: Address) -> str:
+    return f"{address.text}/{address.prefix_length}"
 
 
-def _is_before_main(rule: Any) -> bool:
+def _is_plain(rule: Rule) -> bool:
+    wanted = Rule(rule.family, rule.mark, UINT32_MAX, rule.table, rule.priority, rule.protocol)
+    return rule.attributes <= PLAIN_ATTRIBUTES and rule._replace(attributes=wanted.attributes) == wanted
+
+
+def _is_before_main(rule: Rule) -> bool:
     """Tell whether a rule is asked before the table main, which has an answer for every packet."""
-    return (rule.get("priority") or 0) < MAIN_PRIORITY
+    return rule.priority < MAIN_PRIORITY
 
 
-def _is_others(made: Any) -> bool:
+def _is_others(made: Rule | Route | None) -> bool:
     """Tell whether a rule or a route is there and was made by somebody else."""
-    return made is not None and PROTOCOL not in (made.get("protocol"), made.get("proto"))
+    return made is not None and made.protocol != PROTOCOL
 
 
 def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
@@ -263,26 +264,16 @@ def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
     return (route.family, route.mark) in marks or (route.mark, route.table) == (TPROXY_MARK, TPROXY_ROUTE_TABLE)
 
 
-def _route_of(rule: Any) -> TproxyRoute:
-    return TproxyRoute(rule.get("fwmark"), rule.get("table"), FAMILIES[rule["family"]])
+def _route_of(rule: Rule) -> TproxyRoute:
+    return TproxyRoute(rule.mark, rule.table, FAMILIES[rule.family])
 
 
-def _local_default(ipr: IPRoute, wanted: TproxyRoute) -> Any:
+def _rule_for(route: TproxyRoute) -> Rule:
+    return Rule(ADDRESS_FAMILIES[route.family], route.mark, UINT32_MAX, route.table, PRIORITY, PROTOCOL)
+
+
+def _local_default(kernel: Netlink, wanted: TproxyRoute) -> Route | None:
     """Give the route that delivers everything to this host, or None."""
-    routes = _routes(ipr, wanted.family, table=wanted.table)
-    return next((route for route in routes if route["type"] == RTN_LOCAL and route["dst_len"] == 0), None)
-
-
-def _rule_spec(route: TproxyRoute) -> dict[str, Any]:
-    return {"family": ADDRESS_FAMILIES[route.family], "fwmark": route.mark, "table": route.table}
-
-
-def _local_default_spec(route: TproxyRoute) -> dict[str, Any]:
-    return {
-        "family": ADDRESS_FAMILIES[route.family],
-        "dst": ANYWHERE[route.family],
-        "type": RTN_LOCAL,
-        "scope": RT_SCOPE_HOST,
-        "oif": LOOPBACK,
-        "table": route.table,
-    }
+    local = (wanted.table, rtnetlink.RTN_LOCAL, 0)
+    routes = _routes(kernel, wanted.family)
+    return next((route for route in routes if (route.table, route.kind, route.destination_length) == local), None)

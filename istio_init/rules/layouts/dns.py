@@ -6,8 +6,7 @@ takes them for one connection and answers get lost (Istio's issue 33469).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.parts import TCP, UDP, Piece, from_cidr, jump, owner_matches, redirect, to_cidr, to_port
 from istio_init.rules.model import DNS_PORT, RESOLVER_PORT, Family, Match, MatchKind, Rule, Table, Target, TargetKind

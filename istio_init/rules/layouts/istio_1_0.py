@@ -6,8 +6,7 @@ the README's compatibility section says so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.parts import OUT_LO, RETURN, TCP, jump, not_to, redirect, to_cidr, to_port
 from istio_init.rules.model import (

@@ -6,8 +6,7 @@ compatibility section says so. IPv6 has the same rules as IPv4, when it is on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.dns import dns_pieces, is_captured
 from istio_init.rules.layouts.parts import (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
 from istio_init.rules.model import (
     ANY_IPV4,
     ANY_IPV6,

@@ -1,0 +1,206 @@
+"""A client of netlink(7), small because each pod start waits for its import: requests, dumps, and how both are framed.
+
+What cannot be read whole is an error, and never an answer that is shorter.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+from istio_init.core.light import TYPE_CHECKING, socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+NETLINK_ROUTE = 0  # linux/netlink.h, with all up to NLA_TYPE_MASK
+NETLINK_NETFILTER = 12
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_EXCL = 0x200  # of a request for something new: fail where it is there
+NLM_F_CREATE = 0x400
+NLMSG_ERROR = 2  # an acknowledgement, too, with 0 for its error
+NLMSG_DONE = 3
+NLMSG_MIN_TYPE = 0x10  # below it are messages of netlink itself
+NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+MAX_ERRNO = 4095  # linux/err.h
+
+MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+ERROR = struct.Struct("=i")  # begins nlmsgerr, and the end of a dump (netlink_dump_done in net/netlink/af_netlink.c)
+
+KERNEL = 0  # the port of the kernel's own end
+BUFFER_SIZE = 1 << 16  # bytes; the kernel fills 32 KiB at most (netlink_recvmsg)
+ANSWER_TIMEOUT = 5.0  # seconds
+DUMP_ATTEMPTS = 10  # a dump that something changed meanwhile begins again
+
+
+class ReadError(OSError):
+    """The kernel's answer could not be read whole, so nobody knows what it says; an error of the kernel is no such thing."""
+
+
+class Netlink:
+    """A socket to one part of the kernel, open for as long as a `with` block lasts.
+
+    Args:
+        protocol: which part, NETLINK_*.
+
+    Raises:
+        OSError: the kernel has no such part, or does not let this process ask.
+    """
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        self._socket.settimeout(ANSWER_TIMEOUT)
+        self._socket.bind((0, 0))  # the kernel chooses the port
+        self._port, _ = self._socket.getsockname()
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        """Give this socket."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def request(self, kind: int, flags: int, body: bytes) -> None:
+        """Ask for a change, and wait until it is made.
+
+        Args:
+            kind: the type of the message.
+            flags: NLM_F_* besides those of every request.
+            body: what follows the message's header.
+
+        Raises:
+            ReadError: nobody knows whether it was made.
+            OSError: the kernel refused, for the reason that `errno` tells.
+        """
+        self._send(kind, NLM_F_ACK | flags, body)
+        answer, _, content = next(self._answers())
+        if answer != NLMSG_ERROR:
+            raise _malformed()
+        _raise_error(content)
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """Ask for all of something, and give what follows the header of each message.
+
+        Args:
+            kind: the type of the message.
+            body: what follows the header of the question.
+
+        Raises:
+            ReadError: the answer is not whole, or was never consistent.
+            OSError: the kernel refused, for the reason that `errno` tells.
+        """
+        for _ in range(DUMP_ATTEMPTS):
+            self._send(kind, NLM_F_DUMP, body)
+            found, is_consistent = self._dumped()
+            if is_consistent:
+                return found
+        raise ReadError(errno.EINTR, f"what the kernel lists changed during each of {DUMP_ATTEMPTS} attempts to read it")
+
+    def _dumped(self) -> tuple[list[bytes], bool]:
+        """Read a dump to its end, and tell whether nothing was changed meanwhile."""
+        found = []
+        is_consistent = True
+        for kind, flags, content in self._answers():
+            is_consistent = is_consistent and not flags & NLM_F_DUMP_INTR
+            if kind in (NLMSG_DONE, NLMSG_ERROR):
+                _raise_error(content)
+            if kind == NLMSG_DONE:
+                break
+            if kind < NLMSG_MIN_TYPE:
+                raise _malformed()
+            found.append(content)
+        return found, is_consistent
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        size = MESSAGE.size + len(body)
+        self._socket.send(MESSAGE.pack(size, kind, NLM_F_REQUEST | flags, self._sequence, self._port) + body)
+
+    def _answers(self) -> Iterator[tuple[int, int, bytes]]:
+        """Give type, flags and content of each message that answers the last request; the caller knows which is the last."""
+        while True:
+            for (kind, flags, *identity), content in records(self._receive(), MESSAGE):
+                if identity != [self._sequence, self._port]:
+                    raise _malformed()
+                yield kind, flags, content
+
+    def _receive(self) -> bytes:
+        try:
+            data, _, flags, (sender, *_) = self._socket.recvmsg(BUFFER_SIZE)
+        except TimeoutError:
+            raise ReadError(errno.ETIMEDOUT, f"the kernel did not answer within {ANSWER_TIMEOUT:g} s") from None
+        except OSError as error:  # such as ENOBUFS: messages were lost
+            raise ReadError(error.errno, error.strerror) from error
+        if flags & socket.MSG_TRUNC or sender != KERNEL or not data:
+            raise _malformed()
+        return data
+
+
+def records(data: bytes, header: struct.Struct) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Cut data into records, each a header that begins with the length of the record, its content, and padding.
+
+    Args:
+        data: messages, or attributes.
+        header: what either begins with, MESSAGE or ATTRIBUTE.
+
+    Yields:
+        the header without the length, and the content.
+
+    Raises:
+        ReadError: a length says less than its header takes, or more than there is.
+    """
+    start = 0
+    while start < len(data):
+        if len(data) - start < header.size:
+            raise _malformed()
+        size, *fields = header.unpack_from(data, start)
+        if not header.size <= size <= len(data) - start:
+            raise _malformed()
+        yield tuple(fields), data[start + header.size : start + size]
+        start += aligned(size)
+
+
+def parse(content: bytes, header: struct.Struct) -> tuple[tuple[int, ...], dict[int, bytes]]:
+    """Take the content of a message apart: the fields that it begins with, and its attributes by their types.
+
+    Raises:
+        ReadError: it is shorter than the fields, or its attributes are not whole.
+    """
+    if len(content) < header.size:
+        raise _malformed()
+    attributes = records(content[header.size :], ATTRIBUTE)
+    return header.unpack_from(content), {kind & NLA_TYPE_MASK: value for (kind,), value in attributes}
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Write an attribute."""
+    size = ATTRIBUTE.size + len(value)
+    return (ATTRIBUTE.pack(size, kind) + value).ljust(aligned(size), b"\0")
+
+
+def aligned(size: int) -> int:
+    """Give the size with its padding."""
+    return (size + 3) & ~3  # linux/netlink.h: NLMSG_ALIGN, NLA_ALIGN
+
+
+def _raise_error(content: bytes) -> None:
+    """Raise the error that an acknowledgement or the end of a dump tells of, if any."""
+    if len(content) < ERROR.size:
+        raise _malformed()
+    (code,) = ERROR.unpack_from(content)
+    if not -MAX_ERRNO <= code <= 0:
+        raise _malformed()
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _malformed() -> ReadError:
+    return ReadError(errno.EBADMSG, "the kernel's answer is malformed, truncated, or not an answer to this request")
