@@ -17,8 +17,10 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from sbom import write_sbom
+from start import write_start
 
 VENV = Path("/opt/istio-init")
+PYTHON = "/usr/bin/python3"
 # Dependencies that are only needed by maintainer scripts.
 LEFT_OUT = {"debconf", "dpkg", "mawk"}
 # The programs to keep in the virtual environment.
@@ -146,7 +148,9 @@ def make_skeleton(root: Path) -> None:
 def copy_program(root: Path) -> None:
     """Copy the virtual environment, and link its Envoy, if there is one, to the path used by pods."""
     shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True, ignore=_other_programs)
-    for program in VENV.glob("lib/python*/site-packages/envoy/_bin/envoy"):
+    (packages,) = VENV.glob("lib/python*/site-packages")
+    write_start(root / VENV.relative_to("/") / "bin/istio-init", PYTHON, str(packages))
+    for program in packages.glob("envoy/_bin/envoy"):
         link = root / "usr/local/bin/envoy"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(program)

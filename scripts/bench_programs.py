@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "docker"))
+from start import write_start  # noqa: E402 - the image's own way to start
+
 BUILD = ROOT / "build"
 TOOLS = ROOT / ".venv"  # has pip and matplotlib; made by scripts/setup
 PYTHON = "/usr/bin/python3"  # Debian's own, as in the image
@@ -145,10 +148,10 @@ def make_image_form() -> tuple[str, ...]:
     if _is_outdated(place):
         shutil.rmtree(place, ignore_errors=True)
         _pip("install", "--quiet", "--no-compile", "--target", str(place), str(ROOT))
-        (place / "__main__.py").write_text("from istio_init.__main__ import main\n\nmain()\n", encoding="ascii")
         subprocess.run([PYTHON, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", place], check=True)
+        write_start(place / NAME, PYTHON, str(place))
         _stamp(place)
-    return (PYTHON, "-I", "-S", str(place))
+    return (str(place / NAME),)
 
 
 def make_venv_form() -> tuple[str, ...]:
