@@ -142,6 +142,15 @@ def test_all_of_python_is_compiled(image: str) -> None:
     assert [file for file in sources if compiled(file) not in files and "template" not in file] == []
 
 
+@pytest.mark.parametrize("image", [INIT, PROXY, WEBHOOK])
+def test_nothing_of_the_environment_changes_what_the_program_imports(image: str) -> None:
+    flags = ("-e", "PYTHONHOME=/nowhere", "-e", "PYTHONPATH=/nowhere", "-w", "/opt/istio-init/lib")
+    assert run(image, "--version", flags=flags).stdout.startswith("istio-init, version ")
+    # `site` would only be waited for.
+    program = "import pathlib; print(pathlib.Path('/opt/istio-init/bin/istio-init').read_text().splitlines()[0])"
+    assert python(image, program).strip() == "#!/usr/bin/python3 -IS"
+
+
 def test_the_same_parts_put_together_again_are_the_same_files(root: Path) -> None:
     dockerfile = (root / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
     stage = dockerfile[dockerfile.index(" AS build\n") : dockerfile.index("FROM scratch AS init\n")]
