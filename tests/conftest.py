@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.measured import Measurement
+
 if TYPE_CHECKING:
     import pytest
     from xdist.remote import Producer
@@ -29,7 +31,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # it has no types
         return together[0] if together and not any(word in nodeid for word in ALONE) else nodeid
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let what tests start have the signals that it has in a terminal.
 
     Under nohup, as a background job and in some CI runners, these two are ignored, and what is ignored stays so in every
@@ -39,9 +41,12 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    if config.getoption("measure") and config.getoption("numprocesses") in (None, 0):
+        config.pluginmanager.register(Measurement())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--measure", action="store_true", help="measure how much of rules/kernel its tests run")
     parser.addoption("--update-goldens", action="store_true", help="write the golden files anew instead of comparing")
 
 

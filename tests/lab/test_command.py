@@ -105,7 +105,9 @@ def test_nothing_is_left_when_the_lab_crashes() -> None:
 
 
 @pytest.mark.usefixtures("nothing_is_left")
-@pytest.mark.parametrize("step", ["creating namespaces", "running istio-init", "starting control plane", "waiting for Envoys"])
+@pytest.mark.parametrize(
+    "step", ["creating namespaces", "running istio-init", "starting control plane", "waiting for Envoys"]
+)
 def test_nothing_is_left_when_it_is_interrupted_while_it_is_made(step: str) -> None:
     with subprocess.Popen(NEVER_READY, stderr=subprocess.PIPE, text=True) as starting:
         assert starting.stderr
