@@ -6,10 +6,14 @@ Only while such a test runs is anything measured, so that the others, most of wh
 from __future__ import annotations
 
 import os
+import pkgutil
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from coverage import Coverage
+
+from istio_init.rules import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +33,9 @@ class Measurement:
 
     def __init__(self) -> None:
         self._coverage = Coverage()
-        self._coverage.start()  # imports run lines, too
-
-    def pytest_collection_finish(self) -> None:
+        self._coverage.start()
+        for module in pkgutil.iter_modules(kernel.__path__, f"{kernel.__name__}."):
+            import_module(module.name)  # which runs lines, too
         self._coverage.stop()
 
     @pytest.hookimpl(wrapper=True)
