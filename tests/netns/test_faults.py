@@ -174,7 +174,7 @@ each_legacy = pytest.mark.parametrize(
 
 @each_legacy
 def test_where_the_lock_file_cannot_be_another_one_is_used_and_named(pod: Pod, run: tuple[str, ...]) -> None:
-    command = 'mount -t tmpfs -o ro none /run && exec "$@"'
+    command = 'unset XTABLES_LOCKFILE && mount -t tmpfs -o ro none /run && exec "$@"'
     program = (sys.executable, "-m", "istio_init", *run, *POD)
     done = pod.inside.run("unshare", "-m", "sh", "-c", command, "sh", *program)
     assert done.stderr.count("warning: the lock file /run/xtables.lock cannot be opened (Read-only file system)") == 1
