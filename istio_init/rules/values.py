@@ -122,6 +122,8 @@ def listed(parse: Callable[[str, str], T], *, all_allowed: bool = False) -> Call
 def owner(text: str, where: str) -> int | str:
     """Read the id of a user or group; what is no number is a name, which is returned as it stands."""
     found = number(text)
+    if text == ALL:
+        raise InvalidInput(where, f"{text!r} is not possible here", f"ids 0..{ID_MAX} and names")
     if found is not None and found > ID_MAX:
         raise InvalidInput(where, f"{text!r} is too large for an id", f"0..{ID_MAX}")
     return text if found is None else found

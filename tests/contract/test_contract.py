@@ -144,7 +144,9 @@ class Kernel(NamedTuple):
 
 
 @pytest.fixture(params=BACKENDS)
-def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    # Legacy iptables has one lock for the whole machine, whichever namespace it works on; other tests are not waited for.
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     backend = BACKENDS[request.param]()
     if isinstance(backend, FakeBackend):
         yield Kernel(backend)

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.docker.engine import BUILD, INIT, LAB, LEAST, POD, PROXY, WEBHOOK, docker, inspect, run, until
 
@@ -167,6 +165,10 @@ def test_the_same_parts_put_together_again_are_the_same_files(root: Path) -> Non
 
 @each_image
 def test_a_list_tells_all_parts_of_an_image(image: str, root: Path) -> None:
+    # Slow to import, also for those who run other tests.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = sbom(image)
     assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
     bom: dict[str, Any] = json.loads(text)

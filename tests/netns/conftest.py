@@ -11,6 +11,7 @@ from tests.privileges import need_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # How the program is asked to reach the kernel; the variant is what its rules are then read with.
 MEANS = {
@@ -18,6 +19,12 @@ MEANS = {
     "restore-legacy": (("--backend", "restore", "--iptables-variant", "legacy"), "legacy"),
     "libiptc": (("--backend", "libiptc"), "legacy"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for nobody else: legacy iptables has one lock for the whole machine, whichever namespace it works on."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
 
 
 @pytest.fixture

@@ -114,7 +114,13 @@ class Namespace:
     def surroundings(self) -> str:
         """Give the policy rules, all routes, and the addresses of lo, of both families."""
         asked = "rule show\nroute show table all\naddress show dev lo\n"
-        shown = "".join(self.run("ip", family, "-batch", "-", stdin=asked).stdout for family in ("-4", "-6"))
+        deadline = time.monotonic() + LINK_TIMEOUT
+        while True:
+            shown = "".join(self.run("ip", family, "-batch", "-", stdin=asked).stdout for family in ("-4", "-6"))
+            if " tentative" not in shown:  # its route is made after this, in the kernel's own time
+                break
+            assert time.monotonic() < deadline, f"an address is not usable after {LINK_TIMEOUT} s: {shown}"
+            time.sleep(0.01)
         return "\n".join(line for line in shown.splitlines() if "fe80:" not in line)  # the kernel adds these in its own time
 
     def policy_routing(self) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -173,7 +174,7 @@ each_legacy = pytest.mark.parametrize(
 
 @each_legacy
 def test_where_the_lock_file_cannot_be_another_one_is_used_and_named(pod: Pod, run: tuple[str, ...]) -> None:
-    command = 'mount -t tmpfs -o ro none /run && exec "$@"'
+    command = 'unset XTABLES_LOCKFILE && mount -t tmpfs -o ro none /run && exec "$@"'
     program = (sys.executable, "-m", "istio_init", *run, *POD)
     done = pod.inside.run("unshare", "-m", "sh", "-c", command, "sh", *program)
     assert done.stderr.count("warning: the lock file /run/xtables.lock cannot be opened (Read-only file system)") == 1
@@ -251,7 +252,7 @@ def test_a_run_that_is_ended_leaves_all_or_nothing(pod: Pod) -> None:
     pod.inside.istio_init(*POD)
     whole = everything(pod.inside)
     seen = set()
-    for delay in range(0, 200, 8):
+    for delay in count(0, 8):
         pod.inside.istio_init("clean")
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         time.sleep(delay / 1000)
@@ -260,7 +261,9 @@ def test_a_run_that_is_ended_leaves_all_or_nothing(pod: Pod) -> None:
         left = everything(pod.inside)
         assert left in (whole, ["", "", whole[2]])
         seen.add(left == whole)
-    assert seen == {True, False}, "no signal came early enough, or none late enough"
+        if delay >= 200 and seen == {True, False}:  # a slow machine needs longer for a whole run
+            break
+        assert delay < 5000, "no signal came early enough, or none late enough"
 
 
 def test_a_family_that_fails_cuts_no_connection(pod: Pod, tmp_path: Path) -> None:

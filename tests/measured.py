@@ -1,0 +1,59 @@
+"""How much of `rules/kernel`, which changes the machine, do the tests run that are meant for it?
+
+Only while such a test runs is anything measured, so that the others, most of which run whole programs, take no longer.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from coverage import Coverage
+
+from istio_init.rules import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_exit = os._exit
+
+FILES = (
+    "tests/contract/",
+    *(f"tests/unit/test_{name}.py" for name in ("cli_apply", "engine", "iptc_library", "libiptc", "missing_parts")),
+    *(f"tests/unit/test_{name}.py" for name in ("remedies", "surroundings")),
+)
+CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
+
+
+class Measurement:
+    """Measures in one process that runs tests."""
+
+    def __init__(self) -> None:
+        self._coverage = Coverage()
+        self._coverage.start()
+        for module in pkgutil.iter_modules(kernel.__path__, f"{kernel.__name__}."):
+            import_module(module.name)  # which runs lines, too
+        self._coverage.stop()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if not item.nodeid.startswith(FILES) or CASE_TABLES in item.nodeid:
+            return (yield)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "_exit", self._save_and_exit)
+            self._coverage.start()
+            try:
+                return (yield)
+            finally:
+                self._coverage.stop()
+
+    def _save_and_exit(self, status: int) -> NoReturn:
+        """End a fork, of which nothing else would be left."""
+        self._coverage.save()
+        _exit(status)
+
+    def pytest_sessionfinish(self) -> None:
+        self._coverage.save()
