@@ -30,7 +30,8 @@ def _file(text: str, where: str) -> str:
 
 def _address(text: str, where: str) -> str:
     try:
-        ip_address(text)
+        if text:  # empty for all addresses
+            ip_address(text)
     except ValueError:
         raise InvalidInput(where, f"{text!r} is not an IP address", "an IPv4 or IPv6 address of this host") from None
     return text
@@ -91,7 +92,7 @@ class WebhookOptions(NamedTuple):
         if not found.enabled:
             idle = [option.where for option in WEBHOOK_OPTIONS if option.name in given]
             if idle:
-                raise InvalidInput(", ".join(idle), "no effect without --webhook", "with --webhook")
+                raise InvalidInput(", ".join(idle), "counts only with --webhook", "with --webhook")
         return found
 
 

@@ -127,8 +127,8 @@ def test_nothing_is_left_when_it_is_interrupted_while_it_is_made(step: str) -> N
         (("--proxy", "'"), "--proxy"),
         (("-m", "x"), "-m"),
         (("--ip-families", "IPv5"), "--ip-families"),
-        (("--ip-families", "ipv6"), "--layout current"),
-        (("--ip-families", "IPv4,IPv6"), "--layout current"),
+        (("--ip-families", "ipv6"), "--layout istio-1.30"),
+        (("--ip-families", "IPv4,IPv6"), "--layout istio-1.30"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(flags: tuple[str, ...], named: str) -> None:

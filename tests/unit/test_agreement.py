@@ -272,7 +272,7 @@ def test_todays_command_is_read_with_its_own_flags_and_defaults() -> None:
         ("istio-iptables -z 15007 -u 1337", ["-z is 15007", "15001 or 15006"]),
         ("istio-iptables -u 5", ["-u is 5", "uid 1337"]),
         ("istio-iptables --no-such-flag", ["--interception: ", "--no-such-flag", "istio-iptables --help"]),
-        ("istio-iptables --layout istio-1.0 -q 80", ["--interception: -q/--istio-outbound-ports", "layout current"]),
+        ("istio-iptables --layout istio-1.0 -q 80", ["--interception: -q/--istio-outbound-ports", "layout istio-1.30"]),
         ("istio-iptables -o x", ["--interception: -o/--istio-local-outbound-ports-exclude", "'x'"]),
         ("istio-iptables --dry-run=maybe", ["--interception: ", "--dry-run", "'maybe'"]),
         ("istio-iptables --redirect-dns 80", ["--interception: ", "80"]),

@@ -23,6 +23,7 @@ from istio_init.kubernetes.inject import (
 from istio_init.kubernetes.inject.documents import NEVER_ENDS
 from istio_init.kubernetes.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
 from istio_init.kubernetes.manifest import KINDS, read_manifest
+from istio_init.rules.layout import find
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
 from tests.schemas import validate
 from tests.sweeps import sweep
@@ -510,7 +511,7 @@ def test_every_kind_is_injected_valid_and_agrees(
     validate(plain)
     made, notes = inject_document(plain, settings, "f")
     never_ends = f"; {NEVER_ENDS}" if kind in ("Job", "CronJob") and not settings.native_sidecar else ""
-    assert notes == (f"f: {kind} 'productpage': injected (layout {settings.layout}, namespace shop){never_ends}",)
+    assert notes == (f"f: {kind} 'productpage': injected (layout {find(settings.layout).name}, namespace shop){never_ends}",)
     validate(made)
     agree(made)
     assert uninject_document(made, "f")[0] == plain

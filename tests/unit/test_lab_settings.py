@@ -38,7 +38,7 @@ def test_what_is_no_list_of_families_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("families", [(IPV6,), (IPV4, IPV6)])
 def test_rules_of_istio_1_0_do_not_carry_ipv6_and_the_layout_that_does_is_named(families: tuple[Family, ...]) -> None:
-    with pytest.raises(InvalidInput, match=r"--ip-families: .*istio-1\.0.*--layout current"):
+    with pytest.raises(InvalidInput, match=r"--ip-families: .*istio-1\.0.*--layout istio-1\.30"):
         mesh_pods(LabSettings(families=families))
 
 

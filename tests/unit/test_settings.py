@@ -70,7 +70,7 @@ def current(**texts: str) -> Settings:
 
 
 def test_a_plan_of_a_layout_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"'ambient' is not a layout \(allowed: istio-1\.0 or current\)"):
+    with pytest.raises(InvalidInput, match=r"'ambient' is not a layout \(allowed: istio-1\.0 or istio-1\.30 or current\)"):
         build_plan(Settings(layout="ambient"))
 
 
@@ -179,13 +179,13 @@ def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value
 def test_what_only_another_layout_has_is_refused(name: str) -> None:
     error = refusal(name, "true")
     assert error.problem == "layout istio-1.0 cannot express it"
-    assert error.allowed == "layout current (--layout)"
+    assert error.allowed == "layout istio-1.30 (--layout)"
 
 
 def test_a_layout_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InvalidInput, match="'istio-2' is not a layout") as caught:
         parse(NO_ACCOUNTS, "istio-2")
-    assert (caught.value.where, caught.value.allowed) == ("--layout", "istio-1.0 or current")
+    assert (caught.value.where, caught.value.allowed) == ("--layout", "istio-1.0 or istio-1.30 or current")
 
 
 @pytest.mark.parametrize(("flag", "first_is_ipv6"), [("true", False), ("false", True), ("true", True), ("false", False)])

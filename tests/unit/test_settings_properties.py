@@ -78,7 +78,7 @@ def test_a_cidr_means_what_the_standard_library_says(text: str) -> None:
 # and no word means anything to a shell.
 WORD = r"[^\s\"'`\\$&|;<>()*?\[\]{}!#~]+"
 LINE = re.compile(
-    rf"# (istio-1\.0|current), ipv[46]|# also needed: ip (-6 )?(rule|route|addr)( {WORD})+|"
+    rf"# (istio-1\.0|istio-1\.30), ipv[46]|# also needed: ip (-6 )?(rule|route|addr)( {WORD})+|"
     rf"\*(raw|mangle|nat|filter)|:ISTIO_[A-Z_]+ - \[0:0\]|-[AI] [A-Z_]+( !| {WORD})* -j [A-Z_]+( {WORD})*|COMMIT",
 )
 
