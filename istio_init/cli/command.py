@@ -53,7 +53,7 @@ class Command(NamedTuple):
 
 
 def execute(command: Command, given: Given, log: Log) -> int:
-    """Run a command, log what goes wrong, and give the exit code.
+    """Run a command, log what goes wrong, and return the exit code.
 
     Args:
         command: which one.
@@ -72,7 +72,7 @@ def execute(command: Command, given: Given, log: Log) -> int:
 
 
 def report(error: BaseException, log: Log) -> int:
-    """Log an error, and give its exit code."""
+    """Log an error, and return its exit code."""
     if isinstance(error, IstioInitError):
         log.write(Level.ERROR, "; ".join((str(error), *getattr(error, "__notes__", ()))))
         return error.exit_code

@@ -83,7 +83,7 @@ def group() -> None:
 
 
 def run_group(words: Sequence[str], log: Log) -> int:
-    """Run one command line, log what goes wrong, and give the exit code.
+    """Run one command line, log what goes wrong, and return the exit code.
 
     Args:
         words: the command line.

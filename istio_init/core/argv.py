@@ -96,7 +96,7 @@ def _spell(word: str, by_flag: Mapping[str, Option]) -> list[str]:
 
 
 def is_flag(word: str) -> bool:
-    """Tell whether a word is read as a flag; `-` alone is not, which stands for standard input."""
+    """Return whether a word is read as a flag; `-` alone is not, which stands for standard input."""
     return word.startswith("-") and word != "-"
 
 

@@ -67,7 +67,7 @@ class Log(NamedTuple):
 
 
 def log_options(quiet: tuple[str, ...] = ("-q", "--quiet")) -> tuple[Option, ...]:
-    """Give the options that all commands have, `quiet` under these flags."""
+    """Return the options that all commands have, `quiet` under these flags."""
     return (
         Option("log_format", ("--log-format",), metavar="FORMAT", choices=(TEXT, JSON), default=TEXT,
                help=f"Form of the log, which goes to standard error. Default: {TEXT}."),

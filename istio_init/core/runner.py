@@ -128,7 +128,7 @@ class _Running:
         os.waitpid(self.pid, 0)
 
     def output(self) -> list[str]:
-        """Give what it wrote to standard output and to standard error."""
+        """Return what it wrote to standard output and to standard error."""
         return [b"".join(data).decode("utf-8", "surrogateescape") for data in self._read.values()]
 
 

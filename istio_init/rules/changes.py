@@ -28,7 +28,7 @@ class TableChange(NamedTuple):
 
 
 def desired(plan: Plan, family: Family) -> Snapshot:
-    """Give the state that the plan wants one family's tables to be in."""
+    """Return the state that the plan wants one family's tables to be in."""
     tables: Snapshot = {}
     for chain in plan.chains:
         if chain.family is not family:
