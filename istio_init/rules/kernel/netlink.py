@@ -125,7 +125,7 @@ class Netlink:
         self._socket.send(MESSAGE.pack(size, kind, NLM_F_REQUEST | flags, self._sequence, self._port) + body)
 
     def _answers(self) -> Iterator[tuple[int, int, bytes]]:
-        """Return type, flags and content of each message that answers the last request; the caller knows which is the last."""
+        """Yield type, flags and content of each answer to the last request; the caller detects the last one."""
         while True:
             for (kind, flags, *identity), content in records(self._receive(), MESSAGE):
                 if identity != [self._sequence, self._port]:
