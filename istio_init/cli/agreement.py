@@ -36,14 +36,14 @@ AGREEMENT_OPTIONS = (
 
 
 class CheckedPod(NamedTuple):
-    """What a pod's proxy is given, and what is known of its other half.
+    """The configuration of a pod's proxy, and what is known of its other half.
 
     Attributes:
-        given: what the proxy's command line says, and that of the manifest.
+        given: the options of the proxy's command line, and of the manifest.
         environ: the proxy's variables.
-        rules: the settings of the interception; None where no check was asked for.
+        rules: the settings of the interception; None if no check was requested.
         run_as_uid: the user that Envoy runs as.
-        run_as_gid: the group, or None where nobody said.
+        run_as_gid: its group, or None if not specified.
         container_ports: see `istio_init.kubernetes.agreement.Pair`.
     """
 
@@ -77,7 +77,7 @@ class CheckedPod(NamedTuple):
 
 
 def require_agreement(pod: CheckedPod, settings: ProxySettings, text: str, log: Log) -> bool:
-    """Log each contradiction between a proxy and its rules, and return whether there is none.
+    """Log each contradiction between a proxy and its rules, and return whether they agree.
 
     Args:
         pod: both halves; without rules nothing is compared.
@@ -86,7 +86,7 @@ def require_agreement(pod: CheckedPod, settings: ProxySettings, text: str, log: 
         log: where the outcome goes.
 
     Raises:
-        InvalidInput: `text` is a user's own file, and no YAML.
+        InvalidInput: `text` is a user's own file, and is not YAML.
     """
     if pod.rules is None:
         return True
