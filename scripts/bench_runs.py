@@ -94,7 +94,7 @@ class Bench(NamedTuple):
             CommandFailedError: if it fails.
         """
         # Nothing of this process's own environment: an ISTIO_ variable would change what is done.
-        spawn = [PYTHON, "-I", "-S", SPAWN, str(RUN_TIMEOUT), *words]
+        spawn = [PYTHON, "-I", "-S", str(SPAWN), str(RUN_TIMEOUT), *words]
         with tempfile.TemporaryFile() as stderr:
             told = subprocess.run(spawn, check=True, stdout=subprocess.PIPE, stderr=stderr, env={"PATH": self.path}).stdout
             wall, cpu, kibibytes, stopped, status = told.split()

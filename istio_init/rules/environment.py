@@ -32,7 +32,7 @@ CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13
 
 RESOLV_CONF = "/etc/resolv.conf"
-# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
+# A thread can be in another namespace than its process (setns(2)), so the thread's one counts.
 IPV4_ADDRESSES = "/proc/thread-self/net/fib_trie"
 IPV6_ADDRESSES = "/proc/thread-self/net/if_inet6"
 OWN_IPV6 = (LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6)
@@ -79,8 +79,8 @@ def _status(member: str) -> str:
 def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:
     """Return the value of each setting that has one, by precedence, not yet validated.
 
-    A variable of a setting that the layout does not have is not looked at: it may be there for another program. A flag is
-    meant for this one.
+    A variable of a setting that the layout does not have is ignored: it may be meant for another program. A flag is meant
+    for this one.
 
     Args:
         flags: as for `read_settings`.
@@ -186,7 +186,7 @@ def _nameservers() -> tuple[str, ...]:
 
 
 def _server(text: str) -> str:
-    """Return the canonical form of a server's address, or an empty text for what is none."""
+    """Return the canonical form of a server's address, or an empty string if it is not an address."""
     try:
         if ":" not in text:
             return socket.inet_ntoa(socket.inet_aton(text))  # as glibc: 127.1 is 127.0.0.1

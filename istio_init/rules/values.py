@@ -120,7 +120,7 @@ def listed(parse: Callable[[str, str], T], *, all_allowed: bool = False) -> Call
 
 
 def owner(text: str, where: str) -> int | str:
-    """Read the id of a user or group; what is no number is a name, which is returned as it stands."""
+    """Read the id of a user or group; anything that is not a number is a name, which is returned unchanged."""
     found = number(text)
     if found is not None and found > ID_MAX:
         raise InvalidInput(where, f"{text!r} is too large for an id", f"0..{ID_MAX}")

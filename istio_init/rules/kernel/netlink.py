@@ -40,7 +40,7 @@ DUMP_ATTEMPTS = 10  # a dump that something changed meanwhile begins again
 
 
 class ReadError(OSError):
-    """The kernel's answer could not be read whole, so nobody knows what it says; an error of the kernel is no such thing."""
+    """The kernel's answer is incomplete or malformed; an error that the kernel reports is an OSError instead."""
 
 
 class Netlink:

@@ -92,7 +92,7 @@ def _find(kernel: Netlink, family: Family, marks: Marks) -> list[TproxyRoute]:
 
 
 def add(route: TproxyRoute) -> bool:
-    """Make sure of a policy route, and return whether any part of it was missing.
+    """Ensure that a policy route exists, and return whether any part of it was missing.
 
     The route comes before the rule, so that no packet is sent to an empty table.
 
@@ -155,7 +155,7 @@ def addresses() -> tuple[str, ...]:
 
 
 def add_address(cidr: str) -> bool:
-    """Make sure that lo has an IPv6 address, and return whether it was missing.
+    """Ensure that lo has an IPv6 address, and return whether it was missing.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no IPv6 here.
