@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs into a virtual environment what is locked, or this package: install.sh VENV REQUIREMENTS.txt, install.sh VENV .
-# What builds packages is locked, too, in /build; so there is no isolated build, which would fetch its own.
+# Installs locked requirements, or this package, into a virtual environment: install.sh VENV REQUIREMENTS.txt, install.sh VENV .
+# The build tools are locked, too, in /build, so the build is not isolated: an isolated one would download its own.
 set -eu
 venv=$1
 case $2 in
@@ -9,12 +9,12 @@ case $2 in
 esac
 index=
 if [ -n "$(find docker -name '*.whl')" ]; then
-  index="--no-index --find-links docker" # there is no network
+  index="--no-index --find-links docker" # without a network
 fi
 made=$(mktemp -d)
 # shellcheck disable=SC2086 # these are several words
 /build/bin/python3 -m pip wheel -q --no-deps --no-build-isolation --wheel-dir "$made" $index $what
-# By name: of a file, pip would note the path, which is another each time.
+# By name: for a file, pip would record its path, which differs each time.
 names=$(basename -a "$made"/*.whl | sed 's/^\([^-]*\)-\([^-]*\)-.*/\1==\2/')
 # shellcheck disable=SC2086 # these are several words
 /build/bin/python3 -m pip --python "$venv/bin/python3" install -q --no-index --no-deps --no-compile --find-links "$made" $names

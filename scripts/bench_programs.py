@@ -24,7 +24,21 @@ CLEAN = "clean"
 NAME = "istio-init"
 
 # Today's arguments, without -x.
-TODAY = ("istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-b", "*")
+TODAY: tuple[str, ...] = (
+    "istio-iptables",
+    "-p",
+    "15001",
+    "-z",
+    "15006",
+    "-u",
+    "1337",
+    "-m",
+    "REDIRECT",
+    "-i",
+    "*",
+    "-b",
+    "*",
+)
 TODAY += ("-d", "15090,15021,15020")
 
 

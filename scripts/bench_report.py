@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench_programs import PYTHON
-from bench_runs import APPLY, PATIENCE, Row, Samples
+from bench_runs import APPLY, RUN_TIMEOUT, Row, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NOTE = f"""\
 ratio: that of istio-init (first line) to the command, in the same round; the median of all rounds.
 ≤: no more than what any command begins with here, so it cannot be told how much less.
-A run of more than {PATIENCE:.0f} s is stopped, and its command left out of the larger sizes."""
+A run of more than {RUN_TIMEOUT:.0f} s is stopped, and its command left out of the larger sizes."""
 
 
 class Measured(NamedTuple):

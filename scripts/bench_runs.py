@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bench_programs import Command, Program
 
-PATIENCE = 100.0  # seconds: a run that takes longer is stopped
+RUN_TIMEOUT = 100.0  # seconds: a run that takes longer is stopped
 ROW_BUDGET = 240.0  # seconds: no new round after that
 SETTLE = 0.05  # seconds in which the kernel takes the former namespace apart
 # A pod has a card with an address; some programs refuse to work without.
@@ -94,7 +94,7 @@ class Bench(NamedTuple):
             CommandFailedError: if it fails.
         """
         # Nothing of this process's own environment: an ISTIO_ variable would change what is done.
-        spawn = [PYTHON, "-I", "-S", SPAWN, str(PATIENCE), *words]
+        spawn = [PYTHON, "-I", "-S", str(SPAWN), str(RUN_TIMEOUT), *words]
         with tempfile.TemporaryFile() as stderr:
             told = subprocess.run(spawn, check=True, stdout=subprocess.PIPE, stderr=stderr, env={"PATH": self.path}).stdout
             wall, cpu, kibibytes, stopped, status = told.split()

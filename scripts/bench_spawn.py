@@ -1,9 +1,9 @@
 # ruff: noqa: INP001 - a part of scripts/bench, not a module of a package
-"""Runs one command and prints what it took: bench_spawn.py PATIENCE WORD...
+"""Runs one command and prints what it took: bench_spawn.py TIMEOUT WORD...
 
 Exec does not reset a process's peak of memory: a child begins with what its parent takes. So this is a process of its own,
 which imports next to nothing (python3 -I -S). It prints the seconds from exec to exit, those of CPU time, the peak of memory
-in KiB, whether the command was stopped for want of patience, and its status.
+in KiB, whether the command was stopped after TIMEOUT seconds, and its status.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 
 def main() -> None:
     """Run it to its end."""
-    patience, words = float(sys.argv[1]), sys.argv[2:]
+    timeout, words = float(sys.argv[1]), sys.argv[2:]
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         become(words, writer)
     os.close(writer)
-    stopped = not select.select([os.pidfd_open(child)], [], [], patience)[0]
+    stopped = not select.select([os.pidfd_open(child)], [], [], timeout)[0]
     if stopped:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)

@@ -35,15 +35,15 @@ AGREEMENT_OPTIONS = (
 )  # fmt: skip
 
 
-class Pod(NamedTuple):
-    """What a pod's proxy is given, and what is known of its other half.
+class CheckedPod(NamedTuple):
+    """The configuration of a pod's proxy, and what is known of its other half.
 
     Attributes:
-        given: what the proxy's command line says, and that of the manifest.
+        given: the options of the proxy's command line, and of the manifest.
         environ: the proxy's variables.
-        rules: the settings of the interception; None where no check was asked for.
+        rules: the settings of the interception; None if no check was requested.
         run_as_uid: the user that Envoy runs as.
-        run_as_gid: the group, or None where nobody said.
+        run_as_gid: its group, or None if not specified.
         container_ports: see `istio_init.kubernetes.agreement.Pair`.
     """
 
@@ -55,7 +55,7 @@ class Pod(NamedTuple):
     container_ports: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Pod:
+    def of(cls, given: Mapping[str, Any]) -> CheckedPod:
         """Read the options of `AGREEMENT_OPTIONS`.
 
         Raises:
@@ -76,8 +76,8 @@ class Pod(NamedTuple):
         return cls(given, os.environ)
 
 
-def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) -> bool:
-    """Log each contradiction between a proxy and its rules, and tell whether there is none.
+def require_agreement(pod: CheckedPod, settings: ProxySettings, text: str, log: Log) -> bool:
+    """Log each contradiction between a proxy and its rules, and return whether they agree.
 
     Args:
         pod: both halves; without rules nothing is compared.
@@ -86,7 +86,7 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
         log: where the outcome goes.
 
     Raises:
-        InvalidInput: `text` is a user's own file, and no YAML.
+        InvalidInput: `text` is a user's own file, and is not YAML.
     """
     if pod.rules is None:
         return True
@@ -108,14 +108,14 @@ def require_agreement(pod: Pod, settings: ProxySettings, text: str, log: Log) ->
     return True
 
 
-def _of_manifest(path: str, given: Mapping[str, Any], uid: int | None) -> Pod:
+def _of_manifest(path: str, given: Mapping[str, Any], uid: int | None) -> CheckedPod:
     from istio_init.core.files import read_text
     from istio_init.kubernetes.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, read_manifest
 
     where = f"--manifest {path}"
     manifest = read_manifest(read_text(path, "--manifest"), where)
     known_uid = PROXY_UID if manifest.run_as_uid is None else manifest.run_as_uid
-    return Pod(
+    return CheckedPod(
         {**read_words(PROXY_OPTIONS, manifest.proxy.words, f"{where}: container {PROXY}", "proxy"), **given},
         {"INSTANCE_IP": PLACEHOLDER_ADDRESS, **manifest.proxy.environ},
         read_rules(manifest.rules.words, manifest.rules.environ, f"{where}: init container {INIT}"),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 HELP = """Divert this network namespace's connections into Envoy.
 
-Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
-transaction a table. Third-party rules are not touched.
+Idempotent: what is already in place is not written again, and a different plan replaces the old one in one
+transaction per table. Third-party rules are not touched.
 """
 
 EPILOG = """\b
@@ -91,12 +91,12 @@ def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
 
 
 def write_plan(run: Run, log: Log, plan: Plan, started: float) -> None:
-    """Bring the kernel to a plan, and log what was done.
+    """Apply a plan, and log what was done.
 
     Args:
-        run: how rules are reached.
+        run: backend, variant and families.
         log: where messages go.
-        plan: what there should be.
+        plan: the desired state.
         started: when the command began, by `time.perf_counter`.
 
     Raises:

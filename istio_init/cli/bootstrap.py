@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from istio_init.cli.agreement import AGREEMENT_OPTIONS, Pod, require_agreement
+from istio_init.cli.agreement import AGREEMENT_OPTIONS, CheckedPod, require_agreement
 from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest
 from istio_init.cli.command import Command, print_text
 from istio_init.core import runner
@@ -42,7 +42,7 @@ OUTPUT_OPTIONS = (
 
 def bootstrap(given: Given, log: Log) -> int | None:
     """Print or write the file, unless it and the pod's rules contradict each other."""
-    pod = Pod.of(given)
+    pod = CheckedPod.of(given)
     request = BootstrapRequest.of(pod.given, pod.environ)
     text = request.text()
     if not require_agreement(pod, request.settings, text, log):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = """Remove the chains, jumps and routes that an apply made, whatever its flags were.
 
-It is no error when there are none. Third-party rules are not touched.
+Having nothing to remove is not an error. Third-party rules are not touched.
 """
 
 EPILOG = """\b

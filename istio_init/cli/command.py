@@ -38,9 +38,9 @@ class Command(NamedTuple):
         help: what it does, in words; the first line is the summary.
         epilog: what its help ends with: paragraphs that begin with a line of \\b keep their line breaks.
         options: the table of what it takes.
-        run: does it, with what was given and the log. It gives the exit code, if that is not 0.
-        log: makes its log.
-        explain: says what is wrong with a command line that cannot be read, if the command knows better than click.
+        run: does it, with the given options and the log; returns the exit code, if it is not 0.
+        log: creates its log.
+        explain: explains a command line that cannot be parsed, if the command knows better than click.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Command(NamedTuple):
 
 
 def execute(command: Command, given: Given, log: Log) -> int:
-    """Run a command, log what goes wrong, and give the exit code.
+    """Run a command, log what goes wrong, and return the exit code.
 
     Args:
         command: which one.
@@ -72,7 +72,7 @@ def execute(command: Command, given: Given, log: Log) -> int:
 
 
 def report(error: BaseException, log: Log) -> int:
-    """Log an error, and give its exit code."""
+    """Log an error, and return its exit code."""
     if isinstance(error, IstioInitError):
         log.write(Level.ERROR, "; ".join((str(error), *getattr(error, "__notes__", ()))))
         return error.exit_code

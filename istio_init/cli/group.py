@@ -34,7 +34,7 @@ and `istio-init` alone applies the defaults, as the old image did. Flags stand b
 \b
 Exit codes:
   0  done, or already in place
-  1  anything that is not below
+  1  any other error
   2  bad input: a flag, a variable or an environment file; nothing was touched
   3  not permitted: the capability NET_ADMIN (or, for legacy tables, NET_RAW) is missing
   4  the kernel or a tool cannot do what the plan needs
@@ -83,7 +83,7 @@ def group() -> None:
 
 
 def run_group(words: Sequence[str], log: Log) -> int:
-    """Run one command line, log what goes wrong, and give the exit code.
+    """Run one command line, log what goes wrong, and return the exit code.
 
     Args:
         words: the command line.

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 HELP = """Write today's rules: as `apply --layout current`, with the flags of today's `istio-iptables`.
 
-Safe to run twice: what is in place already is not written again, and a different plan replaces the old one in one
-transaction a table. Third-party rules are not touched.
+Idempotent: what is already in place is not written again, and a different plan replaces the old one in one
+transaction per table. Third-party rules are not touched.
 """
 
 EPILOG = """\b
@@ -44,7 +44,7 @@ ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR; with --l
 \b
 --run-validation opens connections as an app, as the proxy and from outside, and looks where they arrive.
 It listens on the proxy's ports itself, so the proxy must not run yet. With the capabilities NET_ADMIN and
-NET_RAW a pair of interfaces, istio-probe, stands for the world, and nothing leaves the pod; without them,
+NET_RAW a pair of interfaces, istio-probe, stands for the network outside, and nothing leaves the pod; without them,
 and without SETUID and SETGID where another user's connection is needed, some paths are not checked, and
 a warning says which and why.
 """
@@ -98,7 +98,7 @@ def _log(command: Command, given: Given) -> Log:
 
 
 def _validate(run: Run, log: Log, settings: Settings, plan: Plan, flags: RunFlags) -> None:
-    """Try the paths of a plan, and log a line for each.
+    """Probe the paths of a plan, and log a line for each.
 
     Raises:
         ValidationFailed: a connection went elsewhere, or nothing could be checked.

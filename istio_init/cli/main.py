@@ -25,7 +25,7 @@ GROUP_FLAGS = frozenset({"-h", "--help", "--version"})
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command line, and give the exit code."""
+    """Run one command line, and return the exit code."""
     name, *rest = words = with_command(words)
     # Until the options are read, only the words themselves say how to log.
     line = " ".join(words).replace("=", " ")
@@ -54,7 +54,7 @@ def with_command(words: Sequence[str]) -> list[str]:
 
 
 def _quick(name: str) -> Command | None:
-    """Give a command that pods wait for. Importing by name would first import what imports by name."""
+    """Return a command that pods wait for. Importing by name would first import what imports by name."""
     if name == "apply":
         from istio_init.cli.apply import COMMAND
     elif name == "istio-iptables":

@@ -46,7 +46,7 @@ HELP = "Write the bootstrap file of a pod's Envoy, then run and supervise Envoy.
 
 
 def proxy(given: Given, log: Log) -> int:
-    """Run and supervise Envoy, and give its exit status."""
+    """Run and supervise Envoy, and return its exit status."""
     gc.enable()  # disabled at startup for the short-lived commands
     request = BootstrapRequest.of(given, os.environ)
     settings = request.settings

@@ -1,8 +1,7 @@
-"""Reads a command line by a table of options, without click, whose import each pod start would wait for.
+"""Parses a command line from a table of options, without click, which is slow to import and would delay each pod start.
 
-It takes what click takes: words, `--flag value`, `--flag=value`, `-f value`, `-fvalue`, flags without values in one word
-(`-nv`), and `--`, after which no word is a flag; and `-f=value`, as Go's flags have it. Of a flag that is given twice, the
-last one counts.
+It accepts what click accepts: words, `--flag value`, `--flag=value`, `-f value`, `-fvalue`, combined flags without values
+(`-nv`), and `--`, after which no word is a flag; also `-f=value`, as in Go. If a flag is repeated, the last one counts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FORGOTTEN = "stands where its value should be; an empty value is written ''"
 
 
 def read(options: Sequence[Option], words: Iterable[str], command: str) -> dict[str, Any]:
-    """Read the words of a command line.
+    """Parse the words of a command line.
 
     Args:
         options: the command's.
@@ -32,7 +31,7 @@ def read(options: Sequence[Option], words: Iterable[str], command: str) -> dict[
         what was given, by `Option.name`: a text, True for a flag without a value, a list for what may be repeated.
 
     Raises:
-        InvalidInput: a flag is unknown, lacks its value or takes none, or a word belongs to nothing.
+        InvalidInput: a flag is unknown, lacks its value or takes none, or a word is unexpected.
     """
     by_flag = _by_flag(options)
     given: dict[str, Any] = {}
@@ -71,7 +70,7 @@ def _next(left: list[str], option: Option, flag: str) -> str:
 
 
 def spell_out(options: Sequence[Option], words: Iterable[str]) -> list[str]:
-    """Write words in the forms that every reader of command lines knows: `-vn=false -p=1` as `-v -n false -p 1`."""
+    """Normalize words to forms that every parser accepts: `-vn=false -p=1` becomes `-v -n false -p 1`."""
     by_flag = _by_flag(options)
     spelled: list[str] = []
     left = list(words)
@@ -96,14 +95,14 @@ def _spell(word: str, by_flag: Mapping[str, Option]) -> list[str]:
 
 
 def is_flag(word: str) -> bool:
-    """Tell whether a word is read as a flag; `-` alone is not, which stands for standard input."""
+    """Return whether a word is parsed as a flag; `-` alone is not: it is standard input."""
     return word.startswith("-") and word != "-"
 
 
 def refuse_flag(option: Option, value: str | list[str]) -> None:
-    """Refuse a value that begins as a flag does: `-b -d ""` is a forgotten value, not the port `-d`.
+    """Refuse a value that looks like a flag: `-b -d ""` lacks a value, it does not name a port `-d`.
 
-    A negative number is for the option's parser to refuse.
+    A negative number is left to the option's parser.
 
     Raises:
         InvalidInput: it does.
@@ -120,7 +119,7 @@ def _by_flag(options: Sequence[Option]) -> dict[str, Option]:
 
 
 def _place(options: Sequence[Option], arguments: list[str], command: str) -> dict[str, Any]:
-    """Give each argument to its option, in their order."""
+    """Assign each argument to its option, in order."""
     placed: dict[str, Any] = {}
     for option in options:
         if option.kind is Kind.ARGUMENTS:

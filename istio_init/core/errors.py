@@ -19,7 +19,7 @@ KEPT = 80  # characters at each end of what is longer
 
 
 def shorten(message: str) -> str:
-    """Leave out the middle of a message with a long value, so that its beginning, and what is wrong with it, can be read."""
+    """Shorten the middle of a message with a long value, so that its beginning, and what is wrong with it, stay readable."""
     return message if len(message) <= MESSAGE_LENGTH else f"{message[:KEPT]}…{message[-KEPT:]}"
 
 
@@ -49,7 +49,7 @@ class InvalidInput(IstioInitError):
 
 
 class NotPermitted(IstioInitError):
-    """The process lacks a capability that the change needs."""
+    """The process lacks a capability that the change requires."""
 
     exit_code = 3
 
@@ -80,13 +80,13 @@ class CommandError(Unsupported):
 
 
 class LockHeld(IstioInitError):
-    """Another program holds the lock that a change needs, and did not give it up in time."""
+    """Another program holds the lock that a change requires, and did not release it in time."""
 
     exit_code = 5
 
 
 class ValidationFailed(IstioInitError):
-    """Connections that were tried did not go where the rules should send them, or could not be tried at all."""
+    """Probed connections did not go where the rules should send them, or could not be probed at all."""
 
     exit_code = 126  # what today's `istio-iptables` ends with, and what its CNI plugin's repair looks for
 

@@ -1,4 +1,4 @@
-"""What the standard library has, for programs that live for some milliseconds.
+"""Light substitutes for parts of the standard library, for programs that run for a few milliseconds.
 
 Each pod start waits for this program's imports, and `typing`, `enum`, `contextlib`, `signal` and `socket` together take
 longer to import than all else that an apply needs. So the modules of an apply take these names from here. Type checkers
@@ -66,7 +66,7 @@ else:
             return tuple(self)
 
     def _fill(cls, values, named):
-        """Put values that are given by name, and defaults, in their places."""
+        """Fill in keyword arguments and defaults."""
         given = dict(zip(cls._fields, values, strict=False))
         if len(values) > len(cls._fields) or not given.keys().isdisjoint(named):
             raise TypeError(f"{cls.__name__} takes each of {', '.join(cls._fields)} once at most")

@@ -1,7 +1,7 @@
-"""The log on standard error: one line a message, as text or as JSON.
+"""The log on standard error: one line per message, as text or as JSON.
 
-Not the standard library's `logging`: importing that costs more than all of this program's own modules together, for a
-process that writes one line.
+It does not use the standard library's `logging`, which is slow to import: it takes longer than all of this program's own
+modules together, for a process that writes one line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEXT, JSON = "text", "json"
 
 
 class Level(IntEnum):
-    """How much a message matters."""
+    """The severity of a message."""
 
     DEBUG = 10
     INFO = 20
@@ -31,7 +31,7 @@ class Log(NamedTuple):
     """Where messages go.
 
     Attributes:
-        json: one JSON object a line instead of text.
+        json: one JSON object per line instead of text.
         level: the lowest level that is written.
     """
 
@@ -40,12 +40,12 @@ class Log(NamedTuple):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Log:
-        """Make the log that the options of `log_options` ask for."""
+        """Create the log that the options of `log_options` select."""
         level = Level.DEBUG if values.get("verbose") else Level.ERROR if values.get("quiet") else Level.INFO
         return cls(values.get("log_format") == JSON, level)
 
     def write(self, level: Level, message: str) -> None:
-        """Write one message, if it matters enough."""
+        """Write one message, unless it is below the level."""
         if level < self.level:
             return
         if level > Level.DEBUG:
@@ -62,12 +62,12 @@ class Log(NamedTuple):
             pass
 
     def debug(self, message: str) -> None:
-        """Write what `-v` is for."""
+        """Write a message that only `-v` shows."""
         self.write(Level.DEBUG, message)
 
 
 def log_options(quiet: tuple[str, ...] = ("-q", "--quiet")) -> tuple[Option, ...]:
-    """Give the options that all commands have, `quiet` under these flags."""
+    """Return the options that all commands have, `quiet` under these flags."""
     return (
         Option("log_format", ("--log-format",), metavar="FORMAT", choices=(TEXT, JSON), default=TEXT,
                help=f"Form of the log, which goes to standard error. Default: {TEXT}."),

@@ -1,7 +1,7 @@
-"""What a command can be given: one row for each flag, variable or argument.
+"""The options of a command: one row for each flag, variable or argument.
 
-A table of rows is all that a command says of its options. The reader of command lines (`istio_init.core.argv`), the commands
-of click with their help and completion, the look-up of variables and the README's tables come from it.
+A table of rows is the single definition of a command's options. The parser (`istio_init.core.argv`), click's commands with
+their help and completion, the look-up of variables and the README's tables all use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRUE = "true"
 
 
 class Kind(StrEnum):
-    """How the value of an option stands on a command line."""
+    """How an option's value is written on a command line."""
 
     VALUE = "value"  # the next word, or behind =
     LINE = "line"  # as VALUE, but it may begin as a flag does: a command line in one word
@@ -37,7 +37,7 @@ class Value(NamedTuple):
 
 
 def verbatim(text: str, where: str) -> str:
-    """Take a text as it is."""
+    """Return a text unchanged."""
     del where
     return text
 
@@ -83,7 +83,7 @@ class Option(NamedTuple):
         return "/".join(self.flags) or self.name
 
     def read(self, text: str, where: str) -> Any:
-        """Make a value of a text.
+        """Parse a text.
 
         Raises:
             InvalidInput: it is not allowed.
@@ -94,7 +94,7 @@ class Option(NamedTuple):
 
 
 def read_values(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the values of options that have no variables, with their defaults; None where there is neither.
+    """Return the values of options that have no variables, or their defaults; None where there is neither.
 
     Args:
         options: the rows.
@@ -107,7 +107,7 @@ def read_values(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str
 
 
 def read_chosen(options: Iterable[Option], chosen: Mapping[str, Value]) -> dict[str, Any]:
-    """Make the values of options for which a flag, a variable or a file was chosen; of the others, their defaults or None.
+    """Return the values of options for which a flag, a variable or a file was chosen; for the others, defaults or None.
 
     Raises:
         InvalidInput: the first value that is not allowed.
@@ -128,7 +128,7 @@ def _value(option: Option, found: Any) -> Any:
 
 
 def whole_number(low: int, high: int) -> Parse:
-    """Make the parser of decimal numbers between two limits, both included."""
+    """Return a parser of decimal numbers between two inclusive limits."""
 
     def parse(text: str, where: str) -> int:
         # `int` alone would also take signs, underscores, spaces and the digits of other scripts.

@@ -1,6 +1,6 @@
-"""The only place that starts a program and reads what it says. No shell is ever involved.
+"""The only place that runs programs and reads their output. No shell is ever involved.
 
-Not the standard library's `subprocess`, which takes longer to import than some of the programs that are started take to run.
+It does not use the standard library's `subprocess`, which takes longer to import than some of the programs take to run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATUS_LOST = "its exit status is unknown, for this process was started with SIG
 
 
 class Command(NamedTuple):
-    """A program with its arguments, what it gets on standard input, and variables besides our own."""
+    """A program with its arguments, standard input, and environment variables in addition to our own."""
 
     argv: tuple[str, ...]
     stdin: str = ""
@@ -41,7 +41,7 @@ class Result(NamedTuple):
         status: the exit status; negative for a signal, None when it could not be started or did not end in time.
         stdout: its output.
         stderr: its messages, stripped; where `status` is None, the reason.
-        stdin: what it was given.
+        stdin: its input.
     """
 
     argv: tuple[str, ...]
@@ -52,12 +52,12 @@ class Result(NamedTuple):
 
     @property
     def missing(self) -> bool:
-        """Whether there is no such program."""
+        """Whether the program was not found."""
         return self.status is None and self.stderr == NOT_FOUND
 
 
 class _Running:
-    """A program that was started: our ends of its pipes, and what came out of them so far."""
+    """A running program: our ends of its pipes, and the output so far."""
 
     def __init__(self, command: Command) -> None:
         """Start it; raise OSError if it cannot be started."""
@@ -71,7 +71,7 @@ class _Running:
             self.pid = os.posix_spawnp(
                 command.argv[0],
                 command.argv,
-                # Messages are looked at, so they must be in one language.
+                # Messages are parsed, so they must be in one language.
                 {**os.environ, "LC_ALL": "C", **dict(command.environment)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(theirs)],
                 setsigdef=IGNORED_BY_PYTHON,
@@ -87,7 +87,7 @@ class _Running:
         self.open = ours
 
     def attend(self, end: int) -> None:
-        """Do what the pipe with this end is ready for, and close the end once nothing is left to do."""
+        """Read or write a ready pipe, and close it when done."""
         if end != self._stdin:
             data = os.read(end, CHUNK)
             self._read[end].append(data)
@@ -104,12 +104,12 @@ class _Running:
         except BlockingIOError:
             return False
         except BrokenPipeError:
-            return True  # it wants no more, and its messages say why
+            return True  # it reads no more, and its messages say why
         self._given = self._given[written:]
         return not self._given
 
     def wait(self, deadline: float) -> int | None:
-        """Wait for its end until a time of the monotonic clock; None if it is still running then.
+        """Wait until it exits, or until a time of the monotonic clock; None if it is still running then.
 
         Raises:
             ChildProcessError: its status is lost.
@@ -123,22 +123,22 @@ class _Running:
         return os.waitstatus_to_exitcode(ended[1])
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
     def output(self) -> list[str]:
-        """Give what it wrote to standard output and to standard error."""
+        """Return what it wrote to standard output and to standard error."""
         return [b"".join(data).decode("utf-8", "surrogateescape") for data in self._read.values()]
 
 
 def run_all(commands: Sequence[Command], timeout: float, observe: Observer) -> list[Result]:
-    """Run commands side by side, and wait for all of them.
+    """Run commands in parallel, and wait for all of them.
 
     Args:
-        commands: each of them must do without the others' results.
+        commands: the commands, which must not depend on each other.
         timeout: seconds that each of them may take.
-        observe: is told each command line, its input, and how it ended.
+        observe: receives each command line, its input, and how it ended.
     """
     deadline = time.monotonic() + timeout
     started = [_start(command, observe) for command in commands]
@@ -158,7 +158,7 @@ def _start(command: Command, observe: Observer) -> _Running | OSError:
 
 
 def _attend(running: Sequence[_Running], deadline: float) -> None:
-    """Write to and read from programs until all of their pipes are closed, or the time is over."""
+    """Write to and read from programs until all of their pipes are closed, or until the deadline."""
     poll = select.poll()
     owners = {end: one for one in running for end in one.open}
     for one in running:
@@ -190,7 +190,7 @@ def _finish(command: Command, running: _Running | OSError, timeout: float, deadl
 
 
 def _pipe() -> list[int]:
-    """Make a pipe whose ends are none of the three streams, which may have been closed when this process was started."""
+    """Create a pipe whose ends do not take the place of the three streams, which may be closed in this process."""
     ends = os.pipe()
     raised = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, STREAMS) for end in ends]
     _close(ends)

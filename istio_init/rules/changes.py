@@ -1,4 +1,4 @@
-"""Compare what should be in the kernel with what is there, and say which change leads from one to the other. Pure."""
+"""Compares the desired with the current state of the kernel, and computes the changes between them. Pure."""
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import NamedTuple
@@ -12,11 +12,11 @@ class TableChange(NamedTuple):
 
     Attributes:
         table: which table.
-        chains: chains to make, or to give this new content.
+        chains: chains to create, or to replace with this content.
         dropped: chains to remove.
         removed_jumps: `(built-in chain, rule)` to delete.
         added_jumps: `(built-in chain, rule)` to append.
-        inserted_jumps: `(built-in chain, rule)` to put at the head, in the order in which they are to stand.
+        inserted_jumps: `(built-in chain, rule)` to insert at the head, in their final order.
     """
 
     table: Table
@@ -28,7 +28,7 @@ class TableChange(NamedTuple):
 
 
 def desired(plan: Plan, family: Family) -> Snapshot:
-    """Give the state that the plan wants one family's tables to be in."""
+    """Return the state that the plan wants one family's tables to be in."""
     tables: Snapshot = {}
     for chain in plan.chains:
         if chain.family is not family:
@@ -63,8 +63,8 @@ def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
 def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tuple[str, ...]]:
     """Find foreign rules that keep connections from ours once `wanted` is in place.
 
-    What we append to a built-in chain stands behind all that others had there, and each rule before it may end a
-    connection's way first. Only tables in which connections are diverted count.
+    What we append to a built-in chain comes after all third-party rules there, and each of those may end a packet's way
+    first. Only tables in which connections are diverted count.
 
     Returns:
         for each table and chain that has such rules, the rules as iptables-save prints them.

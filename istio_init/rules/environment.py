@@ -32,7 +32,7 @@ CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13
 
 RESOLV_CONF = "/etc/resolv.conf"
-# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
+# A thread can be in another namespace than its process (setns(2)), so the thread's one counts.
 IPV4_ADDRESSES = "/proc/thread-self/net/fib_trie"
 IPV6_ADDRESSES = "/proc/thread-self/net/if_inet6"
 OWN_IPV6 = (LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6)
@@ -57,7 +57,7 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], l
 
 
 def has_capability(number: int, which: str = "CapEff") -> bool:
-    """Tell whether this thread has a capability (proc(5), its status): in effect, or in another of its sets.
+    """Return whether this thread has a capability (proc(5), its status): in effect, or in another of its sets.
 
     Args:
         number: of linux/capability.h.
@@ -67,7 +67,7 @@ def has_capability(number: int, which: str = "CapEff") -> bool:
 
 
 def may_gain_privileges() -> bool:
-    """Tell whether a program that this thread starts may have capabilities of its file (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    """Return whether a program that this thread starts may have capabilities of its file (prctl(2), PR_SET_NO_NEW_PRIVS)."""
     return _status("NoNewPrivs") == "0"
 
 
@@ -77,10 +77,10 @@ def _status(member: str) -> str:
 
 
 def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:
-    """Give the value of each setting that has one, by precedence, not yet validated.
+    """Return the value of each setting that has one, by precedence, not yet validated.
 
-    A variable of a setting that the layout does not have is not looked at: it may be there for another program. A flag is
-    meant for this one.
+    A variable of a setting that the layout does not have is ignored: it may be meant for another program. A flag is meant
+    for this one.
 
     Args:
         flags: as for `read_settings`.
@@ -147,7 +147,7 @@ def local_addresses() -> frozenset[str]:
 
 
 def _addresses() -> Iterator[tuple[str, bool]]:
-    """Give each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
+    """Return each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
     address = ""
     for words in _table(IPV4_ADDRESSES):
         if words[0] == "|--":
@@ -186,7 +186,7 @@ def _nameservers() -> tuple[str, ...]:
 
 
 def _server(text: str) -> str:
-    """Give the canonical form of a server's address, or an empty text for what is none."""
+    """Return the canonical form of a server's address, or an empty string if it is not an address."""
     try:
         if ":" not in text:
             return socket.inet_ntoa(socket.inet_aton(text))  # as glibc: 127.1 is 127.0.0.1

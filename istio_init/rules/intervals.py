@@ -17,7 +17,7 @@ IPV6_BITS = 128
 
 
 def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
-    """Give the fewest CIDRs for the addresses of CIDRs, or bare addresses, of one family, in order."""
+    """Return the fewest CIDRs for the addresses of CIDRs, or bare addresses, of one family, in order."""
     intervals = []
     bits = IPV4_BITS
     for cidr in cidrs:
@@ -30,7 +30,7 @@ def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
 
 
 def tidy_ports(ports: Iterable[str]) -> tuple[str, ...]:
-    """Give the fewest ports and ranges (`first:last`) for the same ports, in order."""
+    """Return the fewest ports and ranges (`first:last`) for the same ports, in order."""
     ranges = (port.partition(":") for port in ports)
     merged = merge([(int(first), int(last or first)) for first, _, last in ranges])
     return tuple(f"{first}:{last}" if last > first else str(first) for first, last in merged)
@@ -48,7 +48,7 @@ def merge(intervals: list[Interval]) -> list[Interval]:
 
 
 def range_cidrs(first: str, last: str) -> Iterator[str]:
-    """Give the fewest CIDRs for a range of addresses."""
+    """Return the fewest CIDRs for a range of addresses."""
     return _cidrs((_number(first), _number(last)), IPV6_BITS if ":" in first else IPV4_BITS)
 
 

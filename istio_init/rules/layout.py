@@ -49,7 +49,7 @@ class Layout(NamedTuple):
     has_validation: bool
 
     def has(self, option: Option) -> bool:
-        """Tell whether it can express a setting."""
+        """Return whether it can express a setting."""
         return self.version >= option.since
 
 
@@ -85,7 +85,7 @@ NAMES = (*LAYOUTS, *ALIASES)  # what users may write
 
 
 def find(name: str, where: str = "--layout") -> Layout:
-    """Give the row of a layout, also by an alias.
+    """Return the row of a layout, also by an alias.
 
     Args:
         name: what a user wrote.
@@ -106,7 +106,7 @@ def names_with(trait: Callable[[Layout], bool]) -> tuple[str, ...]:
 
 
 def entry(table: Mapping[str, T], name: str, what: str) -> T:
-    """Give a layout's entry in a table of another part, keyed by names of layouts.
+    """Return a layout's entry in a table of another part, keyed by names of layouts.
 
     Args:
         table: the table.

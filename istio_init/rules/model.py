@@ -152,7 +152,7 @@ class Reason(NamedTuple):
     plural: str = ""
 
     def of(self, value: int | str) -> "Reason":
-        """Give this reason for one value."""
+        """Return this reason for one value."""
         return Reason(self.id, self.template, str(value), self.plural)
 
     def __str__(self) -> str:
@@ -247,11 +247,11 @@ class Plan(NamedTuple):
     addresses: tuple[str, ...] = ()
 
     def families(self) -> tuple[Family, ...]:
-        """Give the families that have chains, IPv4 first."""
+        """Return the families that have chains, IPv4 first."""
         return tuple(family for family in Family if any(chain.family is family for chain in self.chains))
 
     def only(self, families: tuple[Family, ...]) -> "Plan":
-        """Give the part of the plan for `families`; families that were asked for by name are no longer optional."""
+        """Return the part of the plan for `families`; families that were asked for by name are no longer optional."""
         return self._replace(
             chains=tuple(chain for chain in self.chains if chain.family in families),
             routes=tuple(route for route in self.routes if route.family in families),

@@ -190,7 +190,7 @@ class RunFlags(NamedTuple):
             raise InvalidInput(self.wheres["run_validation"], problem, f"layout {others} (--layout)")
 
     def backend(self, named: str) -> str:
-        """Give the backend, beside what --backend names.
+        """Return the backend, beside what --backend names.
 
         Raises:
             InvalidInput: the two contradict each other.
@@ -202,7 +202,7 @@ class RunFlags(NamedTuple):
         return NFT
 
     def variant(self, named: Variant | None) -> Variant | None:
-        """Give the iptables variant, beside the one that --iptables-variant names.
+        """Return the iptables variant, beside the one that --iptables-variant names.
 
         Raises:
             InvalidInput: the two contradict each other.

@@ -214,7 +214,7 @@ def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], layo
 
 
 def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> Iterator[str]:
-    """Tell what the user should know about values that were accepted."""
+    """Return what the user should know about values that were accepted."""
     yield from _cidr_warnings(settings, found, values, layout)
     if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
         yield f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'"
@@ -248,7 +248,7 @@ def _canonical(cidr: parse.Cidr | str) -> str:
 
 
 def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind: Kind) -> tuple[int, ...]:
-    """Give the ids of a list of ids and names; a list that is given has at least one."""
+    """Return the ids of a list of ids and names; a list that is given has at least one."""
     if name not in values:
         return ()
     if not found[name]:
@@ -278,7 +278,7 @@ def _groups(found: Mapping[str, Any], values: Mapping[str, Value], name: str, ac
 
 
 def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: Layout) -> tuple[int, ...]:
-    """Give the proxy's user, and root where its agent is one of the proxy's programs."""
+    """Return the proxy's user, and root where its agent is one of the proxy's programs."""
     root = (0,) if layout.is_root_proxy else ()
     if ENVOY_USER in values:
         text, where = values[ENVOY_USER]

@@ -56,7 +56,7 @@ def _pass(
     packet: Packet,
     steps: list[Step],
 ) -> Target | None:
-    """Give the target that ends the way through this table; None when the chain is left without one."""
+    """Return the target that ends the way through this table; None when the chain is left without one."""
     for rule in chains.get((table, name), ()):
         if not all(_matches(match, packet) for match in rule.matches):
             continue

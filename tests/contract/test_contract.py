@@ -314,7 +314,7 @@ def add_foreign_address(kernel: Kernel, address: str) -> None:
 
 
 def add_foreign_rules(kernel: Kernel) -> None:
-    """Write rules of others in the chains that ours stand in, two in each, and a route and an address like ours."""
+    """Write third-party rules in the chains that ours stand in, two in each, and a route and an address like ours."""
     for tool in kernel.tools():
         for table, chain in FOREIGN_CHAINS:
             kernel.namespace.run(tool, "-t", table, "-A", chain, "-p", "tcp", "--dport", "7", "-j", "RETURN")

@@ -1,4 +1,4 @@
-"""What a second run, another plan and a clean do to a namespace that is in use and has rules of others."""
+"""What a second run, another plan and a clean do to a namespace that is in use and has third-party rules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COMMIT"""
 
 
 def add_foreign_rules(namespace: Namespace, variant: str) -> None:
-    """Write rules of others: in the chains that ours jump from, in chains of their own, some with names like ours."""
+    """Write third-party rules: in the chains that ours jump from, in chains of their own, some with names like ours."""
     for tool in (f"iptables-{variant}", f"ip6tables-{variant}"):
         for rule in (
             ("-t", "nat", "-N", "DOCKER"),
@@ -224,7 +224,7 @@ def test_jumps_that_were_doubled_are_made_one(pod: Pod, means: Means) -> None:
     assert pod.inside.save(variant).count("-A OUTPUT -p tcp -j ISTIO_OUTPUT") == 1
 
 
-def test_a_rule_slipped_into_a_chain_of_ours_is_found_and_mended(pod: Pod, means: Means) -> None:
+def test_a_rule_slipped_into_a_chain_of_ours_is_found_and_fixed(pod: Pod, means: Means) -> None:
     run, variant = means
     pod.inside.istio_init(*run, *REDIRECT)
     pod.inside.run(f"iptables-{variant}", "-t", "nat", "-I", "ISTIO_OUTPUT", "-d", SERVICE, "-j", "RETURN")

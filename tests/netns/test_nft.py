@@ -23,9 +23,9 @@ from tests.netns import (
     test_dns,
     test_dual_stack,
     test_faults,
-    test_mended,
     test_network_namespace,
     test_tproxy,
+    test_upstream_faults,
     test_validation,
 )
 from tests.netns.sockets import connect, servers_for
@@ -42,7 +42,7 @@ NFT = ("--backend", "nft")
 REDIRECT = test_change.REDIRECT
 TPROXY = test_change.TPROXY
 BOTH_MODES = pytest.mark.parametrize("flags", [REDIRECT, TPROXY], ids=["redirect", "tproxy"])
-PATIENCE = 10.0  # seconds
+NETWORK_TIMEOUT = 10.0  # seconds
 TCP_LAST_ACK = "09"  # net/tcp_states.h
 
 # What other means are tried with holds for this one, too, where it shows in connections; these look at iptables' own tables.
@@ -51,13 +51,13 @@ LOOK_AT_IPTABLES = {
     "test_a_second_run_writes_nothing_and_says_so",
     "test_runs_at_the_same_time_leave_one_set_of_rules",
     "test_jumps_that_were_doubled_are_made_one",
-    "test_a_rule_slipped_into_a_chain_of_ours_is_found_and_mended",
+    "test_a_rule_slipped_into_a_chain_of_ours_is_found_and_fixed",
     "test_a_chain_that_others_use_is_not_taken_from_them",
     "test_no_rule_of_ours_at_the_head_of_a_chain_stands_behind_another",
     "test_a_foreign_rule_that_shadows_ours_is_told",
 }
 MODULES = (
-    *(test_change, test_current, test_dns, test_dual_stack, test_faults, test_mended),
+    *(test_change, test_current, test_dns, test_dual_stack, test_faults, test_upstream_faults),
     *(test_network_namespace, test_tproxy, test_validation),
 )
 
@@ -135,7 +135,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("script", TAMPERED.values(), ids=list(TAMPERED))
-def test_what_somebody_changed_by_hand_is_found_and_mended(pod: Pod, script: str) -> None:
+def test_what_somebody_changed_by_hand_is_found_and_fixed(pod: Pod, script: str) -> None:
     flags = (*NFT, "-u", "1337", "-i", "*", "-b", "9080,9082", "--dual-stack")
     pod.inside.istio_iptables(*flags)
     whole = ours(pod.inside)
@@ -159,7 +159,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.values(), ids=list(MOVED))
-def test_a_word_that_is_not_ours_is_found_and_mended(pod: Pod, old: str, new: str) -> None:
+def test_a_word_that_is_not_ours_is_found_and_fixed(pod: Pod, old: str, new: str) -> None:
     flags = (*REDIRECT, "-b", "9080,9082")
     printed = pod.inside.istio_init("--dry-run", "--format", "nft", *flags).stdout
     nft(pod.inside, printed)
@@ -408,7 +408,7 @@ def has_socket(namespace: Namespace, state: str) -> bool:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + NETWORK_TIMEOUT
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -91,7 +91,7 @@ EFFECTS = frozenset({"subprocess", "socket", "_socket", "os", "pwd", "grp", "fcn
 # Who alone may import what.
 OWNERS = {
     "subprocess": {"istio_init.lab.client"},
-    "pyroute2": {"istio_init.lab.network", "istio_init.rules.validation.world"},
+    "pyroute2": {"istio_init.lab.network", "istio_init.rules.validation.probe_network"},
     "_socket": {"istio_init.core.light"},
     "_signal": {"istio_init.core.light"},
     "_collections": {"istio_init.core.light"},

@@ -1,4 +1,4 @@
-"""The command with today's names: its flags and variables, and what those that steer a run mean here."""
+"""The command with today's names: its flags and variables, and what those that control a run mean here."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_an_unknown_flag_is_refused() -> None:
     assert "--no-such-flag" in refused(call("istio-iptables", "-n", "--no-such-flag"))
 
 
-# Flags that steer a run
+# Flags that control a run
 
 
 def test_help_lists_each_flag_and_variable() -> None:
@@ -326,7 +326,7 @@ def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
     assert "has no effect" not in capsys.readouterr().err
 
 
-def test_every_flag_that_steers_a_run_has_a_test_of_its_meaning() -> None:
+def test_every_flag_that_controls_a_run_has_a_test_of_its_meaning() -> None:
     tested = {"dry_run", "reconcile", "cleanup_only", "skip_rule_apply", "native_nftables", "force_iptables_binary"}
     tested |= {"run_validation", "probe_port", "probe_timeout", "network_namespace", "log_output_level", "log_as_json"}
     assert {option.name for option in RUN_FLAGS} == tested | set(MEANINGLESS)
@@ -497,7 +497,7 @@ def test_a_validation_logs_a_line_for_each_path(
 
 
 @pytest.mark.usefixtures("opened")
-def test_a_validation_is_steered_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_control_a_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     called = validation_gives(monkeypatch, GOOD)
     words = ["--iptables-probe-port", "99", "--probe-timeout=1m0.5s", "--lock-wait", "3", "--family", "ipv4"]
     assert run(["istio-iptables", *ALL, "--dual-stack", "--run-validation", *words]) == 0

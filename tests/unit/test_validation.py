@@ -13,9 +13,9 @@ from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Family
 from istio_init.rules.settings import Settings
 from istio_init.rules.validation.packets import ACK, SYN, TCP, UDP, Segment, pack, parse
-from istio_init.rules.validation.paths import INSIDE, NOWHERE, Path, Place, choose_app, paths, unchecked
+from istio_init.rules.validation.paths import INSIDE, NOWHERE, Path, ProbeContext, choose_app, paths, unchecked
 
-PLACE = Place(
+CONTEXT = ProbeContext(
     own=(0, 0), app=(0, 0), local=frozenset({"127.0.0.1", "::1", "::6", "10.77.0.2"}), mark=15002, probe_port=15002
 )
 PORTS = st.integers(1, 65535)
@@ -76,9 +76,9 @@ def test_an_answer_goes_back_and_acknowledges() -> None:
     assert answer == Segment(Family.IPV4, "10.0.0.2", 20000, "10.0.0.1", 80, ACK, 7, 0)
 
 
-def found(place: Place = PLACE, **values: str) -> list[Path]:
+def found(context: ProbeContext = CONTEXT, **values: str) -> list[Path]:
     settings = Settings.of(CURRENT, **values)
-    return list(paths(settings, build_plan(settings), place))
+    return list(paths(settings, build_plan(settings), context))
 
 
 def outcomes(listed: list[Path], what: str) -> dict[tuple[str, int], int | None]:
@@ -126,8 +126,8 @@ def test_a_network_without_an_address_that_a_connection_leaves_to_has_no_path(ci
 
 def test_an_address_that_is_this_hosts_own_does_not_stand_for_the_world() -> None:
     first, second, *_ = NOWHERE[Family.IPV4]
-    place = PLACE._replace(local=PLACE.local | {first})
-    assert set(outcomes(found(place, service_cidrs="*"), "out")) == {(second, 15002)}
+    context = CONTEXT._replace(local=CONTEXT.local | {first})
+    assert set(outcomes(found(context, service_cidrs="*"), "out")) == {(second, 15002)}
 
 
 def test_families_that_are_off_are_not_tried() -> None:
@@ -136,8 +136,8 @@ def test_families_that_are_off_are_not_tried() -> None:
 
 
 def test_the_proxys_user_is_tried_with_its_own_group_where_this_process_has_both() -> None:
-    place = PLACE._replace(own=(1337, 1337), app=(65534, 65534))
-    owners = {(path.packet.uid, path.packet.gid) for path in found(place) if path.what == "proxy to its own pod"}
+    context = CONTEXT._replace(own=(1337, 1337), app=(65534, 65534))
+    owners = {(path.packet.uid, path.packet.gid) for path in found(context) if path.what == "proxy to its own pod"}
     assert owners == {(1337, 65534), (65534, 1337), (1337, 1337)}
 
 
@@ -161,6 +161,6 @@ def test_the_app_is_one_that_rules_capture_and_ourselves_if_we_will_do(
 
 def test_long_lists_are_sampled() -> None:
     settings = Settings.of(CURRENT, inbound_ports=",".join(map(str, range(2000, 2100))))
-    assert len(outcomes(list(paths(settings, build_plan(settings), PLACE)), "in")) == 10
+    assert len(outcomes(list(paths(settings, build_plan(settings), CONTEXT)), "in")) == 10
     assert list(unchecked(settings)) == ["92 more items of -b"]
     assert list(unchecked(Settings.of(CURRENT))) == []

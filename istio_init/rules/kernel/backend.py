@@ -1,7 +1,7 @@
-"""The contract of every backend: how the rules of one network namespace are tried, read and changed.
+"""The contract of every backend: how the rules of one network namespace are probed, read and changed.
 
-A backend says how one family is tried, read and changed in one transaction a table. What makes a change safe is written
-once for all of them, in `istio_init.rules.kernel.engine`.
+A backend probes, reads and changes one family, in one transaction per table. What makes a change safe is implemented once
+for all of them, in `istio_init.rules.kernel.engine`.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ class Surroundings(Protocol):
         """List the policy routes of ours that are in place, and those of Istio's own tools with one of these marks."""
 
     def add(self, route: TproxyRoute) -> bool:
-        """Make sure of a policy route, and return whether anything was missing."""
+        """Ensure that a policy route exists, and return whether anything was missing."""
 
     def delete(self, route: TproxyRoute, *, only_ours: bool) -> None:
-        """Remove a policy route; with `only_ours`, no part of it that a third party made."""
+        """Remove a policy route; with `only_ours`, leave parts that a third party made."""
 
     def addresses(self) -> tuple[str, ...]:
         """List the addresses of lo that are ours, as CIDRs; all of them are IPv6."""
 
     def add_address(self, cidr: str) -> bool:
-        """Make sure that lo has an address, and return whether it was missing."""
+        """Ensure that lo has an address, and return whether it was missing."""
 
     def delete_address(self, cidr: str) -> None:
         """Remove an address of ours from lo."""
 
 
 class Backend(ABC):
-    """One way to reach the rules of this process's network namespace.
+    """One way to read and write the rules of this process's network namespace.
 
     Args:
         lock_wait: seconds to wait for another program that holds a lock.
 
     Attributes:
-        name: as the command line has it.
-        rule_sets: the kernel's sets of rules that `read` looks at.
+        name: the name on the command line.
+        rule_sets: the kernel's sets of rules that `read` covers.
         all_or_nothing: whether `commit` makes the changes of all families in one transaction.
-        notices: what the next report has to mention besides.
+        notices: additional warnings for the next report.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Backend(ABC):
 
     @abstractmethod
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Try whether one table of each family can really be written, and leave no rule behind.
+        """Test whether one table of each family can be written, and leave no rule behind.
 
         Returns:
             for each family that cannot be written, the reason.
@@ -85,7 +85,7 @@ class Backend(ABC):
         """Read what is in the kernel; a family that does not exist here reads as empty.
 
         Raises:
-            IstioInitError: the kernel cannot be read, or not said which of two rule sets is meant.
+            IstioInitError: the kernel cannot be read, or it is ambiguous which of two rule sets is meant.
         """
 
     @abstractmethod
@@ -93,16 +93,16 @@ class Backend(ABC):
         """Make the changes, each table in one transaction, tables in the order given.
 
         Returns:
-            for each family of which a transaction failed, the failure. That transaction did nothing and the ones after
-            it were not tried; the ones before it, and those of other families, are made.
+            for each family with a failed transaction, the failure. That transaction had no effect and later ones were not
+            tried; earlier ones, and those of other families, are committed.
 
         Raises:
-            NotPermitted, LockHeld: as for `probe`; other transactions may have been made.
+            NotPermitted, LockHeld: as for `probe`; other transactions may have been committed.
         """
 
     @abstractmethod
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """Tell which variant each family is read and written through."""
+        """Return the variant through which each family is read and written."""
 
     def difference(self, wanted: Snapshot, current: Snapshot) -> list[TableChange]:
         """Find the changes that lead one family from `current`, as it was read, to `wanted`; none when all is in place.
@@ -113,30 +113,30 @@ class Backend(ABC):
         return compare(wanted, current)
 
     def unread(self) -> dict[Family, IstioInitError]:
-        """Tell the families of which the last `read` may have missed something, and why."""
+        """Return the families in which the last `read` may have missed something, and why."""
         return {}
 
     def seen_in_part(self) -> frozenset[Family]:
-        """Tell the families of which the last `read` saw all but what this user may not look at."""
+        """Return the families of which the last `read` missed only what this user may not read."""
         return frozenset()
 
     def besides(self) -> Iterable[tuple[Backend, tuple[Family, ...]]]:
-        """Give backends for rules of ours that the last `read` met but does not return, each with the families of them."""
+        """Return backends for rules of ours that the last `read` found but did not return, each with their families."""
         return ()
 
     def is_unusable(self) -> bool:
-        """Tell whether nothing that this backend works through exists here, so that another one may be tried instead."""
+        """Return whether this backend is not available here at all, so that another one may be tried instead."""
         return False
 
     def surroundings(self) -> Surroundings:
-        """Give what reaches policy routes and addresses; imported only now, for most pods have none."""
+        """Return the client for policy routes and addresses; imported only now, because most pods have none."""
         from istio_init.rules.kernel import surroundings
 
         return surroundings
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer, and let signals wait until the change is complete.
+        """Hold the lock of the only writer, and delay signals until the change is complete.
 
         Raises:
             LockHeld: another program holds the lock.

@@ -1,7 +1,7 @@
-"""What makes a change safe, whichever backend makes it.
+"""Makes changes safe, whichever backend applies them.
 
-One writer at a time, compare first, captures gained before captures lost, rules of ours that other backends made removed
-once the new ones are in place, and the state before put back when a part fails.
+It allows one writer at a time, compares before it writes, adds captures before it removes any, removes our rules of other
+backends once the new ones are in place, and rolls back to the previous state when a step fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNCHANGED = "nothing had been changed"
 
 
 class Other(NamedTuple):
-    """Rules of ours that were made through another backend than the one at work, and the changes that remove them."""
+    """Our rules that were made through another backend than the one in use, and the changes that remove them."""
 
     backend: Backend
     before: Snapshots
@@ -46,14 +46,14 @@ def open_engine(
     lock_wait: int = LOCK_WAIT,
     observe: Observer = lambda _: None,
 ) -> Engine:
-    """Make an engine by the names that the command line uses.
+    """Create an engine from the names that the command line uses.
 
     Args:
         name: a backend of `registry.BACKENDS`, or `auto`: iptables where one of its variants works, else native nftables.
-            iptables comes first, for whoever looks for our rules looks there.
-        variant: which iptables is meant; None finds out.
+            iptables comes first, because that is where people look for our rules.
+        variant: which iptables to use; None detects it.
         lock_wait: seconds to wait for another program that holds a lock.
-        observe: is told what is done.
+        observe: receives progress messages.
 
     Raises:
         InvalidInput: there is no such backend, or it contradicts the variant.
@@ -69,12 +69,12 @@ def open_engine(
 
 
 class Engine:
-    """Brings a network namespace to a plan, or removes all that is ours, through one backend.
+    """Applies a plan to a network namespace, or removes all that is ours, through one backend.
 
     Args:
         backend: reads and writes rules.
-        observe: is told what is done.
-        fall_back: makes the backend that is tried where nothing that `backend` works through exists; None for none.
+        observe: receives progress messages.
+        fall_back: creates the backend to use where `backend` is not available at all; None for no fallback.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Engine:
         self._fall_back = fall_back
 
     def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Bring the kernel to `plan`: afterwards all of it is in place, or all is as it was.
+        """Apply `plan`: afterwards either all of it is in place, or everything is as it was.
 
-        Nothing is written when the plan is in place already. Rules of ours that were made through another backend are
-        removed once those of this one are in place. Foreign rules and chains are not touched.
+        This is idempotent: nothing is written when the plan is already in place. Our rules that were made through another
+        backend are removed once those of this one are in place. Foreign rules and chains are not touched.
 
         Raises:
             InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
@@ -107,7 +107,7 @@ class Engine:
             with self._surroundings_added(plan) as added:
                 skipped = self._commit_or_put_back(before, changes, plan.optional)
                 self._remove_others(others, before)
-            # The rules of an earlier plan tell what it had besides, so that pods without any of it need not look.
+            # An earlier plan's rules show whether it had routes or addresses, so that pods without them need not look.
             seen = [before, *(other.before for other in others)]
             gone = RoutesChanged(
                 routed=bool(_marks(seen)) and self._delete_routes(seen, families, plan),
@@ -121,7 +121,7 @@ class Engine:
             return self._report(families, (changes, *(other.changes for other in others)), warnings, added, gone)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Remove all that is ours and nothing else, whichever backend made it; it is no error when there is nothing.
+        """Remove all that is ours and nothing else, whichever backend made it; having nothing to remove is not an error.
 
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
@@ -154,7 +154,7 @@ class Engine:
             return report._replace(backend=" and ".join((self._backend.name, *(other.backend.name for other in others))))
 
     def _or_else(self, first: Callable[[], Report], second: Callable[[Engine], Report]) -> Report:
-        """Work through the backend, or through the one to fall back to where nothing of the first one exists here."""
+        """Use the backend, or the fallback where the backend is not available at all."""
         try:
             return first()
         except CommandError as error:
@@ -169,7 +169,7 @@ class Engine:
 
     @contextmanager
     def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
-        """Make sure of the plan's addresses and routes for a block, and take back those that were made if it fails."""
+        """Ensure the plan's addresses and routes for a block; if it fails, roll back those that were added."""
         if not (plan.addresses or plan.routes):
             yield RoutesChanged()
             return
@@ -179,7 +179,7 @@ class Engine:
         try:
             for cidr in plan.addresses:
                 if surroundings.add_address(cidr):
-                    addresses.append(cidr)  # noqa: PERF401 - those that were added so far are taken back
+                    addresses.append(cidr)  # noqa: PERF401 - those added so far are rolled back
             for route in plan.routes:
                 if surroundings.add(route):
                     routes.append(route)  # noqa: PERF401 - as above
@@ -189,7 +189,7 @@ class Engine:
             raise
 
     def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
-        """Read the rules of ours that were made through other backends, and say what cannot be read."""
+        """Read our rules that were made through other backends; return also warnings of what cannot be read."""
         found, hidden = [], []
         for backend, where in self._others(families):
             try:
@@ -204,13 +204,13 @@ class Engine:
         return found, hidden
 
     def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Find the backends that may hold rules of ours besides those of the last `read`, each with the families of them."""
+        """Find the backends that may hold rules of ours that the last `read` did not return, each with their families."""
         yield from self._backend.besides()
         for rule_set, where in occupied(families, self._backend.rule_sets).items():
             yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
 
     def _remove_others(self, others: Sequence[Other], before: Snapshots) -> None:
-        """Remove what other backends made, or put back all that was there before."""
+        """Remove what other backends made, or roll back to what was there before."""
         try:
             for other in others:
                 for failure in other.backend.commit(other.changes).values():
@@ -243,7 +243,7 @@ class Engine:
         changes: Changes,
         optional: frozenset[Family],
     ) -> dict[Family, str]:
-        """Commit; give the optional families that turn out not to work here at all, and why, and drop their changes."""
+        """Commit; return the optional families that do not work here at all, with the reasons, and drop their changes."""
         writing = {family: wanted for family, wanted in changes.items() if wanted}
         if not writing:
             return {}
@@ -260,10 +260,10 @@ class Engine:
         return skipped
 
     def _commit(self, changes: Changes, optional: frozenset[Family]) -> dict[Family, str]:
-        """Commit, and give the optional families that do not work here; without them, if one transaction is for all.
+        """Commit, and return the optional families that do not work here; without them, if one transaction is for all.
 
         Raises:
-            IstioInitError: the failure of a family that is not optional, or that does work here.
+            IstioInitError: a family failed that is not optional, or that works here.
         """
         failed = self._backend.commit(changes)
         skipped = self._not_working({family: changes[family][0].table for family in failed if family in optional})
@@ -298,10 +298,10 @@ class Engine:
 
 
 def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
-    """Tell the foreign rules that keep connections from ours."""
+    """Return a warning for each chain in which third-party rules keep connections from ours."""
     return [
-        f"a rule of others stands before ours in {table} {chain} ({family}), and what it matches does not reach the proxy: "
-        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if that is not meant"
+        f"a third-party rule takes precedence over ours in {table} {chain} ({family}); what it matches bypasses the proxy: "
+        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if this is not intended"
         for (table, chain), rules in shadows(wanted, current).items()
     ]
 
@@ -311,7 +311,7 @@ def _unseen(unread: Mapping[Family, IstioInitError]) -> list[str]:
 
 
 def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError) -> None:
-    """Bring the rules of backends back to what they were, and note it on the error that made it necessary."""
+    """Roll the rules of backends back to what they were, and note it on the error that made it necessary."""
     try:
         undone = [_undo(backend, before) for backend, before in parts]
     except IstioInitError as error:
@@ -321,7 +321,7 @@ def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError)
 
 
 def _undo(backend: Backend, before: Snapshots) -> bool:
-    """Bring the rules of a backend back to what they were, and return whether any were different.
+    """Roll the rules of a backend back to what they were, and return whether any were different.
 
     Raises:
         IstioInitError: a transaction failed.
@@ -336,7 +336,7 @@ def _undo(backend: Backend, before: Snapshots) -> bool:
 
 
 def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses: list[str]) -> None:
-    """Remove what was added, the last part first, and each part even where another one cannot be removed."""
+    """Remove what was added, in reverse order; a part that cannot be removed does not stop the others."""
     try:
         if routes:
             surroundings.delete(routes.pop(), only_ours=True)
@@ -348,7 +348,7 @@ def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses:
 
 
 def _marks(seen: Iterable[Snapshots]) -> Marks:
-    """Give the marks that rules of ours, or of Istio's own tools, divert packets with."""
+    """Return the marks with which rules of ours, or of Istio's own tools, divert packets."""
     return frozenset(
         (family, rule.target.mark)
         for snapshots in seen
@@ -360,7 +360,7 @@ def _marks(seen: Iterable[Snapshots]) -> Marks:
 
 
 def _have_proxy_source(seen: Iterable[Snapshots]) -> bool:
-    """Tell whether rules look for what the proxy sends from the address that it has on lo in IPv6."""
+    """Return whether rules match the proxy's IPv6 source address on lo."""
     states = (state for snapshots in seen for state in snapshots.get(Family.IPV6, {}).values())
     rules = (rule for state in states for chain in state.chains.values() for rule in chain)
     wanted = Match(MatchKind.SOURCE, PROXY_SOURCE_IPV6)

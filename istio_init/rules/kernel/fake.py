@@ -53,7 +53,7 @@ class FakeBackend(Backend):
         return {family: f"this fake has no {family}" for family in tables if family in self._missing}
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Give a copy of what was written."""
+        """Return a copy of what was written."""
         return {family: dict(self.kernel[family]) for family in families}
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
@@ -77,7 +77,7 @@ class FakeBackend(Backend):
         return None
 
     def surroundings(self) -> FakeSurroundings:
-        """Give the policy routes and addresses of this fake."""
+        """Return the policy routes and addresses of this fake."""
         return self._surroundings
 
     @contextmanager

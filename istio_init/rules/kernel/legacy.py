@@ -34,12 +34,12 @@ def legacy_tables(family: Family) -> tuple[Table, ...]:
 
 
 def are_tables_known(family: Family) -> bool:
-    """Tell whether `legacy_tables` knows, or only root could tell."""
+    """Return whether `legacy_tables` knows, or only root could tell."""
     return not os.path.exists(NAMES[family]) or os.access(NAMES[family], os.R_OK)
 
 
 def is_lock_chosen() -> bool:
-    """Tell whether the user said where the lock file is."""
+    """Return whether the user said where the lock file is."""
     return bool(os.environ.get(XTABLES_LOCK_VARIABLE))
 
 
@@ -55,7 +55,7 @@ def own_lock_file() -> int:
 
 
 def lock_path(file: int) -> str:
-    """Give the path by which programs that we start find an open file of ours."""
+    """Return the path by which programs that we start find an open file of ours."""
     return f"/proc/{os.getpid()}/fd/{file}"
 
 

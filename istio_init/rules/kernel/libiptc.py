@@ -262,7 +262,7 @@ def _make(family: Family, changes: list[TableChange]) -> None:
 
 
 def _prepared(family: Family, change: TableChange) -> Any:
-    """Give a table with a change; nothing happens before its commit, and nothing at all if that fails."""
+    """Return a table with a change; nothing happens before its commit, and nothing at all if that fails."""
     table = _open(family, change.table)
     for name in (*change.chains, *change.dropped):
         if table.is_chain(name):
@@ -323,7 +323,7 @@ def _native(family: Family, rule: Rule) -> Any:
 
 
 def _interface_mask(name: str) -> bytes:
-    """Give the mask that compares a whole name with its zero byte, or what stands before a +."""
+    """Return the mask that compares a whole name with its zero byte, or what stands before a +."""
     compared = len(name.encode()) + 1 if not name.endswith("+") else len(name.encode()) - 1
     return (b"\xff" * compared).ljust(INTERFACE_BYTES, b"\0")
 

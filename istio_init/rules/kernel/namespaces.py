@@ -22,8 +22,8 @@ def enter_network_namespace(path: str, where: str) -> None:
         where: the flag or variable that gave it.
 
     Raises:
-        InvalidInput: there is no such file, or it is no network namespace.
-        NotPermitted: this process must not look at it, or not enter it.
+        InvalidInput: the file does not exist, or is not a network namespace.
+        NotPermitted: this process may not open or enter it.
     """
     namespace = _open(path, where)
     try:

@@ -40,7 +40,7 @@ DUMP_ATTEMPTS = 10  # a dump that something changed meanwhile begins again
 
 
 class ReadError(OSError):
-    """The kernel's answer could not be read whole, so nobody knows what it says; an error of the kernel is no such thing."""
+    """The kernel's answer is incomplete or malformed; an error that the kernel reports is an OSError instead."""
 
 
 class Netlink:
@@ -105,7 +105,7 @@ class Netlink:
         raise ReadError(errno.EINTR, f"what the kernel lists changed during each of {DUMP_ATTEMPTS} attempts to read it")
 
     def _dumped(self) -> tuple[list[bytes], bool]:
-        """Read a dump to its end, and tell whether nothing was changed meanwhile."""
+        """Read a dump to its end, and return whether nothing was changed meanwhile."""
         found = []
         is_consistent = True
         for kind, flags, content in self._answers():
@@ -125,7 +125,7 @@ class Netlink:
         self._socket.send(MESSAGE.pack(size, kind, NLM_F_REQUEST | flags, self._sequence, self._port) + body)
 
     def _answers(self) -> Iterator[tuple[int, int, bytes]]:
-        """Give type, flags and content of each message that answers the last request; the caller knows which is the last."""
+        """Yield type, flags and content of each answer to the last request; the caller detects the last one."""
         while True:
             for (kind, flags, *identity), content in records(self._receive(), MESSAGE):
                 if identity != [self._sequence, self._port]:
@@ -187,7 +187,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def aligned(size: int) -> int:
-    """Give the size with its padding."""
+    """Return the size with its padding."""
     return (size + 3) & ~3  # linux/netlink.h: NLMSG_ALIGN, NLA_ALIGN
 
 

@@ -1,11 +1,11 @@
-"""The backend of native nftables: nft to read, and nft to write. It needs nothing of iptables.
+"""The native nftables backend: it reads and writes with nft, and does not need iptables.
 
 One transaction replaces the tables `istio-init` of both families (see `istio_init.rules.render.nft`), so a change is made
 as a whole or not at all.
 
-The transaction is text, not libnftables' JSON: 10,000 destinations that do not touch one another load in 0.11 s as text and
-in 0.12 s as JSON (nft 1.0.6, Linux 6.18), which is three times as long and nothing to read in a dry run. What is read
-is JSON, for that has a schema, and text wraps its lines.
+The transaction is text, not libnftables' JSON: 10,000 non-adjacent destinations load in 0.11 s as text and in 0.12 s as
+JSON (nft 1.0.6, Linux 6.18), which is three times as long and hard to read in a dry run. Listings are read as JSON,
+because it has a schema, and text wraps its lines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from istio_init.core.runner import Observer
 
-PATIENCE = 30.0  # seconds for one run of nft
+NFT_TIMEOUT = 30.0  # seconds per run of nft
 
 LOAD = ("nft", "-f", "-")
 TRY = ("nft", "-c", "-f", "-")  # the kernel does all of it, and takes it back
@@ -45,7 +45,7 @@ class NftBackend(Backend):
 
     Args:
         lock_wait: seconds to wait for another program that holds a lock.
-        observe: is told each command that is run.
+        observe: receives each command that is run.
     """
 
     name = "nft"
@@ -58,11 +58,11 @@ class NftBackend(Backend):
         self._absent: set[Family] = set()  # those that the last read found to have no table of ours
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """Tell the only kernel interface that nft speaks."""
+        """Return nf_tables, the only kernel interface that nft uses."""
         return dict.fromkeys(families, Variant.NFT)
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read our tables, the families side by side; one that is not there reads as empty."""
+        """Read our tables, both families in parallel; a missing one reads as empty."""
         found: Snapshots = {}
         self._absent.clear()
         results = self._run([Command(("nft", "-j", "list", "table", FAMILIES[family], NFT_TABLE)) for family in families])
@@ -92,13 +92,13 @@ class NftBackend(Backend):
         return {} if result.status == 0 else dict.fromkeys(changes, _failure(result))
 
     def difference(self, wanted: Snapshot, current: Snapshot) -> list[TableChange]:
-        """Find whether anything differs; a table of nf_tables is replaced as a whole, so all of it is a change then."""
+        """Return all of the table if anything differs: a table of nf_tables is replaced as a whole."""
         if wanted and current and not compare(canonical_tables(wanted), current):
             return []
         return compare(wanted, {} if wanted else current)
 
     def _run(self, commands: list[Command]) -> list[Result]:
-        results = run_all(commands, PATIENCE, self._observe)
+        results = run_all(commands, NFT_TIMEOUT, self._observe)
         for result in results:
             if result.status != 0 and REFUSED_MESSAGE in result.stderr:
                 raise _failure(result)
@@ -106,8 +106,8 @@ class NftBackend(Backend):
 
 
 def _failure(result: Result) -> IstioInitError:
-    """Say what a failed command means, and what to do."""
-    # Behind an error nft shows the line that it is about, which may be as long as a list of destinations.
+    """Explain a failed command and how to fix it."""
+    # After an error, nft prints the offending line, which can be as long as a list of destinations.
     message = "; ".join(line for line in result.stderr.splitlines() if "Error: " in line) or result.stderr
     if REFUSED_MESSAGE in result.stderr:
         remedy = missing_capability("nft", needs_raw=False) or OTHER_REFUSAL

@@ -67,7 +67,7 @@ NAMES = (AUTO, *BACKENDS)
 
 
 def find(name: str) -> Row:
-    """Give the row of a backend; that of `auto` is the preferred one's.
+    """Return the row of a backend; that of `auto` is the preferred one's.
 
     Raises:
         InvalidInput: there is no such backend.
@@ -79,7 +79,7 @@ def find(name: str) -> Row:
 
 
 def agree(named: str, wanted: str) -> bool:
-    """Tell whether a backend that was named leaves room for another one: `auto` does for any."""
+    """Return whether a backend that was named leaves room for another one: `auto` does for any."""
     return named in (AUTO, wanted)
 
 

@@ -1,7 +1,7 @@
-"""The backend that speaks to the iptables programs: iptables-save to read, iptables-restore to write.
+"""The backend that runs the iptables programs: iptables-save to read, iptables-restore to write.
 
-It also finds out which *variant* of them is meant. Debian and most images carry two sets of binaries, for two kernel
-interfaces whose rules both apply to each packet but cannot see each other.
+It also detects which *variant* of them to use. Debian and most images ship two sets of binaries, for two kernel
+interfaces. The rules of both apply to each packet, but neither can see the other's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from istio_init.core.runner import Observer
 
-PATIENCE = 30.0  # seconds for one program, on top of the wait for the lock
+PROGRAM_TIMEOUT = 30.0  # seconds per program, plus the wait for the lock
 
-# nft before legacy: merely asking legacy for a table makes the kernel load it. The unadorned name comes last.
+# nft before legacy: merely querying a legacy table makes the kernel load it. The plain name comes last.
 CANDIDATES = (Variant.NFT, Variant.LEGACY, Variant.PLAIN)
 
-# Written and taken back in one transaction, so that it shows what the kernel can do and leaves no rule.
+# Written and removed in one transaction, so that it shows what the kernel can do and leaves no rule.
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 TRIAL_RULE = {Table.NAT: "-p tcp -j REDIRECT --to-ports 1"}
 
@@ -46,17 +46,17 @@ LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
 NO_NAMES_MESSAGE = "Failed to list table names"
-# Legacy says only this, whether the kernel has no such table or did not let it open a raw socket.
+# Legacy prints only this, whether the kernel has no such table or did not permit a raw socket.
 NO_TABLE_MESSAGE = "unable to initialize table"
 
 
 class RestoreBackend(Backend):
-    """Reads and writes through iptables-save and iptables-restore.
+    """Reads with iptables-save and writes with iptables-restore.
 
     Args:
-        variant: which binaries to use; None finds out for each family.
+        variant: which binaries to use; None detects it for each family.
         lock_wait: seconds to wait for another program that holds a lock.
-        observe: is told each command that is run.
+        observe: receives each command that is run.
     """
 
     name = "restore"
@@ -78,39 +78,39 @@ class RestoreBackend(Backend):
         self._observe = observe
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """Tell which variant each family uses; a family for which none was needed is left out."""
+        """Return which variant each family uses; a family that needed none is left out."""
         return {family: self._chosen[family] for family in families if family in self._chosen}
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read our rules, and settle for each family on the variant that already has rules, if one has."""
+        """Read our rules, and choose for each family the variant that already has rules, if any."""
         found = self._save(families)
         self._besides.clear()
         return {family: self._settle(family, found[family]) for family in families}
 
     def besides(self) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Give backends for the variants that have rules of ours and are not the chosen one."""
+        """Return backends for the variants that have rules of ours and are not the chosen one."""
         for variant, where in self._besides.items():
             yield RestoreBackend(variant, self.lock_wait, self._observe), where
 
     def is_unusable(self) -> bool:
-        """Tell whether there is no iptables at all; one that exists and fails may hide rules of ours."""
+        """Return whether no iptables is installed; one that exists but fails may hide rules of ours."""
         are_missing = all(isinstance(e, CommandError) and e.stderr == NOT_FOUND for e in self._unreadable.values())
         return not self._chosen and are_missing
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Write and take back a rule; a family works when one of the variants left for it takes the rule."""
+        """Write and remove a rule; a family works if one of its remaining variants accepts the rule."""
         scripts = {family: _trial(table) for family, table in tables.items()}
         return {family: str(error) for family, error in self._load(scripts).items()}
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
-        """Load one restore script a family, the families side by side.
+        """Load one restore script per family, both families in parallel.
 
-        The script itself is what a variant is tried with: a kernel that has one rule's parts may lack another's.
+        The script itself is the test of a variant: a kernel can support one rule and lack a module for another.
         """
         return self._load({family: render_changes(wanted) for family, wanted in changes.items()})
 
     def _load(self, scripts: dict[Family, str]) -> dict[Family, IstioInitError]:
-        """Give each family's script to its variant, or to one variant after the other until one takes it."""
+        """Load each family's script with its variant, or try one variant after another until one accepts it."""
         failed: dict[Family, IstioInitError] = {}
         waiting = dict(scripts)
         for variant in self._candidates:
@@ -131,21 +131,21 @@ class RestoreBackend(Backend):
         return {family: failed[family] for family in waiting}
 
     def _is_readable(self, family: Family, variant: Variant, failed: dict[Family, IstioInitError]) -> bool:
-        """Rules that could not be read must not be written over; say so as a failure of the family."""
+        """Refuse to overwrite rules that could not be read: the family fails."""
         error = self._unreadable.get((family, variant))
         if error is not None:
             _gather(failed, family, error)
         return error is None
 
     def _remove_part(self, family: Family, variant: Variant) -> None:
-        """Remove what a variant that is given up had taken; nothing of ours was there before."""
+        """Remove what an abandoned variant had accepted; it held nothing of ours before."""
         (saved,) = self._run([Command((command_name(family, variant, "save"),))])
         undo = compare({}, parse_save(saved.stdout))
         if undo:
             self._run([self._restore_command(family, variant, render_changes(undo))])
 
     def unread(self) -> dict[Family, IstioInitError]:
-        """Tell the families that no variant could read, or that have legacy tables which could not be read."""
+        """Return the families that no variant could read, or whose legacy tables could not be read."""
         errors: dict[Family, IstioInitError] = {}
         for (family, variant), error in self._unreadable.items():
             if variant is Variant.LEGACY or family not in self._readable:
@@ -153,16 +153,16 @@ class RestoreBackend(Backend):
         return errors
 
     def seen_in_part(self) -> frozenset[Family]:
-        """Tell the families that were read, but for legacy tables, which only root may look at."""
+        """Return the families that were read except for their legacy tables, which only root may read."""
         refused = (family for (family, _), error in self._unreadable.items() if isinstance(error, NotPermitted))
         return frozenset(self._readable.intersection(refused))
 
     def _save(self, families: tuple[Family, ...]) -> dict[Family, dict[Variant, Snapshot]]:
-        """Read each family through each variant that may hold rules of it."""
+        """Read each family through each variant that may hold its rules."""
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
         self._unreadable.clear()
         self._save_through(families, [v for v in self._candidates if v is not Variant.PLAIN], found)
-        # The plain name is one of the two under another name: it counts where it is the only one.
+        # The plain name is an alias of one of the two: it counts only where it is the only one.
         if Variant.PLAIN in self._candidates:
             self._save_through(tuple(family for family in families if not found[family]), [Variant.PLAIN], found)
         self._readable = {family for family in families if found[family]}
@@ -175,7 +175,7 @@ class RestoreBackend(Backend):
         found: dict[Family, dict[Variant, Snapshot]],
     ) -> None:
         asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
-        # Where only root could tell whether there are legacy tables at all, it is no failure that they cannot be asked.
+        # Where only root can tell whether legacy tables exist at all, not being able to read them is not a failure.
         unsure = frozenset(command_name(f, v, "save") for f, v in asked if v is Variant.LEGACY and not are_tables_known(f))
         results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked], unsure)
         for (family, variant), result in zip(asked, results, strict=True):
@@ -204,7 +204,7 @@ class RestoreBackend(Backend):
         return Command((command_name(family, variant, "restore"), "--noflush", "-w", wait), script)
 
     def _run(self, commands: list[Command], unsure: frozenset[str] = frozenset()) -> list[Result]:
-        """Run commands; what no other variant could mend is an error at once, but for programs that may be refused."""
+        """Run commands; an error that no other variant could avoid is raised, except for programs that may be refused."""
         results = self._run_with_lock_file(commands)
         for result in results:
             error = _failure(result) if result.status != 0 and result.argv[0] not in unsure else None
@@ -213,16 +213,16 @@ class RestoreBackend(Backend):
         return results
 
     def _run_with_lock_file(self, commands: list[Command]) -> list[Result]:
-        """Run commands, and those that found no place for their lock file again, with one of our own."""
+        """Run commands; rerun those that could not create their lock file, with a lock file of our own."""
         given = [self._with_own_lock(command) if self._lock_path else command for command in commands]
-        results = run_all(given, self.lock_wait + PATIENCE, self._observe)
+        results = run_all(given, self.lock_wait + PROGRAM_TIMEOUT, self._observe)
         failed = [number for number, result in enumerate(results) if LOCK_FILE_MESSAGE in result.stderr]
         if failed and not (self._lock_path or is_lock_chosen()):
             self._lock_path = lock_path(own_lock_file())
             reason = results[failed[0]].stderr.rpartition(": ")[2]
             self.notices.append(lock_notice(reason, self._lock_path))
             again = [self._with_own_lock(commands[number]) for number in failed]
-            for number, result in zip(failed, run_all(again, self.lock_wait + PATIENCE, self._observe), strict=True):
+            for number, result in zip(failed, run_all(again, self.lock_wait + PROGRAM_TIMEOUT, self._observe), strict=True):
                 results[number] = result
         return results
 
@@ -231,7 +231,7 @@ class RestoreBackend(Backend):
 
 
 def _failure(result: Result) -> IstioInitError:
-    """Say what a failed command means, and what to do."""
+    """Explain a failed command and how to fix it."""
     if LOCK_MESSAGE in result.stderr:
         message = f"another program holds the xtables lock: `{' '.join(result.argv)}` said: {result.stderr}"
         return LockHeld(f"{message}; wait for it to end and run this again, or wait longer with --lock-wait SECONDS")

@@ -202,7 +202,7 @@ def _address(content: bytes) -> Address:
 
 
 def _number(attributes: dict[int, bytes], kind: int, default: int = 0) -> int:
-    """Give the value of an attribute, of whatever size; the kernel leaves most of those out that are 0."""
+    """Return the value of an attribute, of whatever size; the kernel leaves most of those out that are 0."""
     return int.from_bytes(attributes[kind], sys.byteorder) if kind in attributes else default
 
 

@@ -36,7 +36,7 @@ OF_VARIANT = {
 
 
 def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[RuleSet, tuple[Family, ...]]:
-    """Tell which sets but the known ones may hold rules of ours, and of which families."""
+    """Return which sets but the known ones may hold rules of ours, and of which families."""
     found: dict[RuleSet, tuple[Family, ...]] = {}
     for family in families:
         in_nf_tables = chains(family)

@@ -92,7 +92,7 @@ def _find(kernel: Netlink, family: Family, marks: Marks) -> list[TproxyRoute]:
 
 
 def add(route: TproxyRoute) -> bool:
-    """Make sure of a policy route, and tell whether any part of it was missing.
+    """Ensure that a policy route exists, and return whether any part of it was missing.
 
     The route comes before the rule, so that no packet is sent to an empty table.
 
@@ -120,8 +120,8 @@ def delete(route: TproxyRoute, *, only_ours: bool) -> None:
         NotPermitted, Unsupported: the kernel refused.
     """
     with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as kernel:
-        # Istio's tools make both parts: to a route of ours, rules of others lead for reasons of their own.
-        # With no mark, it is a route of ours that only rules of others lead to.
+        # Istio's tools make both parts: third-party rules that lead to a route of ours have reasons of their own.
+        # With no mark, it is a route of ours that only third-party rules lead to.
         only_ours = only_ours or route.mark == NO_MARK or not _is_others(_local_default(kernel, route))
         plain = _rules(kernel, route.family)
         rules = [rule for rule in plain if _route_of(rule) == route and not (only_ours and _is_others(rule))]
@@ -155,7 +155,7 @@ def addresses() -> tuple[str, ...]:
 
 
 def add_address(cidr: str) -> bool:
-    """Make sure that lo has an IPv6 address, and tell whether it was missing.
+    """Ensure that lo has an IPv6 address, and return whether it was missing.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no IPv6 here.
@@ -179,7 +179,7 @@ def delete_address(cidr: str) -> None:
 
 
 def first_address() -> str:
-    """Give this host's first address that is neither of lo nor link-local, or an empty text."""
+    """Return this host's first address that is neither of lo nor link-local, or an empty text."""
     with Netlink(NETLINK_ROUTE) as kernel:
         found = [address for address in rtnetlink.addresses(kernel) if address.interface != LOOPBACK]
     return next((one.text for one in found if one.text and one.scope == rtnetlink.RT_SCOPE_UNIVERSE), "")
@@ -250,17 +250,17 @@ def _is_plain(rule: Rule) -> bool:
 
 
 def _is_before_main(rule: Rule) -> bool:
-    """Tell whether a rule is asked before the table main, which has an answer for every packet."""
+    """Return whether a rule is asked before the table main, which has an answer for every packet."""
     return rule.priority < MAIN_PRIORITY
 
 
 def _is_others(made: Rule | Route | None) -> bool:
-    """Tell whether a rule or a route is there and was made by somebody else."""
+    """Return whether a rule or a route is there and was made by somebody else."""
     return made is not None and made.protocol != PROTOCOL
 
 
 def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
-    """Tell whether Istio's own tools may have made a rule that is not ours: its mark is known, or it is their default."""
+    """Return whether Istio's own tools may have made a rule that is not ours: its mark is known, or it is their default."""
     return (route.family, route.mark) in marks or (route.mark, route.table) == (TPROXY_MARK, TPROXY_ROUTE_TABLE)
 
 
@@ -273,7 +273,7 @@ def _rule_for(route: TproxyRoute) -> Rule:
 
 
 def _local_default(kernel: Netlink, wanted: TproxyRoute) -> Route | None:
-    """Give the route that delivers everything to this host, or None."""
+    """Return the route that delivers everything to this host, or None."""
     local = (wanted.table, rtnetlink.RTN_LOCAL, 0)
     routes = _routes(kernel, wanted.family)
     return next((route for route in routes if (route.table, route.kind, route.destination_length) == local), None)

@@ -25,12 +25,12 @@ HOST_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
 
 def is_captured(settings: Settings, nameservers: tuple[str, ...]) -> bool:
-    """Tell whether a family with these nameservers has requests that are captured."""
+    """Return whether a family with these nameservers has requests that are captured."""
     return settings.capture_all_dns or bool(nameservers)
 
 
 def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...]) -> Iterator[Piece]:
-    """Give the rules of one family; the jump from ISTIO_OUTPUT of nat is not among them."""
+    """Return the rules of one family; the jump from ISTIO_OUTPUT of nat is not among them."""
     hosts = tuple(f"{address}/{HOST_BITS[family]}" for address in nameservers)
     servers: tuple[str, ...] = ("",) if settings.capture_all_dns else hosts
     yield _raw("OUTPUT", (), jump("ISTIO_OUTPUT_DNS"), reasons.DNS_RAW)

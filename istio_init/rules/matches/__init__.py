@@ -22,12 +22,12 @@ TARGETS: dict[TargetKind, TargetType] = {one.kind: one for module in TARGET_MODU
 
 
 def xtables_modules() -> dict[str, str]:
-    """Give the kernel modules of extensions that are not called `xt_NAME`, by the extensions' names."""
+    """Return the kernel modules of extensions that are not called `xt_NAME`, by the extensions' names."""
     pairs = (*(one.modules for one in MATCHES.values()), *(one.modules for one in TARGETS.values()))
     return dict(pair for several in pairs for pair in several)
 
 
 def nft_modules() -> dict[str, str]:
-    """Give the kernel modules that statements of nft need besides nf_tables, by their words."""
+    """Return the kernel modules that statements of nft need besides nf_tables, by their words."""
     pairs = (*(one.nft_modules for one in TARGETS.values()), *(one.nft_modules for one in MATCHES.values()))
     return dict(pair for several in pairs for pair in several)

@@ -64,7 +64,7 @@ class MatchType:
     guard_listed: Json | None = None
 
     def holds(self, packet: Packet, value: Value) -> bool:
-        """Tell whether the condition holds for a packet, its negation aside."""
+        """Return whether the condition holds for a packet, its negation aside."""
         raise NotImplementedError
 
     # iptables
@@ -100,11 +100,11 @@ class MatchType:
         return tuple(values)
 
     def canonical(self, value: Value) -> Value:
-        """Give a value as a listing is read."""
+        """Return a value as a listing is read."""
         return value
 
     def is_guarded(self, match: Match) -> bool:
-        """Tell whether it takes a guard to look for this.
+        """Return whether it takes a guard to look for this.
 
         Raises:
             Unsupported: nft cannot express it.
@@ -113,7 +113,7 @@ class MatchType:
         return False
 
     def guard(self, values: Sequence[Value]) -> tuple[str, str]:
-        """Give the condition on which a guard returns, and why it does."""
+        """Return the condition on which a guard returns, and why it does."""
         raise NotImplementedError
 
     # The listing of nft -j

@@ -222,7 +222,7 @@ class TableReader:
             self._endings.append(Ending(chain, text, is_ahead=False))
 
     def state(self) -> TableState:
-        """Give what was collected."""
+        """Return what was collected."""
         chains = {name: tuple(rules) for name, rules in self._chains.items()}
         return TableState(
             chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), tuple(self._endings)
@@ -241,7 +241,7 @@ def _unquoted(text: str) -> str:
 
 
 def _is_of_loopback(text: str) -> bool:
-    """Tell whether a rule looks at what is said to this host alone.
+    """Return whether a rule looks at what is said to this host alone.
 
     Most plans do not capture that, and others (Docker's DNS) have good reasons for such rules.
     """

@@ -81,7 +81,7 @@ def render_tables(
 
 
 def canonical_tables(tables: Snapshot) -> Snapshot:
-    """Give tables that do the same, with rules as those that are read from a listing."""
+    """Return tables that do the same, with rules as those that are read from a listing."""
     return {
         table: TableState(
             chains={name: canonical(_known(rules)) for name, rules in state.chains.items()},
@@ -104,7 +104,7 @@ def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRu
 
 
 def hook(table: Table, chain: str) -> tuple[str, str, int]:
-    """Give the type, hook and priority of the base chain that stands for a built-in chain."""
+    """Return the type, hook and priority of the base chain that stands for a built-in chain."""
     # Only this type looks for a new route where a mark has changed (nft(8)).
     kind = "nat" if table is Table.NAT else "route" if (table, chain) == (Table.MANGLE, "OUTPUT") else "filter"
     return kind, chain.lower(), PRIORITIES[table]
@@ -118,7 +118,7 @@ def _known(rules: Iterable[KernelRule]) -> Iterator[Rule]:
 
 
 def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
-    """Give the lines of each chain of one table."""
+    """Return the lines of each chain of one table."""
     chains: dict[str, list[str]] = {}
     for name, rules in by_chain((*change.inserted_jumps, *change.added_jumps)).items():
         kind, point, priority = hook(change.table, name)
@@ -185,7 +185,7 @@ class _Writer:
         return name
 
     def _ends_with(self, target: Target) -> bool:
-        """Tell whether a target is RETURN; make sure that it accepts then, for nothing but a base chain's end follows.
+        """Return whether a target is RETURN; make sure that it accepts then, for nothing but a base chain's end follows.
 
         Raises:
             Unsupported: something else follows, or it is ACCEPT, which could not be told from RETURN.
@@ -213,7 +213,7 @@ def _comment(text: str) -> str:
 
 
 def comment_text(text: str) -> str:
-    """Give a sentence as it stands in a comment: cut at a word where it is too long, without what would end the quotes."""
+    """Return a sentence as it stands in a comment: cut at a word where it is too long, without what would end the quotes."""
     text = text.replace('"', "'")
     if len(text.encode()) > COMMENT_BYTES:
         room = text.encode()[: COMMENT_BYTES - len("…".encode())].decode(errors="ignore")

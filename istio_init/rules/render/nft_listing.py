@@ -175,7 +175,7 @@ def _matches(condition: Json) -> Iterator[list[Match]]:
 
 
 def _key(left: Any) -> tuple[str, str]:
-    """Tell what the left side of a condition is, in the form of `MatchType.keys`; two empty texts if it has none."""
+    """Return what the left side of a condition is, in the form of `MatchType.keys`; two empty texts if it has none."""
     match left:
         case {"payload": {"protocol": str(protocol), "field": str(field)}}:
             return protocol, field

@@ -64,12 +64,12 @@ def join(rules: Iterable[Rule]) -> Iterator[Joined]:
 
 
 def canonical(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Give rules that do the same and are written as those that are read from a listing."""
+    """Return rules that do the same and are written as those that are read from a listing."""
     return tuple(rule for joined in join(rules) for rule in _apart(joined))
 
 
 def _pattern(one: Rule, other: Rule) -> Pattern | None:
-    """Tell how two rules are alike but for the value of one match; nothing if they are not."""
+    """Return how two rules are alike but for the value of one match; nothing if they are not."""
     if len(one.matches) != len(other.matches):
         return None
     places = [place for place, match in enumerate(one.matches) if match != other.matches[place]]
@@ -80,7 +80,7 @@ def _pattern(one: Rule, other: Rule) -> Pattern | None:
 
 
 def _fits(rule: Rule, first: Rule, pattern: Pattern) -> bool:
-    """Tell whether a rule differs from the first one in a value only, and its reason too."""
+    """Return whether a rule differs from the first one in a value only, and its reason too."""
     if len(rule.matches) != len(first.matches) or rule.target != first.target:
         return False
     place = pattern.place
@@ -93,7 +93,7 @@ def _fits(rule: Rule, first: Rule, pattern: Pattern) -> bool:
 
 
 def _has_the_same_reason(rule: Rule, first: Rule, told: Match | None) -> bool:
-    """Tell whether a rule is there for the reason of the first one, the value of the match that both tell aside."""
+    """Return whether a rule is there for the reason of the first one, the value of the match that both tell aside."""
     reason, other = rule.reason, first.reason
     value = other.value if told is None else str(told.value)
     return reason.id == other.id and reason.template == other.template and reason.value == value
@@ -123,7 +123,7 @@ def _canonical(match: Match) -> Match:
 
 
 def _reason(reason: Reason, values: Sequence[int | str]) -> Reason:
-    """Give the reason of all values; it counts them where there are too many to name."""
+    """Return the reason of all values; it counts them where there are too many to name."""
     if not reason.plural:
         return reason._replace(value=", ".join(map(str, values)))
     head, _, rest = reason.plural.partition("{")

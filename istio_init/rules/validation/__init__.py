@@ -1,8 +1,8 @@
-"""Whether rules do their work, shown with real connections: as an app, as the proxy, and from outside.
+"""Validates rules with real connections: as an app, as the proxy, and from outside.
 
-While connections are tried, the proxy's ports are listened on here, so whoever is diverted arrives here, and tells with its
-original destination what was asked for. A connection that is not diverted is seen where it leaves (`world`), or where it
-arrives, on ports that no server of the pod has yet.
+Meanwhile this process listens on the proxy's ports, so diverted connections arrive here with their original destination. A
+connection that is not diverted is seen where it leaves (`probe_network`), or where it arrives, on ports that no server of
+the pod uses yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from istio_init.rules.kernel.locks import namespace_lock, signals_held
 from istio_init.rules.validation.attempts import Attempt, Verdict
 from istio_init.rules.validation.listeners import listeners, stand_ins
 from istio_init.rules.validation.owners import may_be
-from istio_init.rules.validation.paths import INTERFACE, Path, Place, choose_app, paths, unchecked
+from istio_init.rules.validation.paths import INTERFACE, Path, ProbeContext, choose_app, paths, unchecked
 from istio_init.rules.validation.session import Session
 
 if TYPE_CHECKING:
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from istio_init.rules.model import Plan
     from istio_init.rules.settings import Settings
-    from istio_init.rules.validation.world import World
+    from istio_init.rules.validation.probe_network import ProbeNetwork
 
 REMEDY = (
-    "rules are missing, or rules of others stand before them: apply them (run this without --skip-rule-apply), and look for "
-    "others in iptables-save; where a CNI plugin writes the rules, the pod must be made anew when the plugin is ready"
+    "rules are missing, or third-party rules take precedence: apply them (run this without --skip-rule-apply), and look for "
+    "others in iptables-save; where a CNI plugin writes the rules, recreate the pod once the plugin is ready"
 )
 BLIND = "it takes the capabilities NET_ADMIN and NET_RAW to make connections from outside, and to see which ones leave"
 
 
 def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lock_wait: int) -> tuple[Verdict, ...]:
-    """Try the paths of a plan in this network namespace. A signal that would end the process waits for the end.
+    """Probe the paths of a plan in this network namespace. Signals that would end the process are delayed until the end.
 
     Args:
-        settings: those that the plan was made of, of layout current.
-        plan: for the families that are to be tried.
-        probe_port: a port for where no flag names one.
+        settings: the plan's settings, of layout current.
+        plan: for the families to probe.
+        probe_port: the port where no flag names one.
         timeout: seconds for all paths together.
         lock_wait: seconds to wait for another program that changes rules here.
 
@@ -51,12 +51,12 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
     """
     with ExitStack() as stack:
         stack.enter_context(namespace_lock(lock_wait))
-        stack.enter_context(signals_held())  # the interfaces and rules of the world are to be removed
+        stack.enter_context(signals_held())  # the interfaces and rules of the probe network must be removed
         served = stack.enter_context(listeners(settings, plan.families()))
-        around, blind = _world(stack, plan, settings)
+        around, blind = _network(stack, plan, settings)
         own = (os.geteuid(), os.getegid())
-        place = Place(own, choose_app(settings, *own), local_addresses(), around.mark if around else 0, probe_port)
-        tried = paths(settings, plan, place)
+        context = ProbeContext(own, choose_app(settings, *own), local_addresses(), around.mark if around else 0, probe_port)
+        tried = paths(settings, plan, context)
         served += stack.enter_context(stand_ins(dict.fromkeys(path.end for path in tried if path.end)))
         ends = {(listener.family, listener.port) for listener in served}
         attempts = [
@@ -73,10 +73,10 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
 
 
 def conclude(verdicts: Sequence[Verdict]) -> int:
-    """Give the number of paths that are as they should be.
+    """Return the number of correct paths.
 
     Raises:
-        ValidationFailed: one is not, or none was checked.
+        ValidationFailed: a path is wrong, or none was checked.
     """
     checked = [verdict for verdict in verdicts if verdict.ok is not None]
     wrong = [verdict.text for verdict in checked if not verdict.ok]
@@ -88,8 +88,8 @@ def conclude(verdicts: Sequence[Verdict]) -> int:
     return len(checked)
 
 
-def _hindrance(path: Path, settings: Settings, around: World | None, blind: str) -> str:
-    """Tell why a path cannot be tried; empty if it can."""
+def _hindrance(path: Path, settings: Settings, around: ProbeNetwork | None, blind: str) -> str:
+    """Return why a path cannot be probed; empty if it can."""
     packet = path.packet
     if packet.outbound and not may_be(packet.uid, packet.gid):
         return f"it takes the capabilities SETUID and SETGID to open a connection of uid {packet.uid}, gid {packet.gid}"
@@ -97,19 +97,19 @@ def _hindrance(path: Path, settings: Settings, around: World | None, blind: str)
         return ""
     if around is not None:
         return around.missing.get(path.family, "")
-    # Whether a connection leaves through an excluded interface is not known without a way out of our own.
+    # Without a probe network, a connection that leaves through an excluded interface is not seen.
     seen_at_the_proxy = packet.outbound and path.expected is not None and not settings.exclude_interfaces
     return "" if seen_at_the_proxy else blind
 
 
-def _world(stack: ExitStack, plan: Plan, settings: Settings) -> tuple[World | None, str]:
-    """Make the world, or give the reason why there is none."""
+def _network(stack: ExitStack, plan: Plan, settings: Settings) -> tuple[ProbeNetwork | None, str]:
+    """Create the probe network, or return why this is not possible."""
     if not (has_capability(CAP_NET_ADMIN) and has_capability(CAP_NET_RAW)):
         return None, BLIND
-    from istio_init.rules.validation.world import world
+    from istio_init.rules.validation.probe_network import probe_network
 
     taken = frozenset({settings.tproxy_mark, settings.tproxy_route_table})
     try:
-        return stack.enter_context(world(plan.families(), taken)), ""
+        return stack.enter_context(probe_network(plan.families(), taken)), ""
     except (Unsupported, OSError) as error:
         return None, f"{BLIND}; {error}"

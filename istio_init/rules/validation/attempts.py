@@ -1,4 +1,4 @@
-"""One connection that is tried: how it is opened, and what is found out about it."""
+"""One probed connection: how it is opened, and what is found out about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from istio_init.rules.validation.paths import INTERFACE, OUTSIDE
 
 if TYPE_CHECKING:
     from istio_init.rules.validation.paths import Path
-    from istio_init.rules.validation.world import World
+    from istio_init.rules.validation.probe_network import ProbeNetwork
 
 SO_MARK = 36  # asm-generic/socket.h
 FIRST_PORT = 20000  # of the clients outside; not one that the system gives to clients inside by itself
@@ -27,9 +27,9 @@ class Found(NamedTuple):
     """Where a connection ended.
 
     Attributes:
-        port: of the proxy; None where it went straight on.
-        note: what else is to be said.
-        wrong: whether it is not as it should be, whatever the port.
+        port: the proxy's port; None where it bypassed the proxy.
+        note: what else to report.
+        wrong: whether it is wrong, whatever the port.
     """
 
     port: int | None
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is to be said of one path.
+    """The outcome of one path.
 
     Attributes:
         ok: None where it was not checked.
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        """Give the line of a log."""
+        """Return a line for the log."""
         return self.text if self.ok is None else f"{'✓' if self.ok else '✗'} {self.text}"
 
 
@@ -60,9 +60,9 @@ class Attempt:
         source_port: the client's; 0 before it has one.
         client: the socket of a client inside.
         found: where the connection ended, when that is known.
-        answered: when somebody took a connection from outside, by `time.monotonic`.
-        served: whether somebody listens at the destination, as far as is known.
-        impossible: why the path cannot be tried.
+        answered: when a connection from outside was accepted, by `time.monotonic`.
+        served: whether there is a listener at the destination, as far as is known.
+        impossible: why the path cannot be probed.
     """
 
     def __init__(self, path: Path, number: int, impossible: str = "", *, served: bool = False) -> None:
@@ -80,14 +80,14 @@ class Attempt:
         return self.found is None and not self.impossible
 
     def is_from(self, address: str) -> bool:
-        """Tell whether an address may be this client's: that of the one outside is known."""
+        """Return whether an address may be this client's: that of the one outside is known."""
         return (address == OUTSIDE[self.path.family]) is not self.path.packet.outbound
 
     def bind(self) -> None:
-        """Give a client inside its port.
+        """Bind a client inside to its port.
 
-        All clients get theirs before one of them connects: a connected one has a single address, and the system may then
-        give its port to a client with another address. Which client arrives is told by the port alone.
+        All clients are bound before any connects: once one is connected to a single address, the system may give its port
+        to a client with another address, and only the port identifies a client.
         """
         packet = self.path.packet
         if not packet.outbound:
@@ -104,10 +104,10 @@ class Attempt:
         except OSError as error:
             self.impossible = f"no connection is possible: {error.strerror}"
 
-    def start(self, world: World | None) -> None:
+    def start(self, network: ProbeNetwork | None) -> None:
         """Open the connection; a client inside has its port already."""
         if self.client is None:
-            self.knock(world)
+            self.knock(network)
             return
         try:
             self.client.connect((self.path.packet.destination, self.path.packet.port))
@@ -119,7 +119,7 @@ class Attempt:
             self.failed(error.errno or 0)
 
     def failed(self, number: int) -> None:
-        """Take note of the error number that a connection ended with."""
+        """Record the error number of a failed connection."""
         if not self.pending:
             return
         if number in NO_ROUTE:
@@ -128,39 +128,39 @@ class Attempt:
             self.answered_by_another(f"refused: {os.strerror(number)}")
 
     def answered_by_another(self, how: str) -> None:
-        """Take note of an answer that none of our listeners gave: its destination's own, if that can answer at all."""
-        if self.path.abroad or self.served:
+        """Record an answer that did not come from our listeners: the destination's own, if it can answer at all."""
+        if self.path.leaves_pod or self.served:
             self.found = Found(None, f"but on the way there: {how}", wrong=True)
         else:
             self.found = Found(None, how)
 
-    def knock(self, world: World | None) -> None:
-        """Ask for a connection from outside, or ask again."""
-        if world is not None and self.answered is None:
-            world.send(self._segment(SYN, 0))
+    def knock(self, network: ProbeNetwork | None) -> None:
+        """Send or retry the first segment of a connection from outside."""
+        if network is not None and self.answered is None:
+            network.send(self._segment(SYN, 0))
 
     def _segment(self, flags: int, sequence: int) -> Segment:
         packet = self.path.packet
         ends = (packet.source, self.source_port, packet.destination, packet.port)
         return Segment(self.path.family, *ends, flags, SEQUENCE + sequence)
 
-    def hear(self, answer: Segment, world: World, now: float) -> None:
-        """Go on with a connection from outside, with what its other side answered."""
+    def hear(self, answer: Segment, network: ProbeNetwork, now: float) -> None:
+        """Continue a connection from outside after an answer."""
         if answer.flags & RST and self.pending:
             self.answered_by_another("refused: nobody listens there")
         elif answer.flags & SYN and self.answered is None:
             self.answered = now
-            world.send(answer.answer(ACK))
+            network.send(answer.answer(ACK))
 
-    def hang_up(self, world: World | None) -> None:
-        """Leave no connection behind."""
+    def hang_up(self, network: ProbeNetwork | None) -> None:
+        """Close the connection."""
         if self.client is not None:
             self.client.close()
-        elif world is not None and self.answered is not None:
-            world.send(self._segment(RST, 1))
+        elif network is not None and self.answered is not None:
+            network.send(self._segment(RST, 1))
 
     def verdict(self, timeout: float) -> Verdict:
-        """Say what was found."""
+        """Return the outcome."""
         path = self.path
         if self.impossible:
             return Verdict(ok=None, text=f"not checked: {path}: {self.impossible}")

@@ -1,4 +1,4 @@
-"""Ports that are listened on while paths are tried, those of the proxy and others, and what a connection there tells."""
+"""Listeners on the proxy's and other ports while paths are probed, and what they learn from connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Arrival(NamedTuple):
     """What reached a listener.
 
     Attributes:
-        original: the destination that the client asked for; None where conntrack knows none, as for datagrams.
+        original: the original destination; None where conntrack has none, as for datagrams.
     """
 
     client: str
@@ -69,7 +69,7 @@ def listeners(settings: Settings, families: tuple[Family, ...]) -> Iterator[tupl
 def stand_ins(ends: Iterable[tuple[Family, int]]) -> Iterator[tuple[Listener, ...]]:
     """Listen where the pod's own servers will, for a block, wherever that is possible.
 
-    So a connection that arrives can be told from one that a rule of others sends to where nobody listens.
+    This distinguishes a connection that arrives from one that a third-party rule sends to where nobody listens.
 
     Args:
         ends: the ports, each in its family.
@@ -78,7 +78,7 @@ def stand_ins(ends: Iterable[tuple[Family, int]]) -> Iterator[tuple[Listener, ..
         made = []
         for family, port in ends:
             server = stack.enter_context(socket.socket(ADDRESS_FAMILIES[family], socket.SOCK_STREAM))
-            with suppress(OSError):  # a server of the pod has it already, or only the superuser may have it
+            with suppress(OSError):  # in use by a server of the pod, or a privileged port
                 _bind(server, port)
                 made.append(Listener(family, port, server))
         yield tuple(made)
@@ -115,7 +115,7 @@ def _bind(server: socket.socket, port: int) -> None:
 
 
 def arrivals(listener: Listener) -> Iterator[Arrival]:
-    """Give what has arrived since the last call."""
+    """Return what has arrived since the last call."""
     while True:
         try:
             if listener.socket.type == socket.SOCK_DGRAM:
@@ -126,7 +126,7 @@ def arrivals(listener: Listener) -> Iterator[Arrival]:
         except BlockingIOError:
             return
         except ConnectionError:
-            continue  # it was cut before it was accepted
+            continue  # disconnected before it was accepted
         with connection:
             yield Arrival(client, port, "tcp", _original_destination(connection))
 

@@ -37,7 +37,7 @@ def owned_by(uid: int, gid: int) -> Iterator[None]:
 
 
 def may_be(uid: int, gid: int) -> bool:
-    """Tell whether this process may make sockets in the name of a user and group.
+    """Return whether this process may make sockets in the name of a user and group.
 
     It is tried: of a user that a user namespace does not know, no capability makes anything (user_namespaces(7)).
     """

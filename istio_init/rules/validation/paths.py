@@ -1,6 +1,6 @@
-"""Which connections tell whether rules do their work, and where each of them must end. Pure.
+"""Which connections show whether rules work, and where each of them must end. Pure.
 
-What is asked for decides which connections are worth a try; where they must end is what a walk through the plan says.
+The settings decide which connections to probe; a walk through the plan says where they must end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NOWHERE = {
     Family.IPV4: ("203.0.113.77", "192.0.2.77", "198.51.100.77"),
     Family.IPV6: ("2001:db8::77", "2001:db8:1::77"),
 }
-# The two ends of the way between this host and the world, while paths are tried: addresses of the same kind.
+# The two ends of the probe network, from the same kind of addresses.
 INTERFACE = "istio-probe"
 INSIDE = {Family.IPV4: "198.51.100.253", Family.IPV6: "2001:db8:ffff::1"}
 OUTSIDE = {Family.IPV4: "198.51.100.254", Family.IPV6: "2001:db8:ffff::2"}
@@ -49,12 +49,12 @@ SINGLE_MINDED = frozenset({"ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_TPROXY"
 
 
 class Path(NamedTuple):
-    """A connection that is tried.
+    """A connection to probe.
 
     Attributes:
-        what: of which kind it is, in a word or two.
-        packet: the first one, as rules see it.
-        expected: the port of the proxy that must get it; None where it must go straight on.
+        what: its kind, in a word or two.
+        packet: its first packet, as rules see it.
+        expected: the proxy's port that must receive it; None where it must bypass the proxy.
         why: the reason of the rule that decides.
     """
 
@@ -65,15 +65,15 @@ class Path(NamedTuple):
     why: str
 
     @property
-    def abroad(self) -> bool:
-        """Whether it leaves this host, unless it is captured."""
+    def leaves_pod(self) -> bool:
+        """Whether it leaves the pod, unless it is captured."""
         return self.packet.outbound and self.packet.interface == INTERFACE
 
     @property
     def end(self) -> tuple[Family, int] | None:
-        """The port of this host that the connection arrives at by itself; None where it is not TCP, or goes elsewhere."""
+        """The port of this pod at which it arrives if it is not diverted; None where it is not TCP, or goes elsewhere."""
         straight = self.expected is None and self.packet.protocol == "tcp"
-        return (self.family, self.packet.port) if straight and not self.abroad else None
+        return (self.family, self.packet.port) if straight and not self.leaves_pod else None
 
     def __str__(self) -> str:
         """Name the path in a log."""
@@ -82,15 +82,15 @@ class Path(NamedTuple):
         return f"{self.family} {self.what} {self.packet.protocol} {address}:{self.packet.port}{owner}"
 
 
-class Place(NamedTuple):
-    """Where connections are tried.
+class ProbeContext(NamedTuple):
+    """The circumstances in which connections are probed.
 
     Attributes:
         own: user and group of this process.
         app: user and group of a process that is not the proxy.
         local: all addresses of the network namespace.
-        mark: what packets to the world bear; 0 where there is no world.
-        probe_port: a port for where no flag names one.
+        mark: the mark of packets to the probe network; 0 without one.
+        probe_port: the port where no flag names one.
     """
 
     own: tuple[int, int]
@@ -101,7 +101,7 @@ class Place(NamedTuple):
 
 
 def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
-    """Give user and group of an app whose connections are captured: one's own, if they will do.
+    """Return user and group of an app whose connections are captured: one's own, if they will do.
 
     Args:
         settings: whose proxy it must not be.
@@ -117,26 +117,26 @@ def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
     )
 
 
-def paths(settings: Settings, plan: Plan, place: Place) -> tuple[Path, ...]:
+def paths(settings: Settings, plan: Plan, context: ProbeContext) -> tuple[Path, ...]:
     """List the paths of a plan, IPv4 first; each is listed once."""
-    place = place._replace(probe_port=_probe_port(settings, place.probe_port))
+    context = context._replace(probe_port=_probe_port(settings, context.probe_port))
     found: dict[tuple[Family, Packet], Path] = {}
     for family in plan.families():
         for what, packet in (
-            *_outbound(settings, family, place),
-            *_inbound(settings, family, place),
-            *_dns(settings, family, place),
+            *_outbound(settings, family, context),
+            *_inbound(settings, family, context),
+            *_dns(settings, family, context),
         ):
             outcome, steps = walk(plan, packet)
             if what == POLICY_ROUTE and outcome is None:
-                continue  # nothing is routed that is not captured
+                continue  # only captured packets are routed
             expected = outcome.port if outcome else None
             found.setdefault((family, packet), Path(family, what, packet, expected, _reason(steps)))
     return tuple(found.values())
 
 
 def unchecked(settings: Settings) -> Iterator[str]:
-    """Tell what is asked for and has no path of its own."""
+    """Return the requested items that have no path of their own."""
     lists = {
         "-i": settings.service_cidrs,
         "-x": settings.service_exclude_cidrs,
@@ -153,7 +153,7 @@ def unchecked(settings: Settings) -> Iterator[str]:
 
 
 def _reason(steps: tuple[Step, ...]) -> str:
-    """Give the reason of the rule that decides: a chain that does one thing was entered for a reason."""
+    """Return the reason of the rule that decides: a chain that does one thing was entered for a reason."""
     deciding = [step.rule for step in steps if step.chain not in SINGLE_MINDED]
     if deciding and (steps[-1].chain in SINGLE_MINDED or deciding[-1].target.kind is not TargetKind.JUMP):
         return deciding[-1].why
@@ -161,7 +161,7 @@ def _reason(steps: tuple[Step, ...]) -> str:
 
 
 def _probe_port(settings: Settings, wanted: int) -> int:
-    """Give the first port from the wanted one on that no flag leaves alone: one that is left alone shows no capture."""
+    """Return the first port from the wanted one on that no flag leaves alone: one that is left alone shows no capture."""
     excluded = [item.partition(":") for item in (*settings.inbound_exclude_ports, *settings.outbound_exclude_ports)]
     ranges = [range(int(first), int(last or first) + 1) for first, _, last in excluded]
     own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, DNS_PORT)
@@ -169,45 +169,45 @@ def _probe_port(settings: Settings, wanted: int) -> int:
     return next((port for port in candidates if port not in own and not any(port in one for one in ranges)), wanted)
 
 
-def _outbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
-    address = next((one for one in NOWHERE[family] if one not in place.local), "")
+def _outbound(settings: Settings, family: Family, context: ProbeContext) -> Iterator[tuple[str, Packet]]:
+    address = next((one for one in NOWHERE[family] if one not in context.local), "")
     if not address:
         return
-    app = _Sender(family, place, *place.app)
-    yield "out", app.to(address, place.probe_port)
+    app = _Sender(family, context, *context.app)
+    yield "out", app.to(address, context.probe_port)
     for cidr in (*_sample(settings.service_cidrs), *_sample(settings.service_exclude_cidrs)):
-        inside = _address_in(cidr, family, place.local)
+        inside = _address_in(cidr, family, context.local)
         if inside:
-            yield "out", app.to(inside, place.probe_port)
+            yield "out", app.to(inside, context.probe_port)
     for ports in (settings.outbound_ports, settings.outbound_exclude_ports):
         for port in _sample(ports):
             yield "out", app.to(address, _first(port))
     own_pod = OWN_POD[family].partition("/")[0]
-    for owner in _proxies(settings, place):
-        proxy = _Sender(family, place, *owner)
-        yield "proxy out", proxy.to(address, place.probe_port)
-        if family is Family.IPV4 or own_pod in place.local:
-            yield "proxy to its own pod", proxy.to(own_pod, place.probe_port)
+    for owner in _proxies(settings, context):
+        proxy = _Sender(family, context, *owner)
+        yield "proxy out", proxy.to(address, context.probe_port)
+        if family is Family.IPV4 or own_pod in context.local:
+            yield "proxy to its own pod", proxy.to(own_pod, context.probe_port)
     groups = [*map(int, _sample(settings.owner_groups_exclude))]
     if settings.owner_groups != (ALL,):
         groups.append(next(one for one in ANYBODY if str(one) not in settings.owner_groups))
     for group in groups:
-        yield "group out", _Sender(family, place, place.app[0], group).to(address, place.probe_port)
+        yield "group out", _Sender(family, context, context.app[0], group).to(address, context.probe_port)
 
 
-def _proxies(settings: Settings, place: Place) -> Iterator[tuple[int, int]]:
-    """Give users and groups that are the proxy's by one of the two, and this process's own if they are."""
-    uid, gid = place.app
+def _proxies(settings: Settings, context: ProbeContext) -> Iterator[tuple[int, int]]:
+    """Return users and groups that are the proxy's by one of the two, and this process's own if they are."""
+    uid, gid = context.app
     yield from ((one, gid) for one in settings.proxy_uids[:SAMPLES])
     yield from ((uid, one) for one in settings.proxy_gids[:SAMPLES])
-    if place.own[0] in settings.proxy_uids or place.own[1] in settings.proxy_gids:
-        yield place.own
+    if context.own[0] in settings.proxy_uids or context.own[1] in settings.proxy_gids:
+        yield context.own
 
 
-def _inbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
+def _inbound(settings: Settings, family: Family, context: ProbeContext) -> Iterator[tuple[str, Packet]]:
     # The proxy's own ports are listened on while paths are tried, so that who comes straight cannot be told.
     taken = (settings.envoy_port, settings.inbound_capture_port, DNS_PORT)
-    ports = [place.probe_port, *map(_first, (*_sample(settings.inbound_ports), *_sample(settings.inbound_exclude_ports)))]
+    ports = [context.probe_port, *map(_first, (*_sample(settings.inbound_ports), *_sample(settings.inbound_exclude_ports)))]
     if settings.mode is Mode.REDIRECT:
         ports.append(settings.tunnel_port)
     for port in ports:
@@ -215,32 +215,32 @@ def _inbound(settings: Settings, family: Family, place: Place) -> Iterator[tuple
             yield "in", Packet(INSIDE[family], port, OUTSIDE[family], outbound=False, interface=INTERFACE)
     if settings.mode is Mode.TPROXY:
         # To an address that is not of this host, so that nothing but TPROXY's policy route brings it to the proxy.
-        for address in [one for one in NOWHERE[family] if one not in place.local][:1]:
-            port = place.probe_port if settings.inbound_ports in ((), (ALL,)) else _first(settings.inbound_ports[0])
+        for address in [one for one in NOWHERE[family] if one not in context.local][:1]:
+            port = context.probe_port if settings.inbound_ports in ((), (ALL,)) else _first(settings.inbound_ports[0])
             yield POLICY_ROUTE, Packet(address, port, OUTSIDE[family], outbound=False, interface=INTERFACE)
 
 
-def _dns(settings: Settings, family: Family, place: Place) -> Iterator[tuple[str, Packet]]:
+def _dns(settings: Settings, family: Family, context: ProbeContext) -> Iterator[tuple[str, Packet]]:
     if not settings.redirect_dns:
         return
     servers = NOWHERE[family][:1] if settings.capture_all_dns else settings.nameservers
     for server in servers:
         if (":" in server) == (family is Family.IPV6):
             for protocol in ("udp", "tcp"):
-                yield "dns", _Sender(family, place, *place.app).to(server, RESOLVER_PORT, protocol)
-            if server not in place.local:
-                proxy = _Sender(family, place, settings.proxy_uids[0], place.app[1])
+                yield "dns", _Sender(family, context, *context.app).to(server, RESOLVER_PORT, protocol)
+            if server not in context.local:
+                proxy = _Sender(family, context, settings.proxy_uids[0], context.app[1])
                 yield "proxy's dns", proxy.to(server, RESOLVER_PORT, "udp")
 
 
 class _Sender(NamedTuple):
     family: Family
-    place: Place
+    context: ProbeContext
     uid: int
     gid: int
 
     def to(self, address: str, port: int, protocol: str = "tcp") -> Packet:
-        own = address in self.place.local or ip_network(address).is_loopback
+        own = address in self.context.local or ip_network(address).is_loopback
         return Packet(
             address,
             port,
@@ -249,7 +249,7 @@ class _Sender(NamedTuple):
             interface=LO if own else INTERFACE,
             uid=self.uid,
             gid=self.gid,
-            mark=self.place.mark,
+            mark=self.context.mark,
         )
 
 
@@ -262,7 +262,7 @@ def _first(port: str) -> int:
 
 
 def _address_in(cidr: str, family: Family, local: frozenset[str]) -> str:
-    """Give an address of a network that a connection can be opened to and that leaves this host, or an empty text."""
+    """Return an address of a network that a connection can be opened to and that leaves this host, or an empty text."""
     network = ip_network(cidr)
     if (isinstance(network, IPv4Network)) is not (family is Family.IPV4):
         return ""

@@ -1,4 +1,4 @@
-"""All paths tried at once, so that together they take no longer than the slowest."""
+"""Probes all paths at once, so that together they take no longer than the slowest."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
     from istio_init.rules.model import Family
     from istio_init.rules.validation.packets import Segment
-    from istio_init.rules.validation.world import World
+    from istio_init.rules.validation.probe_network import ProbeNetwork
 
-PATIENCE = 0.05  # seconds after which a client outside asks again
-GRACE = 0.5  # seconds within which a connection that somebody took is at our listener, if it is diverted there
+RETRY_INTERVAL = 0.05  # seconds after which a client outside retries
+GRACE = 0.5  # seconds within which an accepted connection reaches our listener, if it is diverted there
 
 
 class Session:
-    """Paths, the listeners that they may end at, and the world that they may leave to.
+    """Paths, the listeners where they may end, and the probe network to which they may leave.
 
     Args:
         attempts: the paths.
-        served: the ports that are listened on.
-        world: None where there is none.
+        served: the listeners.
+        network: the probe network, or None.
     """
 
-    def __init__(self, attempts: Sequence[Attempt], served: Sequence[Listener], world: World | None) -> None:
+    def __init__(self, attempts: Sequence[Attempt], served: Sequence[Listener], network: ProbeNetwork | None) -> None:
         self._attempts = attempts
-        self._world = world
+        self._network = network
         self._selector = selectors.DefaultSelector()
         self._clients: dict[tuple[Family, str, int], Attempt] = {}
         for listener in served:
             self._watch(listener.socket, partial(self._arrived, listener))
-        if world is not None:
-            self._watch(world.far, partial(self._seen, world))
+        if network is not None:
+            self._watch(network.far, partial(self._seen, network))
 
     def run(self, timeout: float) -> None:
-        """Open all connections, and look where they end, for at most so many seconds."""
+        """Open all connections, and see where they end, within the timeout."""
         deadline = time.monotonic() + timeout
         for attempt in filter(lambda attempt: attempt.pending, self._attempts):
             attempt.bind()
             self._clients[(attempt.path.family, attempt.path.packet.protocol, attempt.source_port)] = attempt
         for attempt in filter(lambda attempt: attempt.pending, self._attempts):
-            attempt.start(self._world)
+            attempt.start(self._network)
             if attempt.client is not None and attempt.pending:
                 tcp = attempt.client.type == socket.SOCK_STREAM
                 events = selectors.EVENT_WRITE if tcp else selectors.EVENT_READ
@@ -59,35 +59,35 @@ class Session:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return
-            for key, _ in self._selector.select(min(PATIENCE, remaining)):
+            for key, _ in self._selector.select(min(RETRY_INTERVAL, remaining)):
                 key.data()
             self._go_on(time.monotonic())
 
     def close(self) -> None:
-        """Leave no connection behind."""
+        """Close all connections."""
         self._selector.close()
         for attempt in self._attempts:
-            attempt.hang_up(self._world)
+            attempt.hang_up(self._network)
 
     def _watch(self, file: socket.socket, react: Callable[[], None]) -> None:
         self._selector.register(file, selectors.EVENT_READ, react)
 
     def _arrived(self, listener: Listener) -> None:
-        """Take note of who reached a port that is listened on."""
+        """Record a connection that reached a listener."""
         for arrival in arrivals(listener):
             attempt = self._clients.get((listener.family, arrival.protocol, arrival.client_port))
             if attempt is not None and attempt.is_from(arrival.client):
                 straight = attempt.path.end == (listener.family, listener.port)
                 attempt.found = Found(None if straight else listener.port, *_original(arrival, attempt))
 
-    def _seen(self, world: World) -> None:
-        """Take note of what leaves, and of what clients outside are answered."""
-        for segment in world.received():
+    def _seen(self, network: ProbeNetwork) -> None:
+        """Record connections that leave, and responses to clients outside."""
+        for segment in network.received():
             protocol = "udp" if segment.protocol == UDP else "tcp"
             if segment.destination == OUTSIDE[segment.family]:
                 attempt = self._clients.get((segment.family, protocol, segment.port))
                 if attempt is not None and not attempt.path.packet.outbound:
-                    attempt.hear(segment, world, time.monotonic())
+                    attempt.hear(segment, network, time.monotonic())
             elif protocol == "udp" or segment.flags & (SYN | ACK) == SYN:
                 self._left(segment, self._clients.get((segment.family, protocol, segment.source_port)))
 
@@ -99,7 +99,7 @@ class Session:
             attempt.found = Found(None)
 
     def _answered(self, attempt: Attempt) -> None:
-        """Take note of how a client inside fared."""
+        """Record the outcome of a client inside."""
         client = attempt.client
         if client is None:
             return
@@ -117,11 +117,11 @@ class Session:
                 if now - attempt.answered > GRACE:
                     attempt.answered_by_another("another server answered")
             elif not attempt.path.packet.outbound:
-                attempt.knock(self._world)
+                attempt.knock(self._network)
 
 
 def _original(arrival: Arrival, attempt: Attempt) -> tuple[str, bool]:
-    """Give what is to be said of the original destination, and whether it is wrong; a datagram has none."""
+    """Return a note on the original destination, and whether it is wrong; a datagram has none."""
     asked = (attempt.path.packet.destination, attempt.path.packet.port)
     if arrival.protocol == "udp" or arrival.original == asked:
         return "", False

@@ -163,7 +163,7 @@ def test_there_is_a_malformed_value_for_every_variable() -> None:
     }
 
 
-def test_rules_in_another_order_are_mended(pod: Pod) -> None:
+def test_rules_in_another_order_are_fixed(pod: Pod) -> None:
     """Today's tool takes rules that are there for rules that apply."""
     excluded, captured = out(DATABASE, 3306, DIRECT), out(SERVICE, 80, "envoy:15001")
     flags = ("-i", "*", "-x", "10.1.0.0/16", "--iptables-variant", "nft")
@@ -224,10 +224,10 @@ def test_a_foreign_rule_that_shadows_ours_is_told(pod: Pod, means: tuple[tuple[s
     flags, variant = means
     shadowing = ("-d", f"{SERVICE}/32", "-p", "tcp", "-j", "ACCEPT")
     with servers_for(pod, [out(SERVICE, 80, "envoy:15001")]):
-        assert "stands before ours" not in pod.inside.istio_iptables(*flags, "-i", "*", "-b", "*").stderr
+        assert "takes precedence over ours" not in pod.inside.istio_iptables(*flags, "-i", "*", "-b", "*").stderr
         pod.inside.run(f"iptables-{variant}", "-t", "nat", "-I", "OUTPUT", *shadowing)
         told = pod.inside.istio_iptables(*flags, "-i", "*", "-b", "*").stderr
-        assert "stands before ours in nat OUTPUT (ipv4)" in told
+        assert "takes precedence over ours in nat OUTPUT (ipv4)" in told
         assert " ".join(shadowing) in told
         assert "already in place" in told
         assert connect(pod, out(SERVICE, 80, "")).server == DIRECT

@@ -1,8 +1,8 @@
-"""The world outside, for as long as paths are tried: a pair of interfaces in this very network namespace.
+"""The network outside the pod while paths are probed: a veth pair, both ends in this network namespace.
 
-One end is a way out like any other, with addresses, and packets that bear a mark are routed to it. The other end has no
-address; what arrives there is looked at and goes nowhere, and what is written there comes in like a packet from outside. So
-connections can be opened in both directions with the capabilities that writing rules needs, and none leaves the pod.
+One end has addresses, and marked packets are routed to it. The other end has no address: a packet socket reads what arrives
+there, and what it writes comes in like a packet from outside. So connections can be opened in both directions with the
+capabilities that writing rules needs, and none leaves the pod.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ PREFIX = {Family.IPV4: 30, Family.IPV6: 126}
 NOBODY = "02:00:00:00:00:02"  # a link-layer address of no interface: packets to it end at the other end
 BEFORE_MAIN = 32000  # a priority of policy rules; the table main has 32766
 NUMBERS = (15002, 15003, 15004)  # for mark and table: one of them is neither mark nor table of TPROXY
-IFA_F_NODAD = 0x02  # linux/if_addr.h: an address that nobody else can have need not be asked for
+IFA_F_NODAD = 0x02  # linux/if_addr.h: no duplicate address detection: nobody else can have the address
 NUD_PERMANENT = 0x80  # linux/neighbour.h
 ETH_P_ALL = 0x0003  # linux/if_ether.h
 ETHERTYPES = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
 PACKET_BYTES = 2048
 
 
-class World(NamedTuple):
-    """The pair of interfaces.
+class ProbeNetwork(NamedTuple):
+    """The veth pair.
 
     Attributes:
         far: a packet socket at the other end.
-        mark: what packets must bear to be routed there.
-        missing: why a family is not there.
+        mark: the mark of packets that are routed there.
+        missing: why a family is not available.
     """
 
     far: socket.socket
@@ -50,12 +50,12 @@ class World(NamedTuple):
     missing: dict[Family, str]
 
     def send(self, segment: Segment) -> None:
-        """Let a segment come in from outside; one that is lost is sent again by who waits for its answer."""
+        """Send a segment into the pod; if it is lost, its sender retries."""
         with suppress(OSError):
             self.far.sendto(pack(segment), (OTHER_END, ETHERTYPES[segment.family], 0, 0, self.address))
 
     def received(self) -> Iterator[Segment]:
-        """Give what has gone out since the last call."""
+        """Return the segments that have left since the last call."""
         while True:
             try:
                 packet, sender = self.far.recvfrom(PACKET_BYTES)
@@ -67,20 +67,20 @@ class World(NamedTuple):
 
 
 @contextmanager
-def world(families: tuple[Family, ...], taken: frozenset[int]) -> Iterator[World]:
-    """Make the world for a block.
+def probe_network(families: tuple[Family, ...], taken: frozenset[int]) -> Iterator[ProbeNetwork]:
+    """Create the network for a block.
 
     Args:
-        families: those that are to be tried.
-        taken: numbers of marks and routing tables that mean something here.
+        families: the families to probe.
+        taken: marks and routing tables already in use.
 
     Raises:
-        Unsupported: this machine has no such interfaces, or does not let us make them.
+        Unsupported: the interfaces cannot be created here.
     """
     number = next(one for one in NUMBERS if one not in taken)
     try:
         with IPRoute() as ipr:
-            _remove(ipr, number)  # what is left when a validation was killed
+            _remove(ipr, number)  # left over from a validation that was killed
             ipr.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": OTHER_END})
             try:
                 with _opened(ipr, families, number) as made:
@@ -92,8 +92,8 @@ def world(families: tuple[Family, ...], taken: frozenset[int]) -> Iterator[World
 
 
 @contextmanager
-def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator[World]:
-    # The far end first, so that the near one has a carrier, and works, as soon as it is up.
+def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator[ProbeNetwork]:
+    # The far end first, so that the near one has a carrier as soon as it is up.
     for name in (OTHER_END, INTERFACE):
         ipr.link("set", index=_link(ipr, name)["index"], state="up")
     near = _link(ipr, INTERFACE)
@@ -101,11 +101,11 @@ def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as far:
         far.bind((OTHER_END, ETH_P_ALL))
         far.settimeout(0)
-        yield World(far, number, bytes.fromhex(near.get("address").replace(":", "")), missing)
+        yield ProbeNetwork(far, number, bytes.fromhex(near.get("address").replace(":", "")), missing)
 
 
 def _connect(ipr: IPRoute, family: Family, index: int, number: int) -> str:
-    """Give a family its addresses and routes, or the reason why it cannot have them."""
+    """Add a family's addresses and routes; return why this is not possible, or an empty string."""
     kind, outside = ADDRESS_FAMILIES[family], OUTSIDE[family]
     nodad = {"flags": IFA_F_NODAD} if family is Family.IPV6 else {}
     try:
