@@ -257,3 +257,25 @@ def test_warnings_are_json_where_the_log_is() -> None:
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["level"] == "warning"
     assert done.stdout == printed("-b", "80")
+
+
+# Completion in a shell
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("istio-init cl", ["plain,clean"]),
+        ("istio-init apply --iptables-", ["plain,--iptables-variant"]),
+        ("istio-init apply --iptables-variant l", ["plain,legacy"]),
+        ("istio-init clean --family ip", ["plain,ipv4", "plain,ipv6"]),
+        ("istio-init inject -f dep", ["file,dep"]),
+    ],
+)
+def test_a_shell_is_offered_commands_flags_and_values(words: str, offered: list[str]) -> None:
+    variables = {"_ISTIO_INIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert call(environment=variables).stdout.split() == offered
+
+
+def test_a_shell_is_given_its_script() -> None:
+    assert "_ISTIO_INIT_COMPLETE=bash_complete" in call(environment={"_ISTIO_INIT_COMPLETE": "bash_source"}).stdout
