@@ -23,7 +23,8 @@ _exit = os._exit
 FILES = (
     "tests/contract/",
     *(f"tests/unit/test_{name}.py" for name in ("cli_apply", "engine", "iptc_library", "libiptc", "missing_parts")),
-    *(f"tests/unit/test_{name}.py" for name in ("remedies", "surroundings")),
+    *(f"tests/unit/test_{name}.py" for name in ("netlink", "remedies", "surroundings")),
+    "tests/netns/test_rtnetlink.py",
 )
 CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
 
