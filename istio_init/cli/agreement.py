@@ -26,7 +26,7 @@ AGREEMENT_OPTIONS = (
            help="Check that the proxy fits the rules that istio-init makes of these flags, written as one word: "
            "\"-u 1337 -i '*' -b 9080\", or today's, \"istio-iptables -u 1337 -b '*'\". Users and groups are numbers. "
            "A contradiction is bad input."),
-    Option("manifest", ("--manifest",), metavar="FILE",
+    Option("manifest", ("--manifest",), metavar="FILE", is_path=True,
            help="Check the same of a pod's manifest, which gives both halves: the init container istio-init, and the "
            "container istio-proxy, whose variables count instead of the environment; flags given here win over its "
            "own. Its address is not known: unless --ip gives it, 192.0.2.1 stands for it."),

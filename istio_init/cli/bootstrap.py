@@ -35,9 +35,12 @@ Examples:
 HELP = "Print the bootstrap file of a pod's Envoy: its identity, admin port and control plane."
 
 OUTPUT_OPTIONS = (
-    Option("output", ("-o", "--output"), metavar="FILE", help="Write to this file instead of standard output."),
+    Option(
+        "output", ("-o", "--output"), metavar="FILE", is_path=True,
+           help="Write to this file instead of standard output."
+    ),
     Option("check", ("--check",), kind=Kind.FLAG, help="Validate the result with the Envoy on the PATH, if there is one."),
-)
+)  # fmt: skip
 
 
 def bootstrap(given: Given, log: Log) -> int | None:

@@ -36,7 +36,7 @@ class Command(NamedTuple):
     Attributes:
         name: on the command line.
         help: what it does, in words; the first line is the summary.
-        epilog: what its help ends with: paragraphs that begin with a line of \\b keep their line breaks.
+        epilog: what its help ends with: paragraphs that begin with a line of \b keep their line breaks.
         options: the table of what it takes.
         run: does it, with the given options and the log; returns the exit code, if it is not 0.
         log: creates its log.

@@ -14,7 +14,7 @@ from istio_init import __version__
 from istio_init.cli.command import Command, execute, flush, report
 from istio_init.cli.main import COMPLETION
 from istio_init.core.argv import NO_VALUE, refuse_flag, spell_out
-from istio_init.core.errors import InvalidInput, shorten
+from istio_init.core.errors import InvalidInput, IstioInitError, shorten
 from istio_init.core.log import Level
 from istio_init.core.option import Kind, Option
 
@@ -51,7 +51,6 @@ Examples:
 \b
 Completion in bash: eval "$(_ISTIO_INIT_COMPLETE=bash_source istio-init)"; also zsh_source and fish_source.
 """
-FILES = frozenset({"FILE", "PATH", "DIRECTORY", "FILE|DIR|-", "[FILE|DIR|-]..."})
 
 
 class Commands(click.Group):
@@ -102,7 +101,7 @@ def run_group(words: Sequence[str], log: Log) -> int:
     except click.ClickException as error:
         log.write(Level.ERROR, f"{shorten(error.format_message())} (istio-init --help shows what is allowed)")
         return error.exit_code
-    except (InvalidInput, OSError, KeyboardInterrupt) as error:
+    except (IstioInitError, OSError, KeyboardInterrupt) as error:
         return report(error, log)
     return int(status or 0)
 
@@ -188,6 +187,6 @@ class Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Offer the values that are possible."""
         del ctx, param
-        if self._option.metavar in FILES:
+        if self._option.is_path:
             return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(choice) for choice in self._option.choices if choice.startswith(incomplete)]

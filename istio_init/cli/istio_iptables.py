@@ -15,7 +15,7 @@ from istio_init.rules.commands import FORMAT, IPTABLES_COMMAND, ISTIO_IPTABLES, 
 from istio_init.rules.environment import read_settings
 from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.run_flags import RUN_FLAGS, RunFlags
+from istio_init.rules.run_flags import LOG_FLAGS, RunFlags
 
 if TYPE_CHECKING:
     from istio_init.cli.command import Given
@@ -92,7 +92,7 @@ def _take_run(given: Given, flags: RunFlags) -> Run:
 def _log(command: Command, given: Given) -> Log:
     """Make the log; today's tool has flags of its own for it."""
     log = read_log(command, given)
-    values = read_values([option for option in RUN_FLAGS if option.name in ("log_as_json", "log_output_level")], given)
+    values = read_values(LOG_FLAGS, given)
     level = values["log_output_level"]
     return log._replace(json=log.json or bool(values["log_as_json"]), level=log.level if level is None else level)
 

@@ -22,6 +22,7 @@ from istio_init.lab.protocol import DEFAULT_NAME
 from istio_init.lab.protocol import down as down_command
 from istio_init.lab.settings import (
     APP_UID,
+    MAX_PODS,
     READY_TIMEOUT,
     LabSettings,
     mesh_pods,
@@ -37,6 +38,7 @@ from istio_init.rules.kernel.registry import NAMES as BACKENDS
 from istio_init.rules.layout import CURRENT, ISTIO_1_0
 from istio_init.rules.layout import NAMES as LAYOUT_NAMES
 from istio_init.rules.options import OPTIONS
+from istio_init.rules.values import ID_MAX
 from istio_init.sidecar.bootstrap import PROXY_OPTIONS
 
 if TYPE_CHECKING:
@@ -59,9 +61,6 @@ Examples:
   istio-init lab exec productpage -- curl -6 -s http://reviews:9080/
 """
 
-
-MAX_PODS = 100
-UID_MAX = 4294967294  # 2^32 - 1 is the kernel's "no such id"
 
 NAME = Option("name", ("--name",), metavar="NAME", default=DEFAULT_NAME,
               help="Name of the lab, to run several side by side. Default: lab.")  # fmt: skip
@@ -88,7 +87,7 @@ UP_OPTIONS = (
 )  # fmt: skip
 EXEC_OPTIONS = (
     NAME,
-    Option("user", ("--user",), metavar="UID", parse=whole_number(0, UID_MAX), default=str(APP_UID),
+    Option("user", ("--user",), metavar="UID", parse=whole_number(0, ID_MAX), default=str(APP_UID),
            help=f"Default: {APP_UID}, the app's."),
     Option("pod", metavar="POD", kind=Kind.ARGUMENT),
     Option("words", metavar="-- COMMAND", kind=Kind.ARGUMENTS),

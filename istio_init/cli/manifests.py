@@ -25,10 +25,11 @@ SEPARATOR = "---\n"
 
 
 MANIFEST_OPTIONS = (
-    Option("paths", metavar="[FILE|DIR|-]...", kind=Kind.ARGUMENTS),
-    Option("more_paths", ("-f", "--filename"), metavar="FILE|DIR|-", kind=Kind.REPEATED,
+    Option("paths", metavar="[FILE|DIR|-]...", kind=Kind.ARGUMENTS, is_path=True),
+    Option("more_paths", ("-f", "--filename"), metavar="FILE|DIR|-", kind=Kind.REPEATED, is_path=True,
            help=f"Manifest, directory of manifests ({', '.join(SUFFIXES)}), or - for standard input; repeatable."),
-    Option("output", ("-o", "--output"), metavar="FILE", help="Write to this file instead of standard output."),
+    Option("output", ("-o", "--output"), metavar="FILE", is_path=True,
+           help="Write to this file instead of standard output."),
     Option("in_place", ("--in-place",), kind=Kind.FLAG, help="Update each file in place."),
 )  # fmt: skip
 

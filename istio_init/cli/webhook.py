@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.log import Level, Log
 from istio_init.core.option import Kind, Option, read_values, whole_number
+from istio_init.rules.values import PORT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 PORT = 15017  # the port of Istio's own webhook
 STATUS_PORT = 15014  # and of its metrics
-PORT_MAX = 65535
 
 
 def _file(text: str, where: str) -> str:
@@ -40,9 +40,10 @@ def _address(text: str, where: str) -> str:
 WEBHOOK_OPTIONS = (
     Option("webhook", ("--webhook",), kind=Kind.FLAG,
            help="Instead of reading manifests, serve AdmissionReviews over HTTPS at /inject, until SIGTERM."),
-    Option("tls_cert", ("--tls-cert",), metavar="FILE", parse=_file,
+    Option("tls_cert", ("--tls-cert",), metavar="FILE", parse=_file, is_path=True,
            help="The webhook's certificate, in PEM; reloaded on change."),
-    Option("tls_key", ("--tls-key",), metavar="FILE", parse=_file, help="Its unencrypted key, in PEM; reloaded on change."),
+    Option("tls_key", ("--tls-key",), metavar="FILE", parse=_file, is_path=True,
+           help="Its unencrypted key, in PEM; reloaded on change."),
     Option("webhook_address", ("--webhook-address",), metavar="ADDRESS", parse=_address,
            help="Listen on this address only. Default: all addresses."),
     Option("webhook_port", ("--webhook-port",), metavar="PORT", parse=whole_number(0, PORT_MAX), default=str(PORT),

@@ -57,6 +57,7 @@ class Option(NamedTuple):
         parse: makes a value of a text and of where it stood.
         is_list: whether an empty value means something ("none"). For the others an empty *variable* counts as not set, as
             `${VAR:-default}` did in Istio 1.0's script.
+        is_path: whether the value is a path, which shells complete.
         since: the version of Istio that is the first to have it.
     """
 
@@ -70,6 +71,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     parse: Parse = verbatim
     is_list: bool = False
+    is_path: bool = False
     since: tuple[int, int] = (1, 0)
 
     @property
@@ -89,7 +91,7 @@ class Option(NamedTuple):
             InvalidInput: it is not allowed.
         """
         if self.choices and text not in self.choices:
-            raise InvalidInput(where, f"{text!r} is not one of them", ", ".join(self.choices))
+            raise InvalidInput(where, f"{text!r} is not a choice", ", ".join(self.choices))
         return self.parse(text, where)
 
 

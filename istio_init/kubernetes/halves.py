@@ -9,7 +9,7 @@ from istio_init.core.argv import read
 from istio_init.core.errors import InvalidInput
 from istio_init.core.option import read_values
 from istio_init.kubernetes.agreement import Pair, contradictions
-from istio_init.kubernetes.manifest import PLACEHOLDER_ADDRESS, find_halves
+from istio_init.kubernetes.manifest import INIT, PLACEHOLDER_ADDRESS, PROXY, find_halves
 from istio_init.rules.commands import APPLY, IPTABLES_COMMAND, ISTIO_IPTABLES
 from istio_init.rules.environment import ENVIRONMENT_FILES, collect
 from istio_init.rules.model import PROXY_UID
@@ -49,17 +49,23 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
 def pod_contradictions(pod: Mapping[str, Any]) -> tuple[str, ...]:
     """Say what the two halves of a pod contradict each other in.
 
-    Nothing is said of a pod that lacks a half, and of one whose halves are another program's.
+    Nothing is said of a pod that lacks a half.
+
+    Raises:
+        InvalidInput: a half has a flag or a value that this program does not know; it may be another program's.
     """
-    where = "pod"
     try:
         found = find_halves([pod])
-        rules = read_rules(found.rules.words, found.rules.environ, where)
-        given = read_words(PROXY_OPTIONS, found.proxy.words, where, "proxy")
-        role = given.get("role") or ROLE.default or ""
-        proxy = parse_proxy_settings(role, given, found.proxy.environ, PLACEHOLDER_ADDRESS)
-    except (ValueError, InvalidInput):
+    except ValueError:
         return ()
+    rules = read_rules(found.rules.words, found.rules.environ, f"init container {INIT}")
+    where = f"container {PROXY}"
+    given = read_words(PROXY_OPTIONS, found.proxy.words, where, "proxy")
+    role = given.get("role") or ROLE.default or ""
+    try:
+        proxy = parse_proxy_settings(role, given, found.proxy.environ, PLACEHOLDER_ADDRESS)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
     uid = PROXY_UID if found.run_as_uid is None else found.run_as_uid
     pair = Pair(rules, proxy, run_as_uid=uid, run_as_gid=found.run_as_gid, container_ports=found.container_ports)
     return contradictions(pair)

@@ -26,7 +26,7 @@ class Layout(NamedTuple):
     """One layout.
 
     Attributes:
-        name: what users write, and what the log and plans show.
+        name: what users write, and what the log shows.
         version: of the Istio whose rules they are, and whose settings it can express.
         captures_ipv6: whether IPv6 can be captured; if not, what comes in over IPv6 is rejected, unless
             ENABLE_INBOUND_IPV6 opens it.

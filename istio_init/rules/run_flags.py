@@ -63,6 +63,15 @@ def _switch(name: str, variable: str, text: str, *flags: str) -> Option:
     )
 
 
+# How the log is written, which has to be known before anything else is read.
+LOG_FLAGS = (
+    Option("log_output_level", ("--log_output_level",), (), "LEVELS",
+           f"What is logged: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated; the scopes "
+           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet.", parse=_level),
+    Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", kind=Kind.SWITCH,
+           parse=parse.boolean),
+)  # fmt: skip
+
 RUN_FLAGS = (
     _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges.", "-n"),
     _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rule; with --run-validation, validate those that are there."),
@@ -74,7 +83,8 @@ RUN_FLAGS = (
     Option("probe_timeout", ("--probe-timeout",), ("PROBE_TIMEOUT",), "DURATION",
            "How long --run-validation takes at most. Default: 5s.", parse=_timeout),
     Option("network_namespace", ("--network-namespace",), ("NETWORK_NAMESPACE",), "PATH",
-           "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own.", default=""),
+           "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own.", default="",
+           is_path=True),
     _switch("cleanup_only", "CLEANUP_ONLY", "Remove what is ours and write nothing: `istio-init clean`."),
     _switch("reconcile", "RECONCILE",
             "What happens with and without this: rules of ours that differ are replaced, in one transaction a table. "
@@ -85,12 +95,8 @@ RUN_FLAGS = (
     Option("force_iptables_binary", ("--force-iptables-binary",), ("FORCE_IPTABLES_BINARY",), "VARIANT",
            f"The same as --iptables-variant: {' or '.join(BINARIES)}.", parse=_binary, default=""),
     _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has a lock of its own anyway."),
-    Option("log_output_level", ("--log_output_level",), (), "LEVELS",
-           f"What is logged: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated; the scopes "
-           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet.", parse=_level),
-    Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", kind=Kind.SWITCH,
-           parse=parse.boolean),
-    Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error."),
+    *LOG_FLAGS,
+    Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error.", is_path=True),
     Option("log_caller", ("--log_caller",), (), "SCOPES", "No effect."),
     Option("log_stacktrace_level", ("--log_stacktrace_level",), (), "LEVELS", "No effect."),
     Option("vklog", ("--vklog",), (), "LEVEL", "No effect."),
@@ -115,7 +121,6 @@ class RunFlags(NamedTuple):
         network_namespace: its path; empty for this process's own.
         wheres: by `Option.name`, the flag or the variable that gave the value, for those that were given.
         binary: an iptables variant, or empty.
-        log_level: None leaves it to -v and --quiet.
         warnings: what the user should know about flags that were accepted.
     """
 
@@ -128,8 +133,6 @@ class RunFlags(NamedTuple):
     probe_timeout: float
     network_namespace: str
     binary: str
-    log_as_json: bool
-    log_level: Level | None
     wheres: Mapping[str, str]
     warnings: tuple[str, ...]
 
@@ -147,7 +150,6 @@ class RunFlags(NamedTuple):
         """
         variables = {name: Value(text, f"${name}") for name, text in environ.items()}
         values = choose(RUN_FLAGS, given, variables, find(layout))
-
         found = read_chosen(RUN_FLAGS, values)
         flags = cls(
             dry_run=bool(found["dry_run"]),
@@ -159,8 +161,6 @@ class RunFlags(NamedTuple):
             probe_timeout=found["probe_timeout"] or PROBE_TIMEOUT,
             network_namespace=found["network_namespace"],
             binary=found["force_iptables_binary"],
-            log_as_json=bool(found["log_as_json"]),
-            log_level=found["log_output_level"],
             wheres={name: value.where for name, value in values.items()},
             warnings=tuple(_warnings(values, found)),
         )
@@ -171,7 +171,7 @@ class RunFlags(NamedTuple):
         """Refuse what cannot be done together.
 
         Args:
-            layout: `istio-1.0` or `current`.
+            layout: its name, or an alias.
 
         Raises:
             InvalidInput: two flags contradict each other.

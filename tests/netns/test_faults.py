@@ -273,3 +273,13 @@ def test_a_family_that_fails_cuts_no_connection(pod: Pod, tmp_path: Path) -> Non
     with servers_for(pod, [connection]):
         pod.inside.istio_init("-p", "15055", "-u", "1337", "-i", "*", environment=environment, check=False)
         assert connect(pod, connection).server == "envoy:15001"
+
+
+def test_a_parent_that_ignores_ended_children_keeps_nothing_from_being_written(pod: Pod) -> None:
+    # With an inherited SIG_IGN the kernel forgets how a child ended (wait(2)).
+    program = ("/usr/bin/env", "--ignore-signal=CHLD", sys.executable, "-m", "istio_init")
+    done = pod.inside.run(*program, *POD)
+    assert "rules written" in done.stderr
+    assert "ISTIO_OUTPUT" in pod.inside.save("nft")
+    refused = pod.inside.run(*program, "--iptables-variant", "nft", *POD, environment={"PATH": "/nowhere"}, check=False)
+    assert refused.returncode == 4

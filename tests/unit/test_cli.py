@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_init import Settings, __version__, build_plan, render
+from istio_init.cli.main import run
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.options import OPTIONS
 from tests.privileges import give_up
@@ -279,3 +280,16 @@ def test_a_shell_is_offered_commands_flags_and_values(words: str, offered: list[
 
 def test_a_shell_is_given_its_script() -> None:
     assert "_ISTIO_INIT_COMPLETE=bash_complete" in call(environment={"_ISTIO_INIT_COMPLETE": "bash_source"}).stdout
+
+
+# An extra that is missing
+
+
+def test_a_lab_without_its_modules_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("istio_init.cli.lab.EXTRA", ("no_such_module",))
+    assert run(["lab", "status"]) == 4
+    assert capsys.readouterr().err == (
+        "istio-init: error: the lab needs no_such_module; run: pip install 'istio-init[lab]'\n"
+    )

@@ -282,8 +282,19 @@ def test_an_injector_whose_halves_contradict_each_other_is_told_of() -> None:
     ]
 
 
-def test_a_pod_of_another_programs_halves_is_not_judged() -> None:
+@pytest.mark.parametrize("kind", ["initContainers", "containers"])
+def test_halves_that_cannot_be_read_are_reported_as_not_compared(kind: str) -> None:
     made = really_injected()
-    (rules,) = (one for one in made["spec"]["initContainers"] if one["name"] == "istio-init")
-    rules["args"] = ["istio-iptables", "--a-flag-of-theirs", "1"]
+    (half,) = (one for one in made["spec"][kind] if one["name"] in ("istio-init", "istio-proxy"))
+    half["args"] = [*half["args"], "--a-flag-of-theirs", "1"]
+    found = judged(made)
+    assert found.review["response"]["allowed"]
+    _, warning = found.review["response"]["warnings"]
+    half_name = {"initContainers": "init container istio-init", "containers": "container istio-proxy"}[kind]
+    assert warning.startswith(f"istio-init: its rules and its proxy were not compared: {half_name}: --a-flag-of-theirs")
+
+
+def test_a_pod_without_a_half_is_not_compared() -> None:
+    made = really_injected()
+    del made["spec"]["initContainers"]
     assert len(judged(made).review["response"]["warnings"]) == 1

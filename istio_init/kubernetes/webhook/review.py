@@ -117,13 +117,21 @@ def answer(body: bytes, inject: Injector) -> Answer:
     except InvalidInput as error:
         status = {"status": "Failure", "reason": "Invalid", "code": UNPROCESSABLE, "message": str(error)}
         return Answer(_review(request, allowed=False, status=status), Outcome.DENIED, f"{note}: denied: {error}")
-    wrong = pod_contradictions(injection.template or request.pod)
+    wrong = _wrong(injection.template or request.pod)
     if injection.template is None:
         return _not_injected(request, f"{note}: {injection.note}", wrong)
     patch = json.dumps(list(difference(request.pod, injection.template))).encode()
     warnings = {"warnings": [_warning(line) for line in wrong]} if wrong else {}
     answered = _review(request, allowed=True, patchType="JSONPatch", patch=b64encode(patch).decode("ascii"), **warnings)
     return Answer(answered, Outcome.INJECTED, "; ".join((f"{note}: {injection.note}", *wrong)))
+
+
+def _wrong(pod: Json) -> tuple[str, ...]:
+    """Return what does not fit in a pod with both halves, or why nobody could tell."""
+    try:
+        return pod_contradictions(pod)
+    except InvalidInput as error:
+        return (f"its rules and its proxy were not compared: {error}",)
 
 
 def read_request(body: bytes) -> Request:

@@ -19,7 +19,7 @@ FILE_OPTIONS = (
     ROLE,
     Option("envoy_api", ("--envoy-api",), metavar="API", choices=tuple(FLAVOURS), default="v3",
            help="API of the bootstrap file; v2 for Istio 1.0's Envoy. Default: v3."),
-    Option("bootstrap_override", ("--bootstrap-override",), metavar="FILE",
+    Option("bootstrap_override", ("--bootstrap-override",), metavar="FILE", is_path=True,
            help="JSON or YAML to merge into the result; lists merge by `name`."),
 )  # fmt: skip
 # What the command `proxy` takes, and `bootstrap` besides its own.

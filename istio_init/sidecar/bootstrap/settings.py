@@ -32,7 +32,7 @@ META_PREFIX = "ISTIO_META_"
 METAJSON_PREFIX = "ISTIO_METAJSON_"
 
 
-def _flag(name: str, default: str | None, metavar: str, text: str) -> Option:
+def _flag(name: str, default: str | None, metavar: str, text: str, *, is_path: bool = False) -> Option:
     """Make the row of a flag.
 
     Args:
@@ -40,9 +40,10 @@ def _flag(name: str, default: str | None, metavar: str, text: str) -> Option:
         default: as a user would write it; None if it is derived from the environment, or if there is none.
         metavar: the value's placeholder in `--help`.
         text: the help, without the default.
+        is_path: whether the value is a path.
     """
     text += f" Default: {default}." if default else ""
-    return Option(name, (f"--{name}",), metavar=metavar, help=text, default=default)
+    return Option(name, (f"--{name}",), metavar=metavar, help=text, default=default, is_path=is_path)
 
 
 ROLE = Option("role", (), metavar=f"[{'|'.join(ROLES)}]", kind=Kind.ARGUMENT, default=ROLES[0])
@@ -50,8 +51,8 @@ OPTIONS = (
     _flag("ip", None, "ADDRESS", "Address of the pod. Default: $INSTANCE_IP, else the first non-loopback address."),
     _flag("id", None, "ID", "Name of this proxy. Default: $POD_NAME.$POD_NAMESPACE, else the address."),
     _flag("domain", None, "DOMAIN", "DNS suffix. Default: $POD_NAMESPACE.svc.cluster.local."),
-    _flag("configPath", "/etc/istio/proxy", "DIRECTORY", "Directory for the bootstrap file."),
-    _flag("binaryPath", "/usr/local/bin/envoy", "FILE", "Envoy's executable."),
+    _flag("configPath", "/etc/istio/proxy", "DIRECTORY", "Directory for the bootstrap file.", is_path=True),
+    _flag("binaryPath", "/usr/local/bin/envoy", "FILE", "Envoy's executable.", is_path=True),
     _flag("serviceCluster", "istio-proxy", "NAME", "Service that this proxy belongs to."),
     _flag("availabilityZone", None, "ZONE", "Availability zone of the node."),
     _flag("drainDuration", "2s", "DURATION", "Drain time; whole seconds, at most 1h."),
@@ -67,7 +68,7 @@ OPTIONS = (
     _flag("statsdUdpAddress", None, "ADDRESS:PORT", "StatsD server; an IP address, as Envoy does not resolve names here."),
     _flag("proxyAdminPort", str(ADMIN_PORT), "PORT", "Port of Envoy's admin interface, on localhost."),
     _flag("controlPlaneAuthPolicy", NONE, "POLICY", "NONE or MUTUAL_TLS."),
-    _flag("customConfigFile", None, "FILE", "Bootstrap file to use instead of a rendered one."),
+    _flag("customConfigFile", None, "FILE", "Bootstrap file to use instead of a rendered one.", is_path=True),
     _flag("proxyLogLevel", "warn", "LEVEL", "Envoy's log level."),
     _flag("concurrency", "0", "NUMBER", "Worker threads; 0 leaves the choice to Envoy."),
     _flag("applicationPorts", None, "PORTS", "Ports of the app; readiness needs an inbound listener for one of them."),
