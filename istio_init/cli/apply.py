@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from istio_init.cli.command import Command, print_text
+from istio_init.cli.command import Subcommand, print_text
 from istio_init.core.errors import InvalidInput
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
@@ -134,4 +134,4 @@ def _explain(words: Sequence[str]) -> InvalidInput | None:
     return None
 
 
-COMMAND = Command("apply", HELP, EPILOG, APPLY, apply, explain=_explain)
+COMMAND = Subcommand("apply", HELP, EPILOG, APPLY, apply, explain=_explain)

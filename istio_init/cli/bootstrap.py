@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from istio_init.cli.agreement import AGREEMENT_OPTIONS, CheckedPod, require_agreement
 from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest
-from istio_init.cli.command import Command, print_text
+from istio_init.cli.command import Subcommand, print_text
 from istio_init.core import runner
 from istio_init.core.errors import CommandError, InvalidInput
 from istio_init.core.files import write_text
@@ -73,4 +73,4 @@ def _validate(text: str, suffix: str, log: Log) -> None:
         raise CommandError(result.argv, result.status, result.stderr, "fix what Envoy's message reports")
 
 
-COMMAND = Command("bootstrap", HELP, EPILOG, (*PROXY_OPTIONS, *AGREEMENT_OPTIONS, *OUTPUT_OPTIONS), bootstrap)
+COMMAND = Subcommand("bootstrap", HELP, EPILOG, (*PROXY_OPTIONS, *AGREEMENT_OPTIONS, *OUTPUT_OPTIONS), bootstrap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from istio_init.cli.command import Command
+from istio_init.cli.command import Subcommand
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
 from istio_init.rules.commands import CLEAN, Run
@@ -46,4 +46,4 @@ def remove_ours(run: Run, log: Log) -> None:
     log.write(Level.INFO, f"clean ({report.means}): {what}, {(time.perf_counter() - started) * 1000:.0f} ms")
 
 
-COMMAND = Command("clean", HELP, EPILOG, CLEAN, clean)
+COMMAND = Subcommand("clean", HELP, EPILOG, CLEAN, clean)

@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 LOG_NAMES = frozenset({"log_format", "verbose", "quiet"})
 
 
-def read_log(command: Command, given: Given) -> Log:
+def read_log(command: Subcommand, given: Given) -> Log:
     """Make the log that a command line asks for.
 
     Raises:
@@ -30,7 +30,7 @@ def read_log(command: Command, given: Given) -> Log:
     return Log.of(read_values([option for option in command.options if option.name in LOG_NAMES], given))
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     r"""One command.
 
     Attributes:
@@ -48,11 +48,11 @@ class Command(NamedTuple):
     epilog: str
     options: tuple[Option, ...]
     run: Callable[[Given, Log], int | None]
-    log: Callable[[Command, Given], Log] = read_log
+    log: Callable[[Subcommand, Given], Log] = read_log
     explain: Callable[[Sequence[str]], InvalidInput | None] = lambda _: None
 
 
-def execute(command: Command, given: Given, log: Log) -> int:
+def execute(command: Subcommand, given: Given, log: Log) -> int:
     """Run a command, log what goes wrong, and return the exit code.
 
     Args:

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from istio_init import __version__
-from istio_init.cli.command import Command, execute, flush, report
+from istio_init.cli.command import Subcommand, execute, flush, report
 from istio_init.cli.main import COMPLETION
 from istio_init.core.argv import NO_VALUE, refuse_flag, spell_out
 from istio_init.core.errors import InvalidInput, IstioInitError, shorten
@@ -106,7 +106,7 @@ def run_group(words: Sequence[str], log: Log) -> int:
     return int(status or 0)
 
 
-def make_command(command: Command) -> click.Command:
+def make_command(command: Subcommand) -> click.Command:
     """Make a command of click by the table of its options."""
     return TableCommand(
         command,
@@ -115,7 +115,7 @@ def make_command(command: Command) -> click.Command:
     )
 
 
-def _run(command: Command, /, **given: Any) -> int:
+def _run(command: Subcommand, /, **given: Any) -> int:
     log: Log = click.get_current_context().obj
     return execute(command, {name: value for name, value in given.items() if value is not None}, log)
 
@@ -123,7 +123,7 @@ def _run(command: Command, /, **given: Any) -> int:
 class TableCommand(click.Command):
     """A command whose flags are written as Go has them, too, and which may know what is wrong with its command line."""
 
-    def __init__(self, command: Command, **settings: Any) -> None:
+    def __init__(self, command: Subcommand, **settings: Any) -> None:
         super().__init__(command.name, help=command.help, epilog=command.epilog, **settings)
         self._command = command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from istio_init.cli.command import Command
+from istio_init.cli.command import Subcommand
 from istio_init.cli.manifests import MANIFEST_OPTIONS, change_manifests
 from istio_init.cli.webhook import WEBHOOK_OPTIONS, WebhookOptions, serve_webhook
 from istio_init.core.errors import InvalidInput
@@ -86,4 +86,4 @@ def _injector(settings: InjectSettings) -> Injector:
     return inject_pod
 
 
-COMMAND = Command("inject", HELP, EPILOG, (*MANIFEST_OPTIONS, *INJECT_OPTIONS, *WEBHOOK_OPTIONS, *log_options()), inject)
+COMMAND = Subcommand("inject", HELP, EPILOG, (*MANIFEST_OPTIONS, *INJECT_OPTIONS, *WEBHOOK_OPTIONS, *log_options()), inject)

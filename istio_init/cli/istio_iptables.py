@@ -7,7 +7,7 @@ import time
 
 from istio_init.cli.apply import check_format, print_plan, warn, write_plan
 from istio_init.cli.clean import remove_ours
-from istio_init.cli.command import Command, read_log
+from istio_init.cli.command import Subcommand, read_log
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
 from istio_init.core.option import read_values
@@ -89,7 +89,7 @@ def _take_run(given: Given, flags: RunFlags) -> Run:
     return run._replace(backend=flags.backend(run.backend), variant=flags.variant(run.variant))
 
 
-def _log(command: Command, given: Given) -> Log:
+def _log(command: Subcommand, given: Given) -> Log:
     """Make the log; today's tool has flags of its own for it."""
     log = read_log(command, given)
     values = read_values(LOG_FLAGS, given)
@@ -116,4 +116,4 @@ def _validate(run: Run, log: Log, settings: Settings, plan: Plan, flags: RunFlag
     log.write(Level.INFO, f"validation passed: {checked} of {len(verdicts)} paths checked, {took}")
 
 
-COMMAND = Command(IPTABLES_COMMAND, HELP, EPILOG, ISTIO_IPTABLES, istio_iptables, log=_log)
+COMMAND = Subcommand(IPTABLES_COMMAND, HELP, EPILOG, ISTIO_IPTABLES, istio_iptables, log=_log)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_init.cli.bootstrap_options import BootstrapRequest
-from istio_init.cli.command import Command, print_text
+from istio_init.cli.command import Subcommand, print_text
 from istio_init.cli.group import make_command
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.log import Level, log_options
@@ -199,10 +199,10 @@ UP_HELP = "Start the pods, each with an app and an Envoy. The flags below overri
 # Today's -q is a list of ports; here it is --quiet, as in `apply`.
 SETTINGS = tuple(option for option in APPLY if option.name in {one.name for one in OPTIONS})
 COMMANDS = (
-    Command("up", UP_HELP, "", (*UP_OPTIONS, *SETTINGS, *log_options()), up),
-    Command("exec", "Run a command in a pod, given by its name or that of its service.", "", EXEC_OPTIONS, exec_),
-    Command("status", "Show the pods, their programs, and the configuration state of each Envoy.", "", (NAME,), status),
-    Command("down", "Stop the lab, and remove everything that it created.", "", (NAME,), down),
+    Subcommand("up", UP_HELP, "", (*UP_OPTIONS, *SETTINGS, *log_options()), up),
+    Subcommand("exec", "Run a command in a pod, given by its name or that of its service.", "", EXEC_OPTIONS, exec_),
+    Subcommand("status", "Show the pods, their programs, and the configuration state of each Envoy.", "", (NAME,), status),
+    Subcommand("down", "Stop the lab, and remove everything that it created.", "", (NAME,), down),
 )
 HELP = "Run a service mesh on this machine: pods as network namespaces with apps, Envoys, rules and a control plane."
 GROUP = click.Group("lab", {one.name: make_command(one) for one in COMMANDS}, help=HELP, epilog=EPILOG, callback=check_extra)

@@ -17,7 +17,7 @@ from istio_init.core.log import Log
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from istio_init.cli.command import Command
+    from istio_init.cli.command import Subcommand
 
 DEFAULT = "apply"
 COMPLETION = "_ISTIO_INIT_COMPLETE"  # the variable by which shells ask click for completion
@@ -53,7 +53,7 @@ def with_command(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-def _quick(name: str) -> Command | None:
+def _quick(name: str) -> Subcommand | None:
     """Return a command that pods wait for. Importing by name would first import what imports by name."""
     if name == "apply":
         from istio_init.cli.apply import COMMAND

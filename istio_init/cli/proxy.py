@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from istio_init.cli.bootstrap_options import VARIABLES, BootstrapRequest
-from istio_init.cli.command import Command
+from istio_init.cli.command import Subcommand
 from istio_init.core.durations import SECOND
 from istio_init.core.errors import InvalidInput
 from istio_init.core.files import make_private_directory, write_text
@@ -92,4 +92,4 @@ def _watch_certificates(stack: ExitStack, log: Log) -> None:
         log.write(Level.WARNING, f"cannot watch {CERTIFICATES}, so certificate changes will not be detected: {error}")
 
 
-COMMAND = Command("proxy", HELP, EPILOG, PROXY_OPTIONS, proxy)
+COMMAND = Subcommand("proxy", HELP, EPILOG, PROXY_OPTIONS, proxy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_init.cli.command import Command
+from istio_init.cli.command import Subcommand
 from istio_init.cli.manifests import MANIFEST_OPTIONS, change_manifests
 from istio_init.core.log import log_options
 from istio_init.kubernetes.inject import uninject_document
@@ -30,4 +30,4 @@ def uninject(given: Given, log: Log) -> None:
     change_manifests(given, log, uninject_document)
 
 
-COMMAND = Command("uninject", HELP, EPILOG, (*MANIFEST_OPTIONS, *log_options()), uninject)
+COMMAND = Subcommand("uninject", HELP, EPILOG, (*MANIFEST_OPTIONS, *log_options()), uninject)

@@ -73,7 +73,7 @@ class LabLayout(NamedTuple):
     command: tuple[str, ...] = ()
 
 
-LAYOUTS = {
+LAB_LAYOUTS = {
     ISTIO_1_0: LabLayout(COMMON | {"inbound_ports": str(APP_PORT), "inbound_exclude_ports": ""}, SHAPE_1_0),
     ISTIO_1_30: LabLayout(
         {"envoy_port": "15001", "inbound_capture_port": "15006"}
@@ -96,7 +96,7 @@ class LabSettings(NamedTuple):
         backend: istio-init's backend.
         variant: istio-init's iptables variant: `auto`, `legacy` or `nft`.
         families: the address families of pods and services; the first one is used in the proxy's node ID.
-        interception: settings of istio-init by name, which override those of `LAYOUTS`.
+        interception: settings of istio-init by name, which override those of `LAB_LAYOUTS`.
         proxy: additional arguments for `istio-init proxy`; they come last, so they take precedence.
         mutual_tls: whether proxies and control plane use mutual TLS.
         control_plane_account: the service account in the control plane's certificate.
@@ -117,7 +117,7 @@ class LabSettings(NamedTuple):
 
     @property
     def _traits(self) -> LabLayout:
-        return entry(LAYOUTS, self.layout, "lab")
+        return entry(LAB_LAYOUTS, self.layout, "lab")
 
     @property
     def listeners(self) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
-class Kind(NamedTuple):
+class AccountKind(NamedTuple):
     """Users or groups: what one of them is called, and how a name becomes an id."""
 
     noun: str
@@ -44,14 +44,14 @@ class Accounts(NamedTuple):
     gid: Callable[[str], int | None]
 
     @property
-    def users(self) -> Kind:
+    def users(self) -> AccountKind:
         """Users, by this resolver."""
-        return Kind("user", self.uid)
+        return AccountKind("user", self.uid)
 
     @property
-    def groups(self) -> Kind:
+    def groups(self) -> AccountKind:
         """Groups, by this resolver."""
-        return Kind("group", self.gid)
+        return AccountKind("group", self.gid)
 
 
 class HostFacts(NamedTuple):
@@ -247,7 +247,7 @@ def _canonical(cidr: parse.Cidr | str) -> str:
     return cidr if isinstance(cidr, str) else cidr.canonical
 
 
-def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind: Kind) -> tuple[int, ...]:
+def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind: AccountKind) -> tuple[int, ...]:
     """Return the ids of a list of ids and names; a list that is given has at least one."""
     if name not in values:
         return ()
@@ -257,7 +257,7 @@ def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind:
     return _resolved(found[name], values[name].where, kind)
 
 
-def _resolved(owners: Iterable[int | str], where: str, kind: Kind) -> tuple[int, ...]:
+def _resolved(owners: Iterable[int | str], where: str, kind: AccountKind) -> tuple[int, ...]:
     ids = []
     for owner in owners:
         found = kind.resolve(owner) if isinstance(owner, str) else owner

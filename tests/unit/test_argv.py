@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.cli.command import Command
+from istio_init.cli.command import Subcommand
 from istio_init.cli.group import make_command
 from istio_init.core.argv import read
 from istio_init.core.errors import InvalidInput
@@ -41,7 +41,7 @@ def by_table(options: Sequence[Option], words: Sequence[str]) -> dict[str, Any] 
 
 
 def by_click(options: Sequence[Option], words: Sequence[str]) -> dict[str, Any] | None:
-    command = make_command(Command("table", "", "", tuple(options), lambda _given, _log: None))
+    command = make_command(Subcommand("table", "", "", tuple(options), lambda _given, _log: None))
     try:
         with command.make_context("table", list(words)) as context:
             found = context.params

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 TABLES = {
     "layouts.BUILD": layouts.BUILD,
-    "inject.settings.LAYOUTS": inject_settings.LAYOUTS,
+    "inject.settings.INJECT_LAYOUTS": inject_settings.INJECT_LAYOUTS,
     "inject.template.ADDITIONS": inject.ADDITIONS,
-    "lab.settings.LAYOUTS": lab.LAYOUTS,
+    "lab.settings.LAB_LAYOUTS": lab.LAB_LAYOUTS,
 }
 
 

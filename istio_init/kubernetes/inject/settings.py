@@ -68,7 +68,7 @@ class InjectLayout(NamedTuple):
     is_privileged: bool
 
 
-LAYOUTS = {
+INJECT_LAYOUTS = {
     ISTIO_1_0: InjectLayout("", 0, has_native_sidecars=False, is_privileged=True),
     ISTIO_1_30: InjectLayout(ALL, READINESS_PORT, has_native_sidecars=True, is_privileged=False),
 }
@@ -98,7 +98,7 @@ class InjectSettings(NamedTuple):
     @property
     def traits(self) -> InjectLayout:
         """What the layout means here."""
-        return entry(LAYOUTS, self.layout, "injection")
+        return entry(INJECT_LAYOUTS, self.layout, "injection")
 
     def checked(self) -> InjectSettings:
         """Validate and return these settings.
@@ -109,7 +109,7 @@ class InjectSettings(NamedTuple):
         traits = self.traits
         if self.native_sidecar and not traits.has_native_sidecars:
             layout = find(self.layout).name
-            others = " or ".join(f"--layout {name}" for name, one in LAYOUTS.items() if one.has_native_sidecars)
+            others = " or ".join(f"--layout {name}" for name, one in INJECT_LAYOUTS.items() if one.has_native_sidecars)
             raise InvalidInput("--native-sidecar", f"layout {layout} has no native sidecars", others)
         image(self.init_image, "--init-image")
         image(self.proxy_image, "--proxy-image")
