@@ -265,7 +265,7 @@ def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan, wan
         kernel.call(lambda: kernel.engine.apply(broken(wanted)))
     assert kernel.holds(before)
     # Where one transaction makes a whole change, nothing is to be put back.
-    assert {"what was there before is in place again", "nothing had been changed"} & set(failure.value.__notes__)
+    assert {"the previous rules are in place again (rollback)", "nothing was changed"} & set(failure.value.__notes__)
 
 
 @pytest.mark.parametrize("family", Family)

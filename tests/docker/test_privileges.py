@@ -116,7 +116,7 @@ def test_without_capabilities_it_says_which_one_it_needs(pod: str) -> None:
 def test_a_read_only_lock_path_is_replaced_and_told(pod: str, means: tuple[str, ...]) -> None:
     done = run(INIT, *POD, *means, flags=(pod, *LEAST))
     assert "warning: the lock file /run/xtables.lock cannot be opened (Read-only file system)" in done.stderr
-    assert "one of our own, /proc/" in done.stderr
+    assert "a private one, /proc/" in done.stderr
     assert "ISTIO_OUTPUT" in rules(pod, "iptables-legacy-save")
 
 
@@ -182,9 +182,9 @@ def test_a_user_who_is_not_root_removes_what_can_be_seen_and_is_told_of_the_rest
         (("--iptables-variant", "legacy"), "only root may list legacy tables: run as root (runAsUser: 0)"),
         (
             ("--backend", "libiptc"),
-            "libiptc may not work on legacy tables: run as root (runAsUser: 0), for no other user has",
+            "libiptc may not work on legacy tables: run as root (runAsUser: 0), because no other user has",
         ),
-        (("-m", "TPROXY"), "; run as root (runAsUser: 0), for no other user has capabilities in a container;"),
+        (("-m", "TPROXY"), "; run as root (runAsUser: 0), because no other user has capabilities in a container;"),
     ],
     ids=["legacy", "libiptc", "tproxy"],
 )

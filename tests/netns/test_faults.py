@@ -1,4 +1,4 @@
-"""When something fails: what was there before is back, the exit code tells the kind, and the message what to do."""
+"""When something fails: the state before is restored, the exit code tells the kind of error, and the message the remedy."""
 
 from __future__ import annotations
 
@@ -85,17 +85,16 @@ def test_when_a_part_fails_all_is_as_it_was(
     for part in (
         f"`{tool} --noflush -w 10` exited with status 1",
         "line 3 failed: no such thing",
-        "what was there before is",
+        "the previous rules are in place again (rollback)",
     ):
         assert part in line
-    assert "what was there before is in place again" in line or "nothing had been changed" in line
     assert everything(pod.inside) == was
 
 
 def test_ipv6_that_does_not_work_is_a_warning(pod: Pod, tmp_path: Path) -> None:
     environment = refusing(tmp_path, "ip6tables-nft-restore", "filter")
     done = pod.inside.istio_init("--iptables-variant", "nft", *POD, environment=environment)
-    assert "warning: ipv6 rules are left out, for ipv6 does not work here" in done.stderr
+    assert "warning: ipv6 rules are left out, because ipv6 does not work here" in done.stderr
     assert "ISTIO_OUTPUT" in pod.inside.save("nft")
     assert pod.inside.save("nft", "ipv6") == ""
 
@@ -178,7 +177,7 @@ def test_where_the_lock_file_cannot_be_another_one_is_used_and_named(pod: Pod, r
     program = (sys.executable, "-m", "istio_init", *run, *POD)
     done = pod.inside.run("unshare", "-m", "sh", "-c", command, "sh", *program)
     assert done.stderr.count("warning: the lock file /run/xtables.lock cannot be opened (Read-only file system)") == 1
-    assert "one of our own, /proc/" in done.stderr
+    assert "a private one, /proc/" in done.stderr
     assert "ISTIO_OUTPUT" in pod.inside.save("legacy")
 
 

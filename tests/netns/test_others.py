@@ -92,7 +92,7 @@ def test_when_the_others_cannot_be_removed_all_is_as_it_was(pod: Pod, tmp_path: 
     failed = pod.inside.istio_init(*REDIRECT, *WAYS["nft"], check=False, environment=path)
     assert failed.returncode == 4, failed.stderr
     assert marker.exists()
-    assert "what was there before is in place again" in failed.stderr
+    assert "the previous rules are in place again (rollback)" in failed.stderr
     assert rules_of_ours(pod.inside) == {RULE_SETS[first]}
     assert ([pod.inside.save(one) for one in ("nft", "legacy")], pod.inside.policy_routing()) == before
 

@@ -175,12 +175,12 @@ def test_each_kind_of_error_ends_with_its_exit_code_and_one_line(
 ) -> None:
     make, exit_code = ERRORS[kind]
     error = make()
-    error.add_note("what was there before is in place again")
+    error.add_note("the previous rules are in place again (rollback)")
     _use(FailingBackend(error), monkeypatch)
     assert run([verb]) == exit_code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"istio-init: error: {' '.join(str(error).split())}; what was there before is in place again\n"
+    assert err == f"istio-init: error: {' '.join(str(error).split())}; the previous rules are in place again (rollback)\n"
 
 
 def test_a_failed_command_is_told_with_arguments_status_message_and_remedy() -> None:

@@ -134,7 +134,7 @@ def test_what_was_made_for_a_change_that_fails_is_taken_back_in_reverse_without_
         Engine(backend).apply(DUAL)
     one, other = DUAL.routes
     assert backend.done[-3:] == [("delete", other, True), ("delete", one, True), ("delete", "::6/128")]
-    assert failure.value.__notes__ == ["what was there before is in place again"]
+    assert failure.value.__notes__ == ["the previous rules are in place again (rollback)"]
     assert (backend.find(frozenset()), backend.addresses()) == ((), ())
 
 
@@ -152,7 +152,7 @@ def test_when_nothing_was_written_yet_the_failure_says_so() -> None:
     backend = FakeBackend(broken=frozenset({(Family.IPV4, MANGLE)}))
     with pytest.raises(Unsupported) as failure:
         Engine(backend).apply(OTHER_MARK.only((Family.IPV4,)))
-    assert failure.value.__notes__ == ["nothing had been changed"]
+    assert failure.value.__notes__ == ["nothing was changed"]
 
 
 class Unrestorable(FakeBackend):
@@ -168,7 +168,7 @@ def test_when_the_state_before_cannot_be_put_back_both_failures_are_told() -> No
     with pytest.raises(IstioInitError) as failure:
         Engine(Unrestorable()).apply(TPROXY, (Family.IPV4,))
     assert type(failure.value) is IstioInitError, "it is no longer known what is there"
-    words = "the kernel is out of memory; putting back what was there before failed too: the kernel is out of memory"
+    words = "the kernel is out of memory; the rollback failed too: the kernel is out of memory"
     assert str(failure.value) == words
 
 
@@ -185,11 +185,11 @@ class OneTransaction(FakeBackend):
 def test_where_one_transaction_is_for_all_families_those_that_work_are_written_without_the_one_that_does_not() -> None:
     backend = OneTransaction(missing=frozenset({Family.IPV6}))
     (warning,) = Engine(backend).apply(REDIRECT).warnings
-    assert warning == "ipv6 rules are left out, for ipv6 does not work here: this fake has no ipv6"
+    assert warning == "ipv6 rules are left out, because ipv6 does not work here: this fake has no ipv6"
     assert holds(backend, REDIRECT.only((Family.IPV4,)))
     with pytest.raises(Unsupported, match="no such family") as failure:
         Engine(backend).apply(DUAL)
-    assert failure.value.__notes__ == ["nothing had been changed"]
+    assert failure.value.__notes__ == ["nothing was changed"]
     assert holds(backend, REDIRECT.only((Family.IPV4,)))
 
 
@@ -229,7 +229,7 @@ def test_where_ipv6_cannot_be_read_ipv4_is_removed_and_ipv6_keeps_what_its_rules
     backend = Blind({Family.IPV6: NO_TOOL})
     Engine(backend).apply(DUAL)
     (warning,) = Engine(backend).remove().warnings
-    assert warning == f"ipv6 was left alone, for its rules cannot be read: {NO_TOOL}"
+    assert warning == f"ipv6 was left alone, because its rules cannot be read: {NO_TOOL}"
     assert not any(state.chains for state in backend.kernel[Family.IPV4].values())
     assert backend.surroundings().find(frozenset()) == DUAL.routes[1:]
     assert backend.surroundings().addresses() == DUAL.addresses
@@ -285,7 +285,7 @@ def test_when_those_of_another_backend_cannot_be_removed_all_is_as_it_was() -> N
     backend = Beside(other)
     with pytest.raises(Unsupported, match="told to fail") as failure:
         Engine(backend).apply(TPROXY)
-    assert failure.value.__notes__ == ["what was there before is in place again"]
+    assert failure.value.__notes__ == ["the previous rules are in place again (rollback)"]
     assert not any(state.chains for tables in backend.kernel.values() for state in tables.values())
     assert backend.find(frozenset()) == ()
     assert all(backend.difference(before[family], other.kernel[family]) == [] for family in Family)
@@ -346,4 +346,4 @@ def test_a_failure_of_a_backend_that_does_exist_is_no_reason_to_fall_back() -> N
 def test_when_both_cannot_be_used_the_first_ones_failure_is_told_with_a_note_of_the_others() -> None:
     with pytest.raises(CommandError, match="iptables-save") as failure:
         Engine(Unusable(), fall_back=Unreadable).apply(REDIRECT)
-    assert failure.value.__notes__ == ["without iptables, too: 2 families are out of reach"]
+    assert failure.value.__notes__ == ["the fallback without iptables failed too: 2 families are out of reach"]

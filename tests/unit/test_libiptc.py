@@ -62,7 +62,7 @@ def test_a_copy_that_ends_without_a_word_is_an_error_with_what_libxtables_said(
 
     with pytest.raises(Unsupported) as caught:
         read(monkeypatch, die)
-    message = f'libiptc ended with status {status}: target "X" already registered; try --backend restore'
+    message = f'libiptc exited with status {status}: target "X" already registered; try --backend restore'
     assert str(caught.value) == message
     assert capfd.readouterr() == ("", "")
 

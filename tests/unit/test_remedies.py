@@ -28,12 +28,12 @@ class Process(NamedTuple):
 ADD_ADMIN = "give the container the capability NET_ADMIN (securityContext.capabilities.add)"
 ADD_RAW = "give the container the capability NET_RAW (securityContext.capabilities.add)"
 ADD_BOTH = "give the container the capabilities NET_ADMIN and NET_RAW (securityContext.capabilities.add)"
-FOR_ADMIN = "; every look at rules and every change of them needs NET_ADMIN"
-FOR_RAW = "; legacy iptables needs NET_RAW to open its raw socket; iptables on nf_tables does without"
+FOR_ADMIN = "; reading and changing rules needs NET_ADMIN"
+FOR_RAW = "; legacy iptables needs NET_RAW to open its raw socket; iptables on nf_tables does not need it"
 LATER = "; where the kernel has no nf_tables, legacy iptables needs NET_RAW as well"
 OTHER_IMAGE = "run as root (runAsUser: 0) or use an image that is built with FILE_CAPS=1"
-GAIN = "let user 1337 use the capabilities of the file {} (allowPrivilegeEscalation: true, and no no-new-privileges)"
-AS_ROOT = "run as root (runAsUser: 0), for no other user has capabilities in a container"
+GAIN = "let user 1337 use the file capabilities of {} (allowPrivilegeEscalation: true, and no no-new-privileges)"
+AS_ROOT = "run as root (runAsUser: 0), because no other user has capabilities in a container"
 
 IPTABLES, LEGACY, NFT, ITSELF = ("iptables-nft-save", False), ("iptables-legacy-save", True), ("nft", False), ("", False)
 CASES = {

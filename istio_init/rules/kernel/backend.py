@@ -55,8 +55,8 @@ class Backend(ABC):
 
     Attributes:
         name: the name on the command line.
-        rule_sets: the kernel's sets of rules that `read` covers.
-        all_or_nothing: whether `commit` makes the changes of all families in one transaction.
+        rule_sets: the kernel's rule sets that `read` covers.
+        all_or_nothing: whether `commit` uses one transaction for all families.
         notices: additional warnings for the next report.
     """
 
@@ -70,10 +70,10 @@ class Backend(ABC):
 
     @abstractmethod
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Test whether one table of each family can be written, and leave no rule behind.
+        """Test whether the given table of each family can be written, without leaving a rule behind.
 
         Returns:
-            for each family that cannot be written, the reason.
+            the reason, for each family that cannot be written.
 
         Raises:
             NotPermitted: a capability is missing.
@@ -82,18 +82,18 @@ class Backend(ABC):
 
     @abstractmethod
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read what is in the kernel; a family that does not exist here reads as empty.
+        """Read the rules in the kernel; a family that the kernel lacks reads as empty.
 
         Raises:
-            IstioInitError: the kernel cannot be read, or it is ambiguous which of two rule sets is meant.
+            IstioInitError: the rules cannot be read, or it is ambiguous which of two rule sets to use.
         """
 
     @abstractmethod
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
-        """Make the changes, each table in one transaction, tables in the order given.
+        """Commit the changes, each table in one transaction, in the order given.
 
         Returns:
-            for each family with a failed transaction, the failure. That transaction had no effect and later ones were not
+            the error, for each family with a failed transaction. That transaction had no effect, and later ones were not
             tried; earlier ones, and those of other families, are committed.
 
         Raises:
@@ -105,10 +105,10 @@ class Backend(ABC):
         """Return the variant through which each family is read and written."""
 
     def difference(self, wanted: Snapshot, current: Snapshot) -> list[TableChange]:
-        """Find the changes that lead one family from `current`, as it was read, to `wanted`; none when all is in place.
+        """Return the changes that turn `current`, as read, into `wanted`, for one family; empty if nothing differs.
 
         Raises:
-            Unsupported: a foreign rule uses a chain that would have to go.
+            Unsupported: a third-party rule uses a chain that would have to be removed.
         """
         return compare(wanted, current)
 
@@ -117,7 +117,7 @@ class Backend(ABC):
         return {}
 
     def seen_in_part(self) -> frozenset[Family]:
-        """Return the families of which the last `read` missed only what this user may not read."""
+        """Return the families in which the last `read` missed only what this user is not permitted to read."""
         return frozenset()
 
     def besides(self) -> Iterable[tuple[Backend, tuple[Family, ...]]]:
@@ -125,18 +125,18 @@ class Backend(ABC):
         return ()
 
     def is_unusable(self) -> bool:
-        """Return whether this backend is not available here at all, so that another one may be tried instead."""
+        """Return whether this backend is not available at all, so that another one may be tried instead."""
         return False
 
     def surroundings(self) -> Surroundings:
-        """Return the client for policy routes and addresses; imported only now, because most pods have none."""
+        """Return the client for policy routes and addresses; imported only here, because most pods have none."""
         from istio_init.rules.kernel import surroundings
 
         return surroundings
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the only writer, and delay signals until the change is complete.
+        """Hold the writer's lock, and defer signals until the change is complete.
 
         Raises:
             LockHeld: another program holds the lock.

@@ -1,7 +1,7 @@
 """Makes changes safe, whichever backend applies them.
 
-It allows one writer at a time, compares before it writes, adds captures before it removes any, removes our rules of other
-backends once the new ones are in place, and rolls back to the previous state when a step fails.
+It allows one writer at a time, compares before it writes, adds captures before it removes any, removes rules of ours from
+other backends once the new ones are in place, and rolls back to the previous state if a step fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Marks, Snapshot, TproxyRoute, Variant
 
 NO_PLAN = Plan("", ())
-UNCHANGED = "nothing had been changed"
+UNCHANGED = "nothing was changed"
 
 
 class Other(NamedTuple):
@@ -50,8 +50,8 @@ def open_engine(
 
     Args:
         name: a backend of `registry.BACKENDS`, or `auto`: iptables where one of its variants works, else native nftables.
-            iptables comes first, because that is where people look for our rules.
-        variant: which iptables to use; None detects it.
+            iptables comes first because that is where people look for our rules.
+        variant: the iptables variant to use; None detects it.
         lock_wait: seconds to wait for another program that holds a lock.
         observe: receives progress messages.
 
@@ -113,7 +113,7 @@ class Engine:
                 routed=bool(_marks(seen)) and self._delete_routes(seen, families, plan),
                 addressed=_have_proxy_source(seen) and self._delete_addresses(plan),
             )
-            left_out = [f"{f} rules are left out, for {f} does not work here: {why}" for f, why in skipped.items()]
+            left_out = [f"{f} rules are left out, because {f} does not work here: {why}" for f, why in skipped.items()]
             unread = {family: why for family, why in self._backend.unread().items() if family not in skipped}
             replaced = [f"rules of ours that were made through another backend ({o.means}) were removed" for o in others]
             shadowed = [line for family in families for line in _shadowed(family, wanted[family], before[family])]
@@ -121,7 +121,7 @@ class Engine:
             return self._report(families, (changes, *(other.changes for other in others)), warnings, added, gone)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Remove all that is ours and nothing else, whichever backend made it; having nothing to remove is not an error.
+        """Remove everything of ours and nothing else, whichever backend wrote it; this is idempotent.
 
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
@@ -138,12 +138,12 @@ class Engine:
                     continue
                 if family is Family.IPV4 or families != BOTH_FAMILIES:
                     raise error
-                warnings.append(f"{family} was left alone, for its rules cannot be read: {error}")
+                warnings.append(f"{family} was left alone, because its rules cannot be read: {error}")
             others, hidden = self._read_others(families)
             changes = {family: self._backend.difference({}, before[family]) for family in families}
             self._commit_or_put_back(before, changes, frozenset())
             self._remove_others(others, before)
-            # A family whose rules cannot be read keeps what they may need.
+            # In a family whose rules cannot be read, they may still need its routes and addresses.
             read = tuple(family for family in families if family not in self._backend.unread())
             gone = RoutesChanged(
                 routed=self._delete_routes([before, *(other.before for other in others)], read, NO_PLAN),
@@ -154,7 +154,7 @@ class Engine:
             return report._replace(backend=" and ".join((self._backend.name, *(other.backend.name for other in others))))
 
     def _or_else(self, first: Callable[[], Report], second: Callable[[Engine], Report]) -> Report:
-        """Use the backend, or the fallback where the backend is not available at all."""
+        """Use the backend, or the fallback if the backend is not available at all."""
         try:
             return first()
         except CommandError as error:
@@ -164,12 +164,12 @@ class Engine:
             try:
                 return second(Engine(self._fall_back(), self._observe))
             except IstioInitError as other:
-                error.add_note(f"without iptables, too: {other}")
+                error.add_note(f"the fallback without iptables failed too: {other}")
                 raise error from None
 
     @contextmanager
     def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
-        """Ensure the plan's addresses and routes for a block; if it fails, roll back those that were added."""
+        """Add the plan's missing addresses and routes before a block; if the block fails, roll them back."""
         if not (plan.addresses or plan.routes):
             yield RoutesChanged()
             return
@@ -179,7 +179,7 @@ class Engine:
         try:
             for cidr in plan.addresses:
                 if surroundings.add_address(cidr):
-                    addresses.append(cidr)  # noqa: PERF401 - those added so far are rolled back
+                    addresses.append(cidr)  # noqa: PERF401 - those added before a failure are rolled back
             for route in plan.routes:
                 if surroundings.add(route):
                     routes.append(route)  # noqa: PERF401 - as above
@@ -189,7 +189,7 @@ class Engine:
             raise
 
     def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
-        """Read our rules that were made through other backends; return also warnings of what cannot be read."""
+        """Read our rules that were made through other backends; also return warnings about what could not be read."""
         found, hidden = [], []
         for backend, where in self._others(families):
             try:
@@ -204,13 +204,13 @@ class Engine:
         return found, hidden
 
     def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Find the backends that may hold rules of ours that the last `read` did not return, each with their families."""
+        """Yield backends that may hold rules of ours that the last `read` did not return, with the families concerned."""
         yield from self._backend.besides()
         for rule_set, where in occupied(families, self._backend.rule_sets).items():
             yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
 
     def _remove_others(self, others: Sequence[Other], before: Snapshots) -> None:
-        """Remove what other backends made, or roll back to what was there before."""
+        """Remove our rules from other backends; if that fails, roll all backends back."""
         try:
             for other in others:
                 for failure in other.backend.commit(other.changes).values():
@@ -220,9 +220,9 @@ class Engine:
             raise
 
     def _delete_routes(self, seen: Sequence[Snapshots], families: tuple[Family, ...], keep: Plan) -> bool:
-        """Remove the routes of `families` that a plan does not have."""
+        """Remove the routes of `families` that a plan does not have; return whether there were any."""
         surroundings = self._backend.surroundings()
-        # A route of ours that another's rule leads to is part of the one that is kept.
+        # Without a mark: a route of ours that third-party rules use too, and that the plan keeps.
         kept = (*keep.routes, *(route._replace(mark=NO_MARK) for route in keep.routes))
         stale = [route for route in surroundings.find(_marks(seen)) if route.family in families and route not in kept]
         for route in stale:
@@ -230,7 +230,7 @@ class Engine:
         return bool(stale)
 
     def _delete_addresses(self, keep: Plan) -> bool:
-        """Remove the addresses that a plan does not have."""
+        """Remove the addresses that a plan does not have; return whether there were any."""
         surroundings = self._backend.surroundings()
         stale = [cidr for cidr in surroundings.addresses() if cidr not in keep.addresses]
         for cidr in stale:
@@ -243,7 +243,7 @@ class Engine:
         changes: Changes,
         optional: frozenset[Family],
     ) -> dict[Family, str]:
-        """Commit; return the optional families that do not work here at all, with the reasons, and drop their changes."""
+        """Commit, or roll back; return the optional families that do not work here, with reasons, and drop their changes."""
         writing = {family: wanted for family, wanted in changes.items() if wanted}
         if not writing:
             return {}
@@ -260,7 +260,7 @@ class Engine:
         return skipped
 
     def _commit(self, changes: Changes, optional: frozenset[Family]) -> dict[Family, str]:
-        """Commit, and return the optional families that do not work here; without them, if one transaction is for all.
+        """Commit; return the optional families that do not work here (one transaction for all is retried without them).
 
         Raises:
             IstioInitError: a family failed that is not optional, or that works here.
@@ -298,7 +298,7 @@ class Engine:
 
 
 def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
-    """Return a warning for each chain in which third-party rules keep connections from ours."""
+    """Return a warning for each chain in which third-party rules take precedence over ours."""
     return [
         f"a third-party rule takes precedence over ours in {table} {chain} ({family}); what it matches bypasses the proxy: "
         f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if this is not intended"
@@ -311,17 +311,17 @@ def _unseen(unread: Mapping[Family, IstioInitError]) -> list[str]:
 
 
 def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError) -> None:
-    """Roll the rules of backends back to what they were, and note it on the error that made it necessary."""
+    """Roll back the rules of backends, and add a note to the error that made it necessary."""
     try:
         undone = [_undo(backend, before) for backend, before in parts]
     except IstioInitError as error:
-        message = f"{cause}; putting back what was there before failed too: {error}"
+        message = f"{cause}; the rollback failed too: {error}"
         raise IstioInitError(message) from cause
-    cause.add_note("what was there before is in place again" if any(undone) else UNCHANGED)
+    cause.add_note("the previous rules are in place again (rollback)" if any(undone) else UNCHANGED)
 
 
 def _undo(backend: Backend, before: Snapshots) -> bool:
-    """Roll the rules of a backend back to what they were, and return whether any were different.
+    """Roll back the rules of a backend; return whether any were different.
 
     Raises:
         IstioInitError: a transaction failed.
@@ -348,7 +348,7 @@ def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses:
 
 
 def _marks(seen: Iterable[Snapshots]) -> Marks:
-    """Return the marks with which rules of ours, or of Istio's own tools, divert packets."""
+    """Return the marks that our rules, or those of Istio's own tools, set to divert packets."""
     return frozenset(
         (family, rule.target.mark)
         for snapshots in seen

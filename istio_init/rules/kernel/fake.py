@@ -1,4 +1,4 @@
-"""A kernel in memory, for tests of what is built on this package. The contract suite holds it to the real ones."""
+"""An in-memory backend, for tests of programs built on this package. It passes the same contract suite as the real ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class FakeBackend(Backend):
     """Holds rules in memory; each transaction is atomic.
 
     Args:
-        broken: tables whose next transaction fails, for tests of what a user's program does then.
-        missing: families that this kernel does not have.
+        broken: tables whose next transaction fails, to test how a program handles the failure.
+        missing: families that the simulated kernel does not support.
 
     Attributes:
-        kernel: what was written, by family and table.
-        transactions: how many were made.
+        kernel: the current rules, by family and table.
+        transactions: number of committed transactions.
     """
 
     name = "fake"
@@ -45,19 +45,19 @@ class FakeBackend(Backend):
         self._surroundings = FakeSurroundings()
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """There is only one variant of a fake."""
+        """Return the plain variant for each family; a fake has no other."""
         return dict.fromkeys(families, Variant.PLAIN)
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Tell the families that were declared missing."""
+        """Return the families declared missing, each with a reason."""
         return {family: f"this fake has no {family}" for family in tables if family in self._missing}
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Return a copy of what was written."""
+        """Return a copy of the current rules."""
         return {family: dict(self.kernel[family]) for family in families}
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
-        """Change table after table; a family ends at its first broken one."""
+        """Commit table by table; a family stops at its first failure."""
         failed = {family: self._commit_family(family, wanted) for family, wanted in changes.items()}
         return {family: error for family, error in failed.items() if error is not None}
 
@@ -68,11 +68,11 @@ class FakeBackend(Backend):
             if (family, change.table) in self._broken:
                 self._broken.discard((family, change.table))
                 return Unsupported(f"this fake was told to fail in table {change.table} of {family}")
-            made = _made(self.kernel[family], change)
-            lost = _lost_jump(made)
-            if lost:
-                return Unsupported(f"table {change.table} of {family}: there is no chain {lost} to jump to")
-            self.kernel[family][change.table] = made
+            changed = _changed(self.kernel[family], change)
+            dangling = _dangling_jump(changed)
+            if dangling:
+                return Unsupported(f"table {change.table} of {family}: there is no chain {dangling} to jump to")
+            self.kernel[family][change.table] = changed
             self.transactions += 1
         return None
 
@@ -82,7 +82,7 @@ class FakeBackend(Backend):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock nothing: nobody else knows of this kernel."""
+        """Take no lock: no other process can see these rules."""
         yield
 
 
@@ -90,7 +90,7 @@ class FakeSurroundings:
     """Holds policy routes and addresses in memory; all of them are ours."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without routes or addresses."""
         self._routes: set[TproxyRoute] = set()
         self._addresses: set[str] = set()
 
@@ -99,31 +99,31 @@ class FakeSurroundings:
         return tuple(sorted(self._routes, key=lambda route: (tuple(Family).index(route.family), route)))
 
     def add(self, route: TproxyRoute) -> bool:
-        """Remember a policy route."""
+        """Add a policy route; return whether it was missing."""
         missing = route not in self._routes
         self._routes.add(route)
         return missing
 
     def delete(self, route: TproxyRoute, *, only_ours: bool) -> None:  # noqa: ARG002 - all are ours
-        """Forget a policy route."""
+        """Remove a policy route."""
         self._routes.discard(route)
 
     def addresses(self) -> tuple[str, ...]:
-        """List the addresses of lo that were given."""
+        """List the addresses added to lo, as CIDRs."""
         return tuple(sorted(self._addresses))
 
     def add_address(self, cidr: str) -> bool:
-        """Remember an address of lo."""
+        """Add an address to lo; return whether it was missing."""
         missing = cidr not in self._addresses
         self._addresses.add(cidr)
         return missing
 
     def delete_address(self, cidr: str) -> None:
-        """Forget an address of lo."""
+        """Remove an address from lo."""
         self._addresses.discard(cidr)
 
 
-def _made(tables: Snapshot, change: TableChange) -> TableState:
+def _changed(tables: Snapshot, change: TableChange) -> TableState:
     before = tables.get(change.table, NOTHING)
     chains = {name: rules for name, rules in before.chains.items() if name not in change.dropped} | change.chains
     heads, jumps = (
@@ -132,10 +132,10 @@ def _made(tables: Snapshot, change: TableChange) -> TableState:
     return before._replace(chains=chains, jumps=jumps + change.added_jumps, inserted=change.inserted_jumps + heads)
 
 
-def _lost_jump(state: TableState) -> str:
-    """Name a chain that a rule jumps to and that does not exist; a kernel refuses such a transaction."""
+def _dangling_jump(state: TableState) -> str:
+    """Return the name of a missing chain that a rule jumps to, or ""; a kernel rejects such a transaction."""
     rules = [rule for rules in state.chains.values() for rule in rules] + [
         rule for _, rule in (*state.inserted, *state.jumps)
     ]
-    goals = (rule.target.chain for rule in rules if isinstance(rule, Rule))
-    return next((goal for goal in goals if goal and goal not in state.chains), "")
+    destinations = (rule.target.chain for rule in rules if isinstance(rule, Rule))
+    return next((chain for chain in destinations if chain and chain not in state.chains), "")

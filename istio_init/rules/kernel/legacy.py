@@ -1,4 +1,4 @@
-"""What is particular to legacy xtables: which tables exist, found out without making them, and its lock file."""
+"""Specifics of legacy xtables: which tables exist, without creating them, and its lock file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 from istio_init.rules.model import Family, Table
 
-# The tables that legacy xtables has made in this network namespace, one a line (net/netfilter/x_tables.c). To ask for a
-# table in any other way makes the kernel load it.
+# The legacy tables that exist in this network namespace, one per line (net/netfilter/x_tables.c). Asking for a table in any
+# other way makes the kernel create it.
 NAMES = {
     Family.IPV4: "/proc/thread-self/net/ip_tables_names",
     Family.IPV6: "/proc/thread-self/net/ip6_tables_names",
@@ -22,7 +22,7 @@ LOCK_FILE_REMEDY = (
 
 
 def legacy_tables(family: Family) -> tuple[Table, ...]:
-    """List the tables of iptables(8) that a family has; all of them where only root could tell."""
+    """Return the legacy tables that exist for a family; all of them if only root may read the list."""
     try:
         with open(NAMES[family], encoding="ascii") as names:
             present = names.read().split()
@@ -34,39 +34,40 @@ def legacy_tables(family: Family) -> tuple[Table, ...]:
 
 
 def are_tables_known(family: Family) -> bool:
-    """Return whether `legacy_tables` knows, or only root could tell."""
+    """Return whether the list is readable, so that `legacy_tables` is exact."""
     return not os.path.exists(NAMES[family]) or os.access(NAMES[family], os.R_OK)
 
 
 def is_lock_chosen() -> bool:
-    """Return whether the user said where the lock file is."""
+    """Return whether the user set the path of the lock file."""
     return bool(os.environ.get(XTABLES_LOCK_VARIABLE))
 
 
 def own_lock_file() -> int:
-    """Make a lock file in memory, for where the usual one cannot be: on a read-only file system, or without its directory.
+    """Create an in-memory lock file, for use where the default one cannot be created (read-only root, no /run).
 
-    Nobody else in this container can hold a lock that cannot be there, and two runs of ours have a lock of their own.
+    No other process in this container can create the default one either, and concurrent runs of this program are
+    serialised by the lock of the network namespace (`istio_init.rules.kernel.locks`).
 
     Returns:
-        an open file; `lock_path` names it for as long as it is open.
+        an open file descriptor; `lock_path` returns its path, which is valid for as long as it is open.
     """
     return os.memfd_create("xtables.lock")
 
 
 def lock_path(file: int) -> str:
-    """Return the path by which programs that we start find an open file of ours."""
+    """Return a path through which child processes can open a file descriptor of this process."""
     return f"/proc/{os.getpid()}/fd/{file}"
 
 
 def lock_notice(reason: str, path: str) -> str:
-    """Say that another lock file is used than the usual one.
+    """Return the warning that a private lock file is used instead of the default one.
 
     Args:
-        reason: why that cannot be opened.
-        path: of the one that is used.
+        reason: why the default one cannot be opened.
+        path: path of the private one.
     """
     return (
-        f"the lock file {XTABLES_LOCK} cannot be opened ({reason}), so legacy iptables uses one of our own, {path}; "
-        "programs of other containers that change these tables at the same moment are not waited for"
+        f"the lock file {XTABLES_LOCK} cannot be opened ({reason}), so legacy iptables uses a private one, {path}; "
+        "it does not exclude programs in other containers that change these tables at the same time"
     )

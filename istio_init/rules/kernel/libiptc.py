@@ -1,10 +1,11 @@
-"""The backend that calls libiptc, through python-iptables: legacy tables without starting a program.
+"""The libiptc backend: reads and writes legacy tables through python-iptables, without running a program.
 
-One commit a table, never auto-commit. python-iptables takes no lock, so this takes the one that iptables-legacy takes.
+It makes one commit per table and never uses auto-commit. python-iptables takes no lock, so this module takes the one that
+iptables-legacy takes.
 
-Each family is worked on in a copy of this process: libxtables registers an extension for the one family that is in use
-when it loads it, and never for the other one afterwards (1.8.9: TPROXY, REDIRECT and multiport), and some of its errors end
-the process.
+Each family is handled in a forked child process, for two reasons. libxtables registers an extension only for the family in
+use when the extension is loaded, and not for the other one later (1.8.9: TPROXY, REDIRECT and multiport). And some errors
+make libxtables exit the process.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
 
 
 class Raw(NamedTuple):
-    """A rule as libiptc takes it, and which of its bits tell it from others when it is to be deleted."""
+    """A rule in libiptc's binary form, and the mask of bits to compare when it is deleted."""
 
     entry: bytes
     mask: bytes
 
 
 class LibiptcBackend(Backend):
-    """Reads and writes the legacy tables by library calls.
+    """Reads and writes legacy tables through library calls.
 
     Args:
         lock_wait: seconds to wait for another program that holds a lock.
@@ -78,15 +79,15 @@ class LibiptcBackend(Backend):
     rule_sets = frozenset({RuleSet.LEGACY})
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """Tell the only variant that libiptc knows."""
+        """Return legacy, the only variant that libiptc supports."""
         return dict.fromkeys(families, Variant.LEGACY)
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read the tables that exist, and make none."""
+        """Read the tables that exist, without creating any."""
         return {family: _apart(_read_family, family) for family in families}
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        """Open each table, add an empty chain, commit, and take it back."""
+        """Add an empty chain to each table, and remove it again."""
         broken = {}
         for family, name in tables.items():
             try:
@@ -96,18 +97,18 @@ class LibiptcBackend(Backend):
         return broken
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
-        """Change table after table, each with one commit; a family ends at its first failure."""
+        """Commit table by table; a family stops at its first failure."""
         failed: dict[Family, IstioInitError] = {}
         for family, wanted in changes.items():
             try:
-                _apart(_make, family, wanted)
+                _apart(_commit, family, wanted)
             except IstioInitError as error:
                 failed[family] = error
         return failed
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Take the lock of iptables-legacy as well, which python-iptables does not."""
+        """Also take the lock of iptables-legacy, which python-iptables does not take."""
         path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
         with super().locked(), _lock_file(path, self.notices.append) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
@@ -120,7 +121,7 @@ def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
         lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if remedy := missing_capability(needs_raw=True):
-            # The lock is only where it shows first.
+            # The lock file is only the first thing to fail.
             message = f"libiptc may not work on legacy tables: {remedy}"
             raise NotPermitted(message) from None
         if is_lock_chosen():
@@ -135,43 +136,43 @@ def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
 
 
 def _apart(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a copy of this process (fork(2)), and give what it returns or raise what it raises.
+    """Call a function in a forked child process; return what it returns, or raise what it raises.
 
     Raises:
-        Unsupported: the copy ended without a word.
+        Unsupported: the child exited without a result.
     """
-    iptc_library.load()  # once, here, and not in each copy
-    sys.stdout.flush()  # python-iptables flushes it, too, and the copy has the same bytes waiting
+    iptc_library.load()  # once here, rather than in each child
+    sys.stdout.flush()  # python-iptables flushes it too; the child would write the buffered bytes a second time
     messages = os.memfd_create("xtables")
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of locks that other threads may hold; what the copy does needs none of theirs.
+        # Python 3.12 warns that other threads may hold locks; the child needs none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _be_the_copy(writing, messages, function, arguments)
+        _run_child(writing, messages, function, arguments)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe, os.fdopen(messages, "rb") as said:
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(messages, "rb") as stderr:
         outcome = pipe.read()
         _, status = os.waitpid(child, 0)
         if not outcome:
-            said.seek(0)
-            text = said.read().decode(errors="replace").strip() or "no message"
-            message = f"libiptc ended with status {os.waitstatus_to_exitcode(status)}: {text}; try --backend restore"
+            stderr.seek(0)
+            text = stderr.read().decode(errors="replace").strip() or "no message"
+            message = f"libiptc exited with status {os.waitstatus_to_exitcode(status)}: {text}; try --backend restore"
             raise Unsupported(message)
-    result: T | Exception = pickle.loads(outcome)  # noqa: S301 - from a copy of this very process
+    result: T | Exception = pickle.loads(outcome)  # noqa: S301 - written by a fork of this process
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def _be_the_copy(writing: int, messages: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    """Write what a function returns to a file, or the error that it raises, and end."""
+def _run_child(writing: int, messages: int, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    """Pickle a function's result, or the exception that it raises, to `writing`, and exit; stderr goes to `messages`."""
     try:
         os.dup2(messages, 2)
         try:
             result: object = function(*arguments)
-        except Exception as error:  # noqa: BLE001 - raised by the process that waits
+        except Exception as error:  # noqa: BLE001 - raised again in the parent
             result = error
         with os.fdopen(writing, "wb") as pipe:
             pickle.dump(result, pipe)
@@ -187,8 +188,8 @@ def _errors() -> tuple[type[Exception], ...]:
 def _open(family: Family, name: Table) -> Any:
     iptc = iptc_library.load()
     kind = iptc.Table if family is Family.IPV4 else iptc.Table6
-    # To tell a chain from an extension, python-iptables looks for its name in each table that it believes to exist, and
-    # so makes them all. Only this one can have our chains' names.
+    # To tell a chain from an extension, python-iptables looks the name up in every table that it believes to exist, which
+    # creates them all. Rules can only jump to chains of their own table, so that one is enough.
     kind.existing_table_names.update({other: other == name for other in kind.ALL})
     table = kind(name.value, autocommit=False)
     table.refresh()
@@ -225,7 +226,7 @@ def _read_table(family: Family, name: Table) -> TableState:
 
 
 def _text(rule: Any) -> str:
-    """Write a rule of python-iptables as iptables-save would."""
+    """Return a python-iptables rule in the syntax of iptables-save."""
     words = []
     for known in MATCHES.values():
         value = getattr(rule, known.attribute) if known.attribute else None
@@ -246,8 +247,8 @@ def _options(extension: Any) -> list[str]:
     return words
 
 
-def _make(family: Family, changes: list[TableChange]) -> None:
-    """Make changes; all of them are prepared before the first one is committed, so that commits follow closely."""
+def _commit(family: Family, changes: list[TableChange]) -> None:
+    """Prepare all changes before committing the first, so that the commits follow each other closely."""
     name = ""
     try:
         prepared = []
@@ -262,7 +263,7 @@ def _make(family: Family, changes: list[TableChange]) -> None:
 
 
 def _prepared(family: Family, change: TableChange) -> Any:
-    """Return a table with a change; nothing happens before its commit, and nothing at all if that fails."""
+    """Return a table with an uncommitted change; the kernel is not touched before its commit, which is atomic."""
     table = _open(family, change.table)
     for name in (*change.chains, *change.dropped):
         if table.is_chain(name):
@@ -289,7 +290,7 @@ def _buffer(raw: bytes) -> Any:
 
 
 def _raw(family: Family, rule: KernelRule) -> Raw:
-    """Turn a rule into what libiptc takes."""
+    """Convert a rule to libiptc's binary form."""
     if isinstance(rule, OpaqueRule):
         return cast("Raw", rule.native)
     native = _native(family, rule)
@@ -298,7 +299,7 @@ def _raw(family: Family, rule: KernelRule) -> Raw:
 
 
 def _native(family: Family, rule: Rule) -> Any:
-    """Turn a rule into one of python-iptables."""
+    """Convert a rule to a python-iptables rule."""
     iptc = iptc_library.load()
     native = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     for match in rule.matches:
@@ -317,13 +318,13 @@ def _native(family: Family, rule: Rule) -> Any:
     for index, word in enumerate(words):
         if word.startswith("--"):
             after = words[index + 1 : index + 2]
-            # A name that another one follows, such as --save-mark, has no value.
+            # An option followed by another option, such as --save-mark, has no value.
             target.set_parameter(word.removeprefix("--"), "".join(one for one in after if not one.startswith("--")))
     return native
 
 
 def _interface_mask(name: str) -> bytes:
-    """Return the mask that compares a whole name with its zero byte, or what stands before a +."""
+    """Return the mask that compares the whole name and its terminating zero byte, or the prefix before a trailing `+`."""
     compared = len(name.encode()) + 1 if not name.endswith("+") else len(name.encode()) - 1
     return (b"\xff" * compared).ljust(INTERFACE_BYTES, b"\0")
 

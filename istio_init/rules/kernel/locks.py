@@ -1,4 +1,4 @@
-"""One writer at a time: locks by flock(2), and signals that wait until a change is complete."""
+"""One writer at a time: flock(2) locks, and signals deferred until a change is complete."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 
 LOCK_WAIT = 10  # seconds
 LOCK_POLL = 0.02  # seconds
-# A thread can be in another namespace than its process (setns(2)), so it is the thread that counts.
+# setns(2) moves a thread, not the process, so the thread's namespace is the one that counts.
 NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
 
 
 @contextmanager
 def namespace_lock(wait: int) -> Iterator[None]:
-    """Be the only writer of this kind in this network namespace.
+    """Hold the exclusive lock of this program on this network namespace.
 
-    The lock is a flock(2) on the namespace itself. So it needs no path that could be missing or read-only, holds between
-    containers of one pod, does not hold between pods, and ends with the process.
+    The lock is a flock(2) on the namespace itself. It therefore needs no path that could be missing or read-only, applies
+    across the containers of a pod but not across pods, and is released when the process ends.
+
+    Args:
+        wait: seconds to wait for the lock.
 
     Raises:
-        LockHeld: it was not free within `wait` seconds.
+        LockHeld: the lock was not released within `wait` seconds.
+        Unsupported: the namespace cannot be opened, because /proc is not mounted.
     """
     try:
         namespace = os.open(NETWORK_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
@@ -41,7 +45,16 @@ def namespace_lock(wait: int) -> Iterator[None]:
 
 
 def flock(file: int, wait: int, what: str) -> None:
-    """Lock an open file, alone (flock(2)), waiting at most `wait` seconds; raise `LockHeld` after that."""
+    """Take an exclusive lock on an open file.
+
+    Args:
+        file: file descriptor.
+        wait: seconds to wait for the lock.
+        what: name of the lock, for the error message.
+
+    Raises:
+        LockHeld: the lock was not released within `wait` seconds.
+    """
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -60,7 +73,7 @@ def flock(file: int, wait: int, what: str) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let a signal that would end the process wait until the change is complete."""
+    """Block SIGINT, SIGTERM and SIGHUP in this thread, so that they take effect only once the change is complete."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

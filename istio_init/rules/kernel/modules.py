@@ -1,12 +1,13 @@
-"""Which part of the kernel is missing, from what iptables and nft say, and which module has it. Pure.
+"""Deduces from the messages of iptables and nft which kernel module is missing. Pure.
 
-Neither of them names a module. What they say, of iptables 1.8.9 and nft 1.0.6:
+Neither program names a module. Their messages, as of iptables 1.8.9 and nft 1.0.6:
 
-- `Extension owner revision 1 not supported, missing kernel module?` names the part; only newer revisions are asked about.
-- `line 7: RULE_APPEND failed (No such file or directory)`, of nf_tables, names the line of the script.
-- `line 9 failed`, of legacy tables, names the line of COMMIT: any rule of that table may be the one.
+- `Extension owner revision 1 not supported, missing kernel module?` names the match or target; iptables asks the kernel only
+  about revisions above 0, so it is not printed for all of them.
+- `line 7: RULE_APPEND failed (No such file or directory)`, on nf_tables, gives the line of the script.
+- `line 9 failed`, on legacy tables, gives the line of COMMIT: any rule of that table may be the cause.
 - `unable to initialize table 'nat'` names the table.
-- `Failed to initialize nft: Protocol not supported`: there is no nf_tables at all.
+- `Failed to initialize nft: Protocol not supported`: the kernel has no nf_tables at all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from istio_init.rules.model import Family, Table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Patterns, which are compiled only where something is missing: each pod start imports this module.
+# Compiled only once something has failed, because every pod start imports this module.
 EXTENSION = r"Extension (\S+) revision \d+ not supported"
 TABLE = r"unable to initialize table [`'\"](\w+)'"
 LINE = r"line (\d+): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d+) failed"
@@ -31,13 +32,16 @@ IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
 def missing_part(message: str, script: str, family: Family, *, legacy: bool) -> str:
-    """Say what iptables-restore or iptables-save missed in the kernel; an empty text where it complained of something else.
+    """Describe what iptables-restore or iptables-save failed to find in the kernel, and the module to load.
 
     Args:
-        message: what the program said.
-        script: what it was given.
-        family: of the rules.
-        legacy: whether it works on legacy tables.
+        message: the program's stderr.
+        script: its stdin.
+        family: family of the rules.
+        legacy: whether the program uses legacy tables.
+
+    Returns:
+        text for an error message, or "" if the failure had another cause.
     """
     import re
 
@@ -77,11 +81,14 @@ def _of_line(message: str, lines: list[str], index: int, family: Family, *, lega
 
 
 def missing_of_nft(message: str, script: str) -> str:
-    """Say what nft missed in the kernel; an empty text where it complained of something else.
+    """Describe what nft failed to find in the kernel, and the module to load.
 
     Args:
-        message: what it said, the lines that it shows included.
-        script: what it was given.
+        message: its stderr.
+        script: its stdin.
+
+    Returns:
+        text for an error message, or "" if the failure had another cause.
     """
     import re
 
@@ -112,7 +119,7 @@ def _table_of(index: int, lines: list[str]) -> str:
 
 
 def _parts(rules: list[str]) -> list[str]:
-    """List the matches and targets that rules use, without our own chains and what needs no module."""
+    """List the matches and targets that rules use, except our own chains and those that need no module."""
     import re
 
     found = [name for rule in rules for name in re.findall(r"(?:^| )-(?:[mpj]|-match|-protocol|-jump) ([\w-]+)", rule)]
@@ -124,5 +131,5 @@ def _is_ours(name: str) -> bool:
 
 
 def _module(name: str, family: Family) -> str:
-    """Name the module that has a match or a target; empty for a verdict, which needs none."""
+    """Return the module that implements a match or target; "" for a verdict, which needs none."""
     return xtables_modules().get(name, f"xt_{name}").replace("{ip}", IP[family])

@@ -1,4 +1,4 @@
-"""Entering another network namespace."""
+"""Enters another network namespace."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ALLOWED = "the path of a network namespace, such as /run/netns/NAME or /proc/PID
 
 
 def enter_network_namespace(path: str, where: str) -> None:
-    """Move this thread, and what it starts from now on, into a network namespace.
+    """Move this thread, and processes that it starts later, into a network namespace.
 
     Args:
-        path: a file that stands for the namespace.
-        where: the flag or variable that gave it.
+        path: path of the namespace, such as /run/netns/NAME.
+        where: the flag or variable that gave the path, for error messages.
 
     Raises:
         InvalidInput: the file does not exist, or is not a network namespace.
@@ -29,7 +29,7 @@ def enter_network_namespace(path: str, where: str) -> None:
     try:
         if not _is_network_namespace(namespace):
             raise InvalidInput(where, f"{path!r} is not a network namespace", ALLOWED)
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there since Python 3.12
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns exists since Python 3.12
         if libc.setns(namespace, CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
             message = f"cannot enter the network namespace {path!r}: {reason}; it needs the capability SYS_ADMIN"
@@ -40,7 +40,7 @@ def enter_network_namespace(path: str, where: str) -> None:
 
 def _open(path: str, where: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for somebody to write
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a FIFO would block until it has a writer
     except PermissionError as error:
         message = f"cannot open the network namespace {path!r}: {error.strerror}; run as the user that owns it, or as root"
         raise NotPermitted(message) from None
@@ -49,7 +49,7 @@ def _open(path: str, where: str) -> int:
 
 
 def _is_network_namespace(file: int) -> bool:
-    # Namespaces are regular files to stat(2); nothing else is asked what kind of namespace it is.
+    # stat(2) shows namespaces as regular files. The ioctl is not sent to devices, where it may mean something else.
     if not stat.S_ISREG(os.fstat(file).st_mode):
         return False
     try:

@@ -1,6 +1,6 @@
-"""A client of netlink(7), small because each pod start waits for its import: requests, dumps, and how both are framed.
+"""A netlink(7) client: requests, dumps and their framing. It is small because every pod start waits for its import.
 
-What cannot be read whole is an error, and never an answer that is shorter.
+An answer that cannot be read completely is an error; it is never returned in part.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-NETLINK_ROUTE = 0  # linux/netlink.h, with all up to NLA_TYPE_MASK
+NETLINK_ROUTE = 0  # linux/netlink.h, with all constants up to NLA_TYPE_MASK
 NETLINK_NETFILTER = 12
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_DUMP_INTR = 0x10
 NLM_F_DUMP = 0x300
-NLM_F_EXCL = 0x200  # of a request for something new: fail where it is there
+NLM_F_EXCL = 0x200  # when creating: fail if it exists
 NLM_F_CREATE = 0x400
-NLMSG_ERROR = 2  # an acknowledgement, too, with 0 for its error
+NLMSG_ERROR = 2  # also an acknowledgement, with error 0
 NLMSG_DONE = 3
-NLMSG_MIN_TYPE = 0x10  # below it are messages of netlink itself
+NLMSG_MIN_TYPE = 0x10  # types below it are control messages
 NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 MAX_ERRNO = 4095  # linux/err.h
 
 MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
-ERROR = struct.Struct("=i")  # begins nlmsgerr, and the end of a dump (netlink_dump_done in net/netlink/af_netlink.c)
+ERROR = struct.Struct("=i")  # start of nlmsgerr, and of NLMSG_DONE (netlink_dump_done in net/netlink/af_netlink.c)
 
-KERNEL = 0  # the port of the kernel's own end
+KERNEL = 0  # the kernel's port
 BUFFER_SIZE = 1 << 16  # bytes; the kernel fills 32 KiB at most (netlink_recvmsg)
 ANSWER_TIMEOUT = 5.0  # seconds
-DUMP_ATTEMPTS = 10  # a dump that something changed meanwhile begins again
+DUMP_ATTEMPTS = 10  # a dump is repeated if something changed in the meantime
 
 
 class ReadError(OSError):
-    """The kernel's answer is incomplete or malformed; an error that the kernel reports is an OSError instead."""
+    """The kernel's answer is incomplete or malformed; errors that the kernel reports are plain OSErrors."""
 
 
 class Netlink:
-    """A socket to one part of the kernel, open for as long as a `with` block lasts.
+    """A netlink socket, to be used in a `with` block.
 
     Args:
-        protocol: which part, NETLINK_*.
+        protocol: the kernel subsystem, NETLINK_*.
 
     Raises:
-        OSError: the kernel has no such part, or does not let this process ask.
+        OSError: the kernel lacks the subsystem, or does not permit this process to use it.
     """
 
     def __init__(self, protocol: int) -> None:
@@ -61,7 +61,7 @@ class Netlink:
         self._sequence = 0
 
     def __enter__(self) -> Self:
-        """Give this socket."""
+        """Return this client."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,16 +69,16 @@ class Netlink:
         self._socket.close()
 
     def request(self, kind: int, flags: int, body: bytes) -> None:
-        """Ask for a change, and wait until it is made.
+        """Request a change, and wait for the acknowledgement.
 
         Args:
-            kind: the type of the message.
-            flags: NLM_F_* besides those of every request.
-            body: what follows the message's header.
+            kind: message type.
+            flags: NLM_F_* flags besides NLM_F_REQUEST and NLM_F_ACK.
+            body: message without its header.
 
         Raises:
-            ReadError: nobody knows whether it was made.
-            OSError: the kernel refused, for the reason that `errno` tells.
+            ReadError: it is unknown whether the change was made.
+            OSError: the kernel refused, with its `errno`.
         """
         self._send(kind, NLM_F_ACK | flags, body)
         answer, _, content = next(self._answers())
@@ -87,25 +87,25 @@ class Netlink:
         _raise_error(content)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Ask for all of something, and give what follows the header of each message.
+        """Request all objects of a kind, and return the messages of the answer without their headers.
 
         Args:
-            kind: the type of the message.
-            body: what follows the header of the question.
+            kind: message type of the request.
+            body: request without its header.
 
         Raises:
-            ReadError: the answer is not whole, or was never consistent.
-            OSError: the kernel refused, for the reason that `errno` tells.
+            ReadError: the answer is incomplete, or no attempt gave a consistent one.
+            OSError: the kernel refused, with its `errno`.
         """
         for _ in range(DUMP_ATTEMPTS):
             self._send(kind, NLM_F_DUMP, body)
             found, is_consistent = self._dumped()
             if is_consistent:
                 return found
-        raise ReadError(errno.EINTR, f"what the kernel lists changed during each of {DUMP_ATTEMPTS} attempts to read it")
+        raise ReadError(errno.EINTR, f"the kernel's list changed during each of {DUMP_ATTEMPTS} attempts to read it")
 
     def _dumped(self) -> tuple[list[bytes], bool]:
-        """Read a dump to its end, and return whether nothing was changed meanwhile."""
+        """Read a dump to its end; return its messages, and whether nothing changed in the meantime."""
         found = []
         is_consistent = True
         for kind, flags, content in self._answers():
@@ -145,17 +145,17 @@ class Netlink:
 
 
 def records(data: bytes, header: struct.Struct) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """Cut data into records, each a header that begins with the length of the record, its content, and padding.
+    """Split data into records; each has a header that starts with the record's length, content, and padding.
 
     Args:
-        data: messages, or attributes.
-        header: what either begins with, MESSAGE or ATTRIBUTE.
+        data: messages or attributes.
+        header: format of the record's header, MESSAGE or ATTRIBUTE.
 
     Yields:
-        the header without the length, and the content.
+        the header's fields without the length, and the content.
 
     Raises:
-        ReadError: a length says less than its header takes, or more than there is.
+        ReadError: a length is shorter than the header or exceeds the data.
     """
     start = 0
     while start < len(data):
@@ -169,10 +169,10 @@ def records(data: bytes, header: struct.Struct) -> Iterator[tuple[tuple[int, ...
 
 
 def parse(content: bytes, header: struct.Struct) -> tuple[tuple[int, ...], dict[int, bytes]]:
-    """Take the content of a message apart: the fields that it begins with, and its attributes by their types.
+    """Parse the content of a message; return the fields of its fixed header, and its attributes by type.
 
     Raises:
-        ReadError: it is shorter than the fields, or its attributes are not whole.
+        ReadError: the content is shorter than `header`, or an attribute is truncated.
     """
     if len(content) < header.size:
         raise _malformed()
@@ -181,18 +181,18 @@ def parse(content: bytes, header: struct.Struct) -> tuple[tuple[int, ...], dict[
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """Write an attribute."""
+    """Encode an attribute, with its padding."""
     size = ATTRIBUTE.size + len(value)
     return (ATTRIBUTE.pack(size, kind) + value).ljust(aligned(size), b"\0")
 
 
 def aligned(size: int) -> int:
-    """Return the size with its padding."""
+    """Return a size in bytes, rounded up to netlink's alignment."""
     return (size + 3) & ~3  # linux/netlink.h: NLMSG_ALIGN, NLA_ALIGN
 
 
 def _raise_error(content: bytes) -> None:
-    """Raise the error that an acknowledgement or the end of a dump tells of, if any."""
+    """Raise the error that an acknowledgement or the end of a dump reports, if any."""
     if len(content) < ERROR.size:
         raise _malformed()
     (code,) = ERROR.unpack_from(content)

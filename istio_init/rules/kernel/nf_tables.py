@@ -1,6 +1,6 @@
-"""Which chains nf_tables holds, asked of the kernel itself, so that a backend sees what other programs than its own made.
+"""Lists the chains in nf_tables, whichever program created them, by netlink.
 
-`nft list` would start a program on each start of a pod.
+`nft list` would cost a process on every pod start.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ BODY = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
 
 
 def chains(family: Family) -> frozenset[tuple[str, str]]:
-    """List the chains that one family has in nf_tables, whichever program made them, as `(table, chain)`.
+    """Return the chains of one family in nf_tables, as `(table, chain)`.
 
-    A kernel without nf_tables, or one that does not let this process ask, has none that could be changed.
+    The result is empty if the kernel has no nf_tables or does not permit the request: there is nothing this process could
+    change.
 
     Raises:
         Unsupported: the kernel's answer could not be read.

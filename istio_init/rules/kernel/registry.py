@@ -1,4 +1,4 @@
-"""The backends by the names that users know them by. A new one is a module and a row here."""
+"""The backends by name, as on the command line. A new backend is a module and a row here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 RESTORE, LIBIPTC, NFT = "restore", "libiptc", "nft"
-# What `auto` means: iptables-restore was measured to be faster than libiptc on every variant.
+# What `auto` means. iptables-restore is preferred because it was measured to be faster than libiptc on every variant.
 PREFERRED, FALLBACK = RESTORE, NFT
 
 
@@ -26,11 +26,11 @@ class Row(NamedTuple):
     """One backend.
 
     Attributes:
-        make: imports and makes it; nothing is imported before it is wanted.
-        summary: what it is, for help texts.
-        variants: the variants of iptables whose rules it reaches.
-        reach: the same in words, for error messages.
-        dry_run_format: the format of a dry run that shows what it would write.
+        make: imports and creates it; a backend is imported only when it is used.
+        summary: short description, for help texts.
+        variants: the iptables variants whose rules it can read and write.
+        reach: the same as text, for error messages.
+        dry_run_format: the output format that shows what it would write.
     """
 
     make: Make
@@ -60,14 +60,14 @@ def _nft(_variant: Variant | None, lock_wait: int, observe: Observer) -> Backend
 
 BACKENDS = {
     RESTORE: Row(_restore, "iptables-restore", tuple(Variant), "the tables of iptables"),
-    LIBIPTC: Row(_libiptc, "legacy tables by library calls", (Variant.LEGACY,), "the legacy tables only"),
-    NFT: Row(_nft, "tables of nftables' own", (Variant.NFT,), "nf_tables only", dry_run_format=NFT),
+    LIBIPTC: Row(_libiptc, "legacy tables through libiptc", (Variant.LEGACY,), "legacy tables only"),
+    NFT: Row(_nft, "native nftables", (Variant.NFT,), "nf_tables only", dry_run_format=NFT),
 }
 NAMES = (AUTO, *BACKENDS)
 
 
 def find(name: str) -> Row:
-    """Return the row of a backend; that of `auto` is the preferred one's.
+    """Return the row of a backend; for `auto`, that of the preferred one.
 
     Raises:
         InvalidInput: there is no such backend.
@@ -79,28 +79,34 @@ def find(name: str) -> Row:
 
 
 def agree(named: str, wanted: str) -> bool:
-    """Return whether a backend that was named leaves room for another one: `auto` does for any."""
+    """Return whether the backend that the user named permits `wanted`; `auto` permits any."""
     return named in (AUTO, wanted)
 
 
 def open_backend(
     name: str, variant: Variant | None = None, lock_wait: int = LOCK_WAIT, observe: Observer = lambda _: None
 ) -> Backend:
-    """Make a backend; see `istio_init.rules.kernel.engine.open_engine`, which also knows `auto`.
+    """Create a backend; `auto` creates the preferred one, and only `istio_init.rules.kernel.engine.open_engine` falls back.
+
+    Args:
+        name: one of NAMES.
+        variant: the iptables variant to use; None lets the backend detect it.
+        lock_wait: seconds to wait for another program that holds a lock.
+        observe: receives each command that is run.
 
     Raises:
-        InvalidInput: there is no such backend, or it does not reach the variant.
+        InvalidInput: there is no such backend, or it does not support the variant.
     """
     row = find(name)
     if variant is not None and variant not in row.variants:
         others = [f"{other} with {variant}" for other, its in BACKENDS.items() if variant in its.variants and other != name]
-        problem = f"{name!r} reaches {row.reach}, and --iptables-variant is {variant.value!r}"
+        problem = f"{name!r} supports {row.reach}, but --iptables-variant is {variant.value!r}"
         raise InvalidInput("--backend", problem, f"{others[0]}, or {name} without --iptables-variant")
     return row.make(variant, lock_wait, observe)
 
 
 def open_rule_set(rule_set: RuleSet, lock_wait: int, observe: Observer) -> Backend:
-    """Make the backend that reads one of the kernel's sets of rules."""
+    """Create the backend that reads and writes one of the kernel's rule sets."""
     if rule_set is RuleSet.NATIVE:
         return _nft(None, lock_wait, observe)
     return _restore(Variant.LEGACY if rule_set is RuleSet.LEGACY else Variant.NFT, lock_wait, observe)

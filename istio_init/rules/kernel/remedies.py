@@ -1,4 +1,4 @@
-"""Which capabilities are missing, what they are needed for, and how a container gets them."""
+"""Which capabilities are missing, what they are needed for, and how to grant them to a container."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ BOUNDING = "CapBnd"
 FILE_CAPABILITIES = "security.capability"  # the extended attribute, capabilities(7)
 CAPABILITIES = {"NET_ADMIN": CAP_NET_ADMIN, "NET_RAW": CAP_NET_RAW}
 PURPOSES = {
-    "NET_ADMIN": "every look at rules and every change of them needs NET_ADMIN",
-    "NET_RAW": "legacy iptables needs NET_RAW to open its raw socket; iptables on nf_tables does without",
+    "NET_ADMIN": "reading and changing rules needs NET_ADMIN",
+    "NET_RAW": "legacy iptables needs NET_RAW to open its raw socket; iptables on nf_tables does not need it",
 }
-# Without NET_ADMIN nobody can tell which kind of kernel this is; so both are told, and not one after the other.
+# Without NET_ADMIN the kernel does not reveal whether it has nf_tables, so both capabilities are mentioned at once.
 LATER = "where the kernel has no nf_tables, legacy iptables needs NET_RAW as well"
-# What is said of a refusal when nothing is missing.
+# The remedy when the kernel refuses although no capability is missing.
 OTHER_REFUSAL = "a security module or a user namespace may forbid it"
 
 
 def missing_capability(program: str = "", *, needs_raw: bool = False) -> str:
-    """Say how to give a program the capabilities that it does not have, and what they are for; an empty text for none.
+    """Explain how to grant the capabilities that are missing, and what they are for.
 
     Args:
-        program: iptables or nft, by its name on the PATH; it may have capabilities of its file. Without a name it is this
-            process that lacks them.
-        needs_raw: whether NET_RAW is needed, too.
+        program: iptables or nft, by its name on the PATH, which may have file capabilities; "" for this process.
+        needs_raw: whether NET_RAW is needed besides NET_ADMIN.
+
+    Returns:
+        text for an error message; "" if nothing is missing.
     """
     lacking = [name for name in PURPOSES if (name != "NET_RAW" or needs_raw) and not has_capability(CAPABILITIES[name])]
     is_root = os.geteuid() == 0
@@ -43,14 +45,14 @@ def missing_capability(program: str = "", *, needs_raw: bool = False) -> str:
 
 
 def _for_a_user(program: str) -> list[str]:
-    """Say what a user who is not root has to do to have what the container has."""
+    """Explain how a user other than root can use the container's capabilities."""
     if not program:
-        return ["run as root (runAsUser: 0), for no other user has capabilities in a container"]
+        return ["run as root (runAsUser: 0), because no other user has capabilities in a container"]
     if not _has_file_capabilities(program):
         return ["run as root (runAsUser: 0) or use an image that is built with FILE_CAPS=1"]
     if not may_gain_privileges():
         how = "allowPrivilegeEscalation: true, and no no-new-privileges"
-        return [f"let user {os.geteuid()} use the capabilities of the file {program} ({how})"]
+        return [f"let user {os.geteuid()} use the file capabilities of {program} ({how})"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What a backend tells of a change that it made."""
+"""The result of applying or removing rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RoutesChanged(NamedTuple):
-    """What was changed besides rules: policy routes, and addresses of lo."""
+    """Whether policy routes, and addresses of lo, were changed."""
 
     routed: bool = False
     addressed: bool = False
@@ -23,12 +23,12 @@ class Report(NamedTuple):
     Attributes:
         backend: the name of the backend.
         variants: the iptables variant that each family was read and written through.
-        chains: how many chains were written or removed; 0 when all was as it should be.
-        rules: how many rules were written.
-        changed: whether anything was written, policy routes and addresses included.
-        routed: whether a policy route was made or removed.
-        addressed: whether lo was given an address, or one was taken from it.
-        warnings: what was left out, and why.
+        chains: number of chains written or removed; 0 if nothing had to change.
+        rules: number of rules written.
+        changed: whether anything was changed, including policy routes and addresses.
+        routed: whether a policy route was added or removed.
+        addressed: whether an address of lo was added or removed.
+        warnings: what was left out or done differently, and why.
     """
 
     backend: str
@@ -42,10 +42,10 @@ class Report(NamedTuple):
 
     @property
     def means(self) -> str:
-        """Backend and variants in a few words, such as `restore; ipv4 nft, ipv6 nft`."""
+        """Summary of backend and variants, such as `restore; ipv4 nft, ipv6 nft`."""
         return means(self.backend, self.variants)
 
 
 def means(backend: str, variants: Mapping[Family, Variant]) -> str:
-    """Name a backend and its variants in a few words, such as `restore; ipv4 nft, ipv6 nft`."""
+    """Return a summary of a backend and its variants, such as `restore; ipv4 nft, ipv6 nft`."""
     return "; ".join(filter(None, (backend, ", ".join(f"{f} {v}" for f, v in variants.items()))))

@@ -1,7 +1,7 @@
 """The backend that runs the iptables programs: iptables-save to read, iptables-restore to write.
 
-It also detects which *variant* of them to use. Debian and most images ship two sets of binaries, for two kernel
-interfaces. The rules of both apply to each packet, but neither can see the other's.
+It also detects which *variant* to use. Debian and most images ship two sets of binaries, for two kernel interfaces. The
+rules of both apply to each packet, but neither set of binaries sees the other's rules.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
 REFUSED_MESSAGES = ("Permission denied", "Operation not permitted", "you must be root")
 NO_NAMES_MESSAGE = "Failed to list table names"
-# Legacy prints only this, whether the kernel has no such table or did not permit a raw socket.
+# Legacy prints only this, whether the kernel lacks the table or refused the raw socket.
 NO_TABLE_MESSAGE = "unable to initialize table"
 
 
@@ -73,22 +73,22 @@ class RestoreBackend(Backend):
         self._chosen: dict[Family, Variant] = {}
         self._readable: set[Family] = set()
         self._unreadable: dict[tuple[Family, Variant], IstioInitError] = {}
-        self._besides: dict[Variant, tuple[Family, ...]] = {}  # rules of ours that the chosen variant does not hold
-        self._lock_path = ""  # of a lock file of our own, where the usual one cannot be opened
+        self._besides: dict[Variant, tuple[Family, ...]] = {}  # variants not chosen that have rules of ours
+        self._lock_path = ""  # of a private lock file, if the default one cannot be opened
         self._observe = observe
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
-        """Return which variant each family uses; a family that needed none is left out."""
+        """Return the variant that each family uses; families without rules may have none yet."""
         return {family: self._chosen[family] for family in families if family in self._chosen}
 
     def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read our rules, and choose for each family the variant that already has rules, if any."""
+        """Read our rules, and choose for each family the variant that already has rules: ours, or else third-party ones."""
         found = self._save(families)
         self._besides.clear()
         return {family: self._settle(family, found[family]) for family in families}
 
     def besides(self) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
-        """Return backends for the variants that have rules of ours and are not the chosen one."""
+        """Yield backends for the variants that have rules of ours but were not chosen."""
         for variant, where in self._besides.items():
             yield RestoreBackend(variant, self.lock_wait, self._observe), where
 
@@ -105,12 +105,12 @@ class RestoreBackend(Backend):
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
         """Load one restore script per family, both families in parallel.
 
-        The script itself is the test of a variant: a kernel can support one rule and lack a module for another.
+        There is no separate test of a variant: only the script itself shows whether the kernel has every module it needs.
         """
         return self._load({family: render_changes(wanted) for family, wanted in changes.items()})
 
     def _load(self, scripts: dict[Family, str]) -> dict[Family, IstioInitError]:
-        """Load each family's script with its variant, or try one variant after another until one accepts it."""
+        """Load each family's script with its variant; if none is chosen, try the variants until one accepts it."""
         failed: dict[Family, IstioInitError] = {}
         waiting = dict(scripts)
         for variant in self._candidates:
@@ -131,14 +131,14 @@ class RestoreBackend(Backend):
         return {family: failed[family] for family in waiting}
 
     def _is_readable(self, family: Family, variant: Variant, failed: dict[Family, IstioInitError]) -> bool:
-        """Refuse to overwrite rules that could not be read: the family fails."""
+        """Return whether the family's rules were read; if not, record a failure: unread rules must not be overwritten."""
         error = self._unreadable.get((family, variant))
         if error is not None:
             _gather(failed, family, error)
         return error is None
 
     def _remove_part(self, family: Family, variant: Variant) -> None:
-        """Remove what an abandoned variant had accepted; it held nothing of ours before."""
+        """Remove what a rejected variant had accepted before it failed; it held no rules of ours before."""
         (saved,) = self._run([Command((command_name(family, variant, "save"),))])
         undo = compare({}, parse_save(saved.stdout))
         if undo:
@@ -153,7 +153,7 @@ class RestoreBackend(Backend):
         return errors
 
     def seen_in_part(self) -> frozenset[Family]:
-        """Return the families that were read except for their legacy tables, which only root may read."""
+        """Return the families that were read, except for legacy tables that only root may read."""
         refused = (family for (family, _), error in self._unreadable.items() if isinstance(error, NotPermitted))
         return frozenset(self._readable.intersection(refused))
 
@@ -162,7 +162,7 @@ class RestoreBackend(Backend):
         found: dict[Family, dict[Variant, Snapshot]] = {family: {} for family in families}
         self._unreadable.clear()
         self._save_through(families, [v for v in self._candidates if v is not Variant.PLAIN], found)
-        # The plain name is an alias of one of the two: it counts only where it is the only one.
+        # The plain name is an alias of one of the two, so it is used only if neither is installed.
         if Variant.PLAIN in self._candidates:
             self._save_through(tuple(family for family in families if not found[family]), [Variant.PLAIN], found)
         self._readable = {family for family in families if found[family]}
@@ -175,7 +175,7 @@ class RestoreBackend(Backend):
         found: dict[Family, dict[Variant, Snapshot]],
     ) -> None:
         asked = [(f, v) for f in families for v in variants if v is not Variant.LEGACY or legacy_tables(f)]
-        # Where only root can tell whether legacy tables exist at all, not being able to read them is not a failure.
+        # If only root can tell whether legacy tables exist at all, being refused to read them is not a failure.
         unsure = frozenset(command_name(f, v, "save") for f, v in asked if v is Variant.LEGACY and not are_tables_known(f))
         results = self._run([Command((command_name(f, v, "save"),)) for f, v in asked], unsure)
         for (family, variant), result in zip(asked, results, strict=True):
@@ -192,7 +192,7 @@ class RestoreBackend(Backend):
         if len(occupied) > 1 and not ours:
             message = (
                 f"both iptables variants have rules for {family} in this network namespace; "
-                "say which one is meant with --iptables-variant legacy or --iptables-variant nft"
+                "choose one with --iptables-variant legacy or --iptables-variant nft"
             )
             raise IstioInitError(message)
         if occupied:
@@ -200,11 +200,11 @@ class RestoreBackend(Backend):
         return found[occupied[0]] if occupied else {}
 
     def _restore_command(self, family: Family, variant: Variant, script: str) -> Command:
-        wait = f"{max(1, self.lock_wait)}"  # 0 would be a wait without end
+        wait = f"{max(1, self.lock_wait)}"  # 0 would wait indefinitely
         return Command((command_name(family, variant, "restore"), "--noflush", "-w", wait), script)
 
     def _run(self, commands: list[Command], unsure: frozenset[str] = frozenset()) -> list[Result]:
-        """Run commands; an error that no other variant could avoid is raised, except for programs that may be refused."""
+        """Run commands; raise an error that no other variant could avoid, except of the programs in `unsure`."""
         results = self._run_with_lock_file(commands)
         for result in results:
             error = _failure(result) if result.status != 0 and result.argv[0] not in unsure else None
@@ -213,7 +213,7 @@ class RestoreBackend(Backend):
         return results
 
     def _run_with_lock_file(self, commands: list[Command]) -> list[Result]:
-        """Run commands; rerun those that could not create their lock file, with a lock file of our own."""
+        """Run commands; rerun those that could not open their lock file, with a private lock file."""
         given = [self._with_own_lock(command) if self._lock_path else command for command in commands]
         results = run_all(given, self.lock_wait + PROGRAM_TIMEOUT, self._observe)
         failed = [number for number, result in enumerate(results) if LOCK_FILE_MESSAGE in result.stderr]
@@ -236,7 +236,7 @@ def _failure(result: Result) -> IstioInitError:
         message = f"another program holds the xtables lock: `{' '.join(result.argv)}` said: {result.stderr}"
         return LockHeld(f"{message}; wait for it to end and run this again, or wait longer with --lock-wait SECONDS")
     program = result.argv[0]
-    # nf_tables is reached through netlink, for which NET_ADMIN is enough.
+    # nf_tables is configured by netlink, for which NET_ADMIN is enough.
     lacking = missing_capability(program, needs_raw="nft" not in program)
     refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr)
     if refused and LOCK_FILE_MESSAGE not in result.stderr:
@@ -250,9 +250,9 @@ def _failure(result: Result) -> IstioInitError:
     elif result.missing:
         remedy = "install Debian's package `iptables`"
     elif result.status is None:
-        remedy = "run this again; with -v it shows what the program was given"
+        remedy = "run this again; -v logs the input of the program"
     elif not (remedy := missing_part(result.stderr, result.stdin, family, legacy="legacy" in program)):
-        remedy = "the kernel may lack a module for it (see `dmesg`); with -v this shows what the program was given"
+        remedy = "the kernel may lack a module for it (see `dmesg`); -v logs the input of the program"
     return CommandError(result.argv, result.status, result.stderr, remedy)
 
 

@@ -1,4 +1,4 @@
-"""Policy rules, routes and addresses as rtnetlink(7) reads and writes them; what they are for is not known here."""
+"""Reads and writes policy rules, routes and addresses by rtnetlink(7); it does not know what they are for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTN_LOCAL = 2
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_HOST = 254
-RT_TABLE_UNSPEC = 0  # in the header: an attribute has the table, for the header has room for numbers up to 255 only
+RT_TABLE_UNSPEC = 0  # in the header, whose field ends at 255; an attribute holds the table
 RTA_OIF = 4
 RTA_TABLE = 15
 FR_ACT_TO_TBL = 1  # linux/fib_rules.h, with all up to FRA_PROTOCOL
@@ -32,8 +32,8 @@ FRA_PROTOCOL = 21
 IFA_ADDRESS = 1  # linux/if_addr.h
 IFA_PROTO = 11
 
-# fib_rule_hdr: family, lengths of `to` and `from`, TOS, table, two that are reserved, action, flags
-# rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags
+# fib_rule_hdr: family, prefix lengths of destination and source, TOS, table, two reserved bytes, action, flags
+# rtmsg: family, prefix lengths of destination and source, TOS, table, protocol, scope, type, flags
 RULE_OR_ROUTE = struct.Struct("=8BI")
 ADDRESS = struct.Struct("=4BI")  # ifaddrmsg: family, prefix length, flags, scope, interface
 UINT32 = struct.Struct("=I")
@@ -41,7 +41,7 @@ ADDRESS_SIZES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}  # byte
 
 
 class Rule(NamedTuple):
-    """A policy rule; what it asks for besides a mark shows in its fields, and in the types of its attributes."""
+    """A policy rule; fields and attribute types show whether it has selectors other than a mark."""
 
     family: int
     mark: int
@@ -54,12 +54,12 @@ class Rule(NamedTuple):
     destination_length: int = 0
     source_length: int = 0
     tos: int = 0
-    suppressor: int = UINT32_MAX  # which is what a rule has that suppresses nothing
+    suppressor: int = UINT32_MAX  # the kernel's value for "suppresses nothing"
     attributes: frozenset[int] = frozenset()
 
 
 class Route(NamedTuple):
-    """A route, as far as a policy route is known by it."""
+    """A route: the fields that identify a policy route."""
 
     family: int
     destination_length: int
@@ -69,7 +69,7 @@ class Route(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An address of an interface; its text is empty if it is of a family without text."""
+    """An address of an interface; `text` is empty if it is neither IPv4 nor IPv6."""
 
     family: int
     text: str
@@ -80,18 +80,18 @@ class Address(NamedTuple):
 
 
 def rules(kernel: Netlink, family: int) -> list[Rule]:
-    """Read the policy rules of a family.
+    """Read the policy rules of a family (AF_*).
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with EAFNOSUPPORT it has no policy routing for this family.
+        OSError: the kernel refused; EAFNOSUPPORT if it has no policy routing for this family.
     """
     header = RULE_OR_ROUTE.pack(family, 0, 0, 0, RT_TABLE_UNSPEC, 0, 0, 0, 0)
     return [_rule(content) for content in kernel.dump(RTM_GETRULE, header)]
 
 
 def routes(kernel: Netlink, family: int) -> list[Route]:
-    """Read the routes of a family, of all tables; a kernel that lacks the family gives those of all others.
+    """Read the routes of a family, in all tables; a kernel without that family returns those of all other families.
 
     Raises:
         ReadError, OSError: see `Netlink`.
@@ -101,7 +101,7 @@ def routes(kernel: Netlink, family: int) -> list[Route]:
 
 
 def addresses(kernel: Netlink, family: int = socket.AF_UNSPEC) -> list[Address]:
-    """Read the addresses of all interfaces; a kernel that lacks the family gives those of all others.
+    """Read the addresses of all interfaces; a kernel without that family returns those of all other families.
 
     Raises:
         ReadError, OSError: see `Netlink`.
@@ -110,41 +110,41 @@ def addresses(kernel: Netlink, family: int = socket.AF_UNSPEC) -> list[Address]:
 
 
 def add_rule(kernel: Netlink, rule: Rule) -> None:
-    """Make a rule for a whole mark that leads to a table.
+    """Add a rule that matches a mark, without a mask, and looks up a table.
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with EEXIST there is one.
+        OSError: the kernel refused; EEXIST if the rule exists.
     """
     kernel.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule_body(rule))
 
 
 def delete_rule(kernel: Netlink, rule: Rule) -> None:
-    """Remove a rule for a whole mark that leads to a table.
+    """Remove a rule that matches a mark, without a mask, and looks up a table.
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with ENOENT there is none.
+        OSError: the kernel refused; ENOENT if there is no such rule.
     """
     kernel.request(RTM_DELRULE, 0, _rule_body(rule))
 
 
 def add_local_default(kernel: Netlink, family: int, table: int, interface: int, protocol: int) -> None:
-    """Make the route `local default` of a table: what is looked up there is for this host.
+    """Add the route `local default` to a table: packets that are looked up there are delivered to this host.
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with EEXIST there is one.
+        OSError: the kernel refused; EEXIST if the route exists.
     """
     kernel.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _local_default_body(family, table, interface, protocol))
 
 
 def delete_local_default(kernel: Netlink, family: int, table: int, interface: int) -> None:
-    """Remove the route `local default` of a table, whoever made it.
+    """Remove the route `local default` from a table, whoever added it.
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with ESRCH there is none.
+        OSError: the kernel refused; ESRCH if there is no such route.
     """
     kernel.request(RTM_DELROUTE, 0, _local_default_body(family, table, interface, 0))
 
@@ -154,7 +154,7 @@ def add_address(kernel: Netlink, address: Address) -> None:
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with EEXIST the interface has it.
+        OSError: the kernel refused; EEXIST if the interface has the address.
     """
     body = _address_body(address) + attribute(IFA_PROTO, bytes((address.protocol,)))
     kernel.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body)
@@ -165,7 +165,7 @@ def delete_address(kernel: Netlink, address: Address) -> None:
 
     Raises:
         ReadError: see `Netlink`.
-        OSError: the kernel refused; with EADDRNOTAVAIL the interface has no such address.
+        OSError: the kernel refused; EADDRNOTAVAIL if the interface has no such address.
     """
     kernel.request(RTM_DELADDR, 0, _address_body(address))
 
@@ -202,15 +202,15 @@ def _address(content: bytes) -> Address:
 
 
 def _number(attributes: dict[int, bytes], kind: int, default: int = 0) -> int:
-    """Return the value of an attribute, of whatever size; the kernel leaves most of those out that are 0."""
+    """Return the value of an integer attribute of any size; the kernel omits most attributes that are 0."""
     return int.from_bytes(attributes[kind], sys.byteorder) if kind in attributes else default
 
 
 def _rule_body(rule: Rule) -> bytes:
     header = RULE_OR_ROUTE.pack(rule.family, 0, 0, 0, RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0)
     numbers = ((FRA_FWMARK, rule.mark), (FRA_TABLE, rule.table), (FRA_PRIORITY, rule.priority))
-    words = b"".join(attribute(kind, UINT32.pack(number)) for kind, number in numbers)
-    return header + words + attribute(FRA_PROTOCOL, bytes((rule.protocol,)))
+    attributes = b"".join(attribute(kind, UINT32.pack(number)) for kind, number in numbers)
+    return header + attributes + attribute(FRA_PROTOCOL, bytes((rule.protocol,)))
 
 
 def _local_default_body(family: int, table: int, interface: int, protocol: int) -> bytes:

@@ -1,8 +1,8 @@
-"""The kernel's sets of rules, and which of them may hold rules of ours.
+"""The kernel's rule sets, and which of them may hold rules of ours.
 
-Three sets apply to each packet and cannot see each other: legacy xtables, nf_tables as iptables uses it, and native
-nftables. So that a pod that was set up through another backend does not keep both plans, the engine asks here for the sets
-that the backend at work does not read itself.
+Three rule sets apply to each packet, and the tools of one do not see the others: legacy xtables, nf_tables as iptables uses
+it, and native nftables. A pod that was set up through another backend must not end up with both plans, so the engine asks
+here for the rule sets that its own backend does not read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TABLES = frozenset(table.value for table in Table)
 
 
 class RuleSet(StrEnum):
-    """One of the kernel's sets of rules that can hold ours."""
+    """A rule set of the kernel that can hold our rules."""
 
     LEGACY = "iptables-legacy"
     IPTABLES_NFT = "iptables-nft"
@@ -31,12 +31,16 @@ class RuleSet(StrEnum):
 OF_VARIANT = {
     Variant.LEGACY: frozenset({RuleSet.LEGACY}),
     Variant.NFT: frozenset({RuleSet.IPTABLES_NFT}),
-    Variant.PLAIN: frozenset({RuleSet.LEGACY, RuleSet.IPTABLES_NFT}),  # one of the two, and nobody knows which
+    Variant.PLAIN: frozenset({RuleSet.LEGACY, RuleSet.IPTABLES_NFT}),  # one of the two; which one is unknown
 }
 
 
 def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[RuleSet, tuple[Family, ...]]:
-    """Return which sets but the known ones may hold rules of ours, and of which families."""
+    """Return the rule sets, other than `known`, that may hold rules of ours, each with the families concerned.
+
+    Raises:
+        Unsupported: the chains of nf_tables could not be read.
+    """
     found: dict[RuleSet, tuple[Family, ...]] = {}
     for family in families:
         in_nf_tables = chains(family)

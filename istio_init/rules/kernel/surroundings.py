@@ -1,11 +1,11 @@
 """What a plan needs besides rules: the policy routes of TPROXY, and addresses of lo.
 
-A policy route is a rule `fwmark MARK → table TABLE`, and in that table `local default dev lo`, for one family.
+A policy route is a rule `fwmark MARK → table TABLE`, and the route `local default dev lo` in that table, for one family.
 
-What is made here carries a protocol number of its own (rtnetlink's `RTPROT_*` and `IFAPROT_*`), which tells it from what
-others made; the kernel keeps it for routes, since Linux 4.17 for rules, and since 5.18 for addresses. What Istio's own
-tools made bears no such sign: their policy routes are known by their mark; their address, `::6/128`, could be anybody's,
-and stays.
+Everything added here carries our own protocol number (rtnetlink's `RTPROT_*` and `IFAPROT_*`), to distinguish it from what
+third parties added. The kernel stores it for routes, for rules since Linux 4.17, and for addresses since 5.18. Istio's own
+tools set no such number: their policy routes are recognised by the mark; their address `::6/128` could belong to anyone, and
+is kept.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Marks
 
 PROTOCOL = 133  # not one of iproute2's /etc/iproute2/rt_protos and rt_addrprotos
-PRIORITY = 32000  # before the table main, and after the priorities that most people choose
+PRIORITY = 32000  # before the table main, but after the priorities in common use
 MAIN_PRIORITY = 32766  # ip-rule(8)
 LOOPBACK = 1  # `lo` is the first interface of every network namespace
 ADDRESS_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}  # linux/socket.h: AF_INET, AF_INET6
 FAMILIES = {number: family for family, number in ADDRESS_FAMILIES.items()}
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
-# What a rule has that asks for nothing but a mark; one with more is somebody else's.
+# The attributes of a rule whose only selector is a mark; a rule with others is not ours.
 PLAIN_ATTRIBUTES = frozenset(
     {
         rtnetlink.FRA_TABLE,
@@ -53,7 +53,7 @@ PLAIN_ATTRIBUTES = frozenset(
     }
 )
 
-# What is changed, and what the kernel must have for it.
+# For error messages: what is changed, and what it requires.
 POLICY_ROUTE = "the policy route of TPROXY"
 FOR_A_ROUTE = (
     "policy routing in the kernel (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES), and the interface lo up"
@@ -62,11 +62,11 @@ FOR_AN_ADDRESS = "IPv6 in the kernel"
 
 
 def find(marks: Marks) -> tuple[TproxyRoute, ...]:
-    """List the policy routes of ours, and those of Istio's own tools, IPv4 first.
+    """List our policy routes and those of Istio's own tools, IPv4 first.
 
     Args:
-        marks: marks that those tools are known to have used; a rule for one of them is theirs if it leads to a table that
-            delivers everything to this host, and neither is ours.
+        marks: marks that those tools are known to have used. A rule for one of them counts as theirs if its table delivers
+            everything to this host, and neither the rule nor that route is ours.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused.
@@ -79,22 +79,22 @@ def find(marks: Marks) -> tuple[TproxyRoute, ...]:
 def _find(kernel: Netlink, family: Family, marks: Marks) -> list[TproxyRoute]:
     rules = _rules(kernel, family)
     found = [_route_of(rule) for rule in rules if not _is_others(rule)]
-    # Where a rule of ours has a mark, another one for it is not Istio's.
+    # If one of our rules uses a mark, third-party rules for that mark are not Istio's.
     marks -= {(family, route.mark) for route in found}
     found += [
         route
         for route in map(_route_of, filter(_is_others, rules))
         if _is_istios(route, marks) and _is_others(_local_default(kernel, route))
     ]
-    # A route of ours without a rule of ours: what another rule leads to, or what is left when a clean was killed.
+    # Our route without our rule: a third-party rule uses it, or a cleanup was killed halfway.
     tables = {route.table for route in _routes(kernel, family) if route.protocol == PROTOCOL}
     return found + [TproxyRoute(NO_MARK, table, family) for table in tables - {route.table for route in found}]
 
 
 def add(route: TproxyRoute) -> bool:
-    """Ensure that a policy route exists, and return whether any part of it was missing.
+    """Ensure that a policy route exists; return whether any part of it was missing.
 
-    The route comes before the rule, so that no packet is sent to an empty table.
+    The route is added before the rule, so that no packet is looked up in an empty table.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no policy routing, or no IPv6 here.
@@ -110,18 +110,20 @@ def add(route: TproxyRoute) -> bool:
 
 
 def delete(route: TproxyRoute, *, only_ours: bool) -> None:
-    """Remove a policy route; its table's default stays while another rule that counts leads there.
+    """Remove a policy route: its rule, and the default route of its table unless another rule still needs that.
+
+    A default route of ours is needed by a rule of ours; a third-party one by any rule.
 
     Args:
-        route: one that `find` listed, or `add` made.
-        only_ours: leave parts that somebody else made.
+        route: one that `find` returned or `add` added.
+        only_ours: keep the parts that third parties added.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused.
     """
     with _netlink(POLICY_ROUTE, FOR_A_ROUTE) as kernel:
-        # Istio's tools make both parts: third-party rules that lead to a route of ours have reasons of their own.
-        # With no mark, it is a route of ours that only third-party rules lead to.
+        # Istio's tools add both parts, so third-party rules that use our route are not theirs.
+        # Without a mark, this is a route of ours that only third-party rules use.
         only_ours = only_ours or route.mark == NO_MARK or not _is_others(_local_default(kernel, route))
         plain = _rules(kernel, route.family)
         rules = [rule for rule in plain if _route_of(rule) == route and not (only_ours and _is_others(rule))]
@@ -145,8 +147,8 @@ def addresses() -> tuple[str, ...]:
     """
     with _netlink("addresses of lo", FOR_AN_ADDRESS) as kernel:
         found = _addresses_of_lo(kernel)
-    # `::1` shows whether this kernel knows protocol numbers of addresses. Where it does not, `::6` itself tells: nobody but
-    # Istio uses it.
+    # `::1` shows whether this kernel stores protocol numbers of addresses. If it does not, `::6` counts as ours: only Istio
+    # uses it.
     if any(address.protocol for address in found):
         ours = [address for address in found if address.protocol == PROTOCOL]
     else:
@@ -155,7 +157,7 @@ def addresses() -> tuple[str, ...]:
 
 
 def add_address(cidr: str) -> bool:
-    """Ensure that lo has an IPv6 address, and return whether it was missing.
+    """Ensure that lo has an IPv6 address; return whether it was missing.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused, or has no IPv6 here.
@@ -169,7 +171,7 @@ def add_address(cidr: str) -> bool:
 
 
 def delete_address(cidr: str) -> None:
-    """Take an address that `addresses` listed, or `add_address` added, from lo.
+    """Remove from lo an address that `addresses` returned or `add_address` added.
 
     Raises:
         NotPermitted, Unsupported: the kernel refused.
@@ -179,7 +181,7 @@ def delete_address(cidr: str) -> None:
 
 
 def first_address() -> str:
-    """Return this host's first address that is neither of lo nor link-local, or an empty text."""
+    """Return this host's first address that is neither on lo nor link-local, or ""."""
     with Netlink(NETLINK_ROUTE) as kernel:
         found = [address for address in rtnetlink.addresses(kernel) if address.interface != LOOPBACK]
     return next((one.text for one in found if one.text and one.scope == rtnetlink.RT_SCOPE_UNIVERSE), "")
@@ -195,7 +197,7 @@ def _netlink(what: str, needs: str) -> Iterator[Netlink]:
     except OSError as error:
         if error.errno == errno.EACCES and _is_ipv6_disabled():
             message = (
-                f"{what} is not possible: IPv6 is disabled in this network namespace; enable it "
+                f"{what} is not possible, because IPv6 is disabled in this network namespace; enable it "
                 "(sysctl net.ipv6.conf.all.disable_ipv6=0), or leave out --dual-stack"
             )
             raise Unsupported(message) from error
@@ -209,28 +211,28 @@ def _is_ipv6_disabled() -> bool:
     try:
         with open(IPV6_SWITCH, encoding="ascii") as switch:
             return switch.read().strip() != "0"
-    except OSError:  # no /proc here, or a kernel without IPv6, which says so in other words
+    except OSError:  # no /proc, or a kernel without IPv6, which fails with another error
         return False
 
 
 def _rules(kernel: Netlink, family: Family) -> list[Rule]:
-    """Read the rules that lead to a table and ask for a whole mark, and for nothing else."""
+    """Read the rules that look up a table and whose only selector is a mark, without a mask."""
     try:
         return [rule for rule in rtnetlink.rules(kernel, ADDRESS_FAMILIES[family]) if _is_plain(rule)]
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT:
             raise
-        return []  # this kernel has no such family, or no policy routing for it
+        return []  # this kernel lacks the family, or policy routing for it
 
 
 def _routes(kernel: Netlink, family: Family) -> list[Route]:
-    """Read routes; a kernel that lacks a family answers with those of all others."""
+    """Read the routes of a family; filtered, because a kernel without the family returns those of all others."""
     number = ADDRESS_FAMILIES[family]
     return [route for route in rtnetlink.routes(kernel, number) if route.family == number]
 
 
 def _addresses_of_lo(kernel: Netlink) -> list[Address]:
-    """Read the IPv6 addresses of lo; a kernel that lacks IPv6 answers with those of all other families."""
+    """Read the IPv6 addresses of lo; filtered, because a kernel without IPv6 returns those of other families."""
     number = ADDRESS_FAMILIES[Family.IPV6]
     return [one for one in rtnetlink.addresses(kernel, number) if (one.family, one.interface) == (number, LOOPBACK)]
 
@@ -250,17 +252,17 @@ def _is_plain(rule: Rule) -> bool:
 
 
 def _is_before_main(rule: Rule) -> bool:
-    """Return whether a rule is asked before the table main, which has an answer for every packet."""
+    """Return whether a rule takes precedence over the table main, which has a route for every packet."""
     return rule.priority < MAIN_PRIORITY
 
 
-def _is_others(made: Rule | Route | None) -> bool:
-    """Return whether a rule or a route is there and was made by somebody else."""
-    return made is not None and made.protocol != PROTOCOL
+def _is_others(part: Rule | Route | None) -> bool:
+    """Return whether a rule or route exists and was added by a third party."""
+    return part is not None and part.protocol != PROTOCOL
 
 
 def _is_istios(route: TproxyRoute, marks: Marks) -> bool:
-    """Return whether Istio's own tools may have made a rule that is not ours: its mark is known, or it is their default."""
+    """Return whether a rule may be from Istio's own tools: its mark is one of theirs, or mark and table are the defaults."""
     return (route.family, route.mark) in marks or (route.mark, route.table) == (TPROXY_MARK, TPROXY_ROUTE_TABLE)
 
 
@@ -273,7 +275,7 @@ def _rule_for(route: TproxyRoute) -> Rule:
 
 
 def _local_default(kernel: Netlink, wanted: TproxyRoute) -> Route | None:
-    """Return the route that delivers everything to this host, or None."""
+    """Return the route of the table that delivers everything to this host, or None."""
     local = (wanted.table, rtnetlink.RTN_LOCAL, 0)
     routes = _routes(kernel, wanted.family)
     return next((route for route in routes if (route.table, route.kind, route.destination_length) == local), None)
