@@ -93,7 +93,7 @@ class WebhookOptions(NamedTuple):
         if not found.enabled:
             idle = [option.where for option in WEBHOOK_OPTIONS if option.name in given]
             if idle:
-                raise InvalidInput(", ".join(idle), "counts only with --webhook", "with --webhook")
+                raise InvalidInput(", ".join(idle), "applies only with --webhook", "with --webhook")
         return found
 
 

@@ -1,4 +1,4 @@
-"""Compares the desired with the current state of the kernel, and computes the changes between them. Pure."""
+"""Compares the desired state with the kernel's current state, and computes the changes between them. Pure."""
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import NamedTuple
@@ -28,7 +28,7 @@ class TableChange(NamedTuple):
 
 
 def desired(plan: Plan, family: Family) -> Snapshot:
-    """Return the state that the plan wants one family's tables to be in."""
+    """Return the desired state of one family's tables."""
     tables: Snapshot = {}
     for chain in plan.chains:
         if chain.family is not family:
@@ -46,13 +46,13 @@ def desired(plan: Plan, family: Family) -> Snapshot:
 
 
 def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
-    """Find the changes that lead from `current` to `wanted`; none when all is in place.
+    """Return the changes that turn `current` into `wanted`; empty if nothing differs.
 
-    Tables that gain come before those that only lose, so that a connection in between is captured twice rather than
-    not at all.
+    Tables that gain rules come before those that only lose rules: a connection opened in between is then captured twice
+    rather than not at all.
 
     Raises:
-        Unsupported: a foreign rule uses a chain that would have to go.
+        Unsupported: a third-party rule uses a chain that would have to be removed.
     """
     gaining = [table for table in Table if table in wanted]
     losing = [table for table in Table if table in current and table not in wanted]
@@ -61,18 +61,18 @@ def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
 
 
 def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tuple[str, ...]]:
-    """Find foreign rules that keep connections from ours once `wanted` is in place.
+    """Find third-party rules that take precedence over ours once `wanted` is in place.
 
-    What we append to a built-in chain comes after all third-party rules there, and each of those may end a packet's way
-    first. Only tables in which connections are diverted count.
+    Our rules are appended to built-in chains, so each third-party rule there may decide first. Only the tables that divert
+    connections, mangle and nat, are considered.
 
     Returns:
-        for each table and chain that has such rules, the rules as iptables-save prints them.
+        for each table and chain with such rules, the rules as iptables-save prints them.
     """
     found = {}
     for table in (Table.MANGLE, Table.NAT):
         ours, theirs = wanted.get(table, NOTHING), current.get(table, NOTHING)
-        stay = all(_same_jumps(ours, theirs, chain) for chain in BUILTIN_CHAINS)  # else all of ours are written anew
+        stay = all(_same_jumps(ours, theirs, chain) for chain in BUILTIN_CHAINS)  # else all of ours are appended again
         protocols = _protocols(ours)
         for chain in dict.fromkeys(chain for chain, _ in ours.jumps):
             before = (one.text for one in theirs.endings if one.chain == chain and (one.is_ahead or not stay))
@@ -82,12 +82,12 @@ def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tupl
 
 
 def _protocols(state: TableState) -> tuple[str, ...]:
-    """Name the protocols whose packets a table diverts; the empty one is that of a rule for all protocols."""
+    """Return the protocols that a table diverts; "" stands for rules without a protocol."""
     return ("", "tcp", "udp") if "ISTIO_OUTPUT_DNS" in state.chains else ("", "tcp")
 
 
 def _protocol(text: str) -> str:
-    """Name the protocol that a rule of iptables-save asks for; empty when it does not ask for one."""
+    """Return the protocol that a rule in iptables-save syntax matches; "" if it does not match a single one."""
     before, asks, after = f" {text}".partition(" -p ")
     return after.split()[0] if asks and not before.endswith("!") else ""
 
@@ -98,7 +98,7 @@ def _compare_table(table: Table, wanted: TableState, current: TableState) -> Tab
     for name, user in current.users:
         if name in dropped:
             message = (
-                f"chain {name} of table {table} cannot be removed: foreign chain {user} jumps to it; "
+                f"chain {name} of table {table} cannot be removed: third-party chain {user} jumps to it; "
                 f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
             )
             raise Unsupported(message)
@@ -122,7 +122,7 @@ def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] 
 
 
 def _same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
-    """Compare what is ours in one built-in chain, in order; what belongs at its head must have no foreign rule before it."""
+    """Return whether our rules in one built-in chain are in place, in order, with those for its head before all others."""
     heads, found = _jumps_of(wanted.inserted, chain), _jumps_of(current.inserted, chain)
     others = _jumps_of(wanted.jumps, chain), _jumps_of(current.jumps, chain)
     return len(heads) <= len(found) and _same_rules(heads + others[0], found + others[1])

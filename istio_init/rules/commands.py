@@ -1,4 +1,4 @@
-"""The tables of `apply`, `istio-iptables` and `clean`: what the commands that write rules can be given."""
+"""The option tables of `apply`, `istio-iptables` and `clean`, the commands that write rules."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ RUN_OPTIONS = (
            help="Address families to work on. Default: all."),
     Option("backend", ("--backend",), metavar="BACKEND", choices=NAMES, default=AUTO,
            help=f"{'; '.join(f'{name}: {row.summary}' for name, row in BACKENDS.items())}. "
-           f"Default: {AUTO}, which is {PREFERRED}, or {FALLBACK} where no iptables works."),
+           f"Default: {AUTO}: {PREFERRED}, or {FALLBACK} where no iptables works."),
     Option("iptables_variant", ("--iptables-variant",), metavar="VARIANT", choices=tuple(VARIANTS), default="auto",
-           help="Default: auto, the one that has rules here already, else the one that works."),
+           help="Which iptables to use. Default: auto, the one that already has rules, else the one that works."),
     Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, LOCK_WAIT_MAX), default="10",
-           help="How long to wait for a program that holds a lock. Default: 10."),
+           help="How long to wait for another program to release a lock. Default: 10."),
 )  # fmt: skip
 
 FORMAT = Option(
     "output_format", ("--format",), metavar="FORMAT", choices=FORMATS,
     help="What --dry-run prints: a script for iptables-restore --noflush, shell commands, a script for nft -f, JSON, or a "
-    "table with the reason of each rule. Default: restore; with --backend nft: nft.",
+    "table with the reason for each rule. Default: restore; with --backend nft: nft.",
 )  # fmt: skip
 
 
 def layout_option(default: str) -> Option:
-    """Make the option that chooses between the layouts."""
+    """Return the option `--layout`, with the given default."""
     aliases = "; ".join(f"{alias} is {name}" for alias, name in ALIASES.items())
-    text = f"Which rules: those of Istio 1.0, or those of today's Istio ({aliases}). Default: {default}."
+    text = f"Which rules to write: those of Istio 1.0, or those of today's Istio ({aliases}). Default: {default}."
     return Option("layout", ("--layout",), metavar="LAYOUT", choices=LAYOUT_NAMES, default=default, help=text)
 
 
-# Today's -q is a list of ports; in `apply` it has been --quiet from the start.
+# In today's istio-iptables, -q is a list of ports; in `apply`, it has always meant --quiet.
 _SETTINGS = tuple(option._replace(flags=tuple(flag for flag in option.flags if flag != "-q")) for option in OPTIONS)
 
 APPLY = (
@@ -66,7 +66,14 @@ CLEAN = (*RUN_OPTIONS, *log_options())
 
 
 class Run(NamedTuple):
-    """How rules are reached: what `RUN_OPTIONS` say."""
+    """How rules are read and written: the values of `RUN_OPTIONS`.
+
+    Attributes:
+        families: the address families to work on.
+        backend: a name of `istio_init.rules.kernel.registry.NAMES`.
+        variant: the iptables variant; None detects it.
+        lock_wait: seconds to wait for another program that holds a lock.
+    """
 
     families: tuple[Family, ...]
     backend: str
@@ -75,7 +82,10 @@ class Run(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Run:
-        """Read the options.
+        """Read and validate the options.
+
+        Args:
+            given: values by `Option.name`.
 
         Raises:
             InvalidInput: a value is not allowed.
@@ -85,7 +95,11 @@ class Run(NamedTuple):
         return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"])
 
     def open_engine(self, observe: Observer) -> Engine:
-        """Make the engine that was asked for; only now are its modules imported."""
+        """Create the engine for these options; its modules are imported only here.
+
+        Raises:
+            InvalidInput: the backend contradicts the variant.
+        """
         from istio_init.rules.kernel.engine import open_engine
 
         return open_engine(self.backend, self.variant, self.lock_wait, observe)

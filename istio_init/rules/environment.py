@@ -1,4 +1,4 @@
-"""Where values come from: flags, environment variables, environment files, and facts about the machine.
+"""The sources of settings: flags, environment variables, environment files, and facts about the machine.
 
 Precedence, lowest first: default, environment file, environment variable, flag.
 """
@@ -20,19 +20,19 @@ from istio_init.rules.settings import NO_FACTS, Accounts, HostFacts, Settings, p
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Variable that names the file, and the file when it is not set: Istio 1.0.5. The later one wins.
+# The variable that names the file, and its default, as in Istio 1.0.5. Later files take precedence.
 ENVIRONMENT_FILES = (
     ("ISTIO_CLUSTER_CONFIG", "/var/lib/istio/envoy/cluster.env"),
     ("ISTIO_SIDECAR_CONFIG", "/var/lib/istio/envoy/sidecar.env"),
 )
 SHELL_SYNTAX = frozenset("'\"\\#")
-FILE_FORM = "KEY=value lines as a shell reads them; quotes, `export`, blank lines and # comments are fine"
+FILE_FORM = "KEY=value lines in shell syntax; quotes, `export`, blank lines and # comments are allowed"
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13
 
 RESOLV_CONF = "/etc/resolv.conf"
-# A thread can be in another namespace than its process (setns(2)), so the thread's one counts.
+# setns(2) moves a thread, not the process, so the thread's namespace is the one that counts.
 IPV4_ADDRESSES = "/proc/thread-self/net/fib_trie"
 IPV6_ADDRESSES = "/proc/thread-self/net/if_inet6"
 OWN_IPV6 = (LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6)
@@ -40,15 +40,15 @@ IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
 def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> Settings:
-    """Collect the values that were given, and validate them.
+    """Collect the values from all sources, and validate them.
 
     Args:
-        flags: `Option.name` → the value of its flag, or None where the flag was not given.
+        flags: `Option.name` → the value of its flag, or None if the flag was not given.
         environ: the environment variables.
-        layout: its name, or an alias.
+        layout: name or alias of the layout.
 
     Raises:
-        InvalidInput: a value, or an environment file, is not allowed.
+        InvalidInput: a value is not allowed, or an environment file is unreadable or malformed.
         Unsupported: the machine's addresses cannot be read.
     """
     values = collect(flags, environ, layout)
@@ -57,17 +57,17 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], l
 
 
 def has_capability(number: int, which: str = "CapEff") -> bool:
-    """Return whether this thread has a capability (proc(5), its status): in effect, or in another of its sets.
+    """Return whether one of this thread's capability sets contains a capability; see `status` in proc(5).
 
     Args:
-        number: of linux/capability.h.
-        which: the set: `CapEff`, or `CapBnd` for what programs that it starts may get at most.
+        number: the capability, CAP_* of linux/capability.h.
+        which: the set: `CapEff` (effective), or `CapBnd` (bounding), the limit for the programs it starts.
     """
     return bool(int(_status(which), 16) >> number & 1)
 
 
 def may_gain_privileges() -> bool:
-    """Return whether a program that this thread starts may have capabilities of its file (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    """Return whether child programs may gain file capabilities, that is, no_new_privs is not set (prctl(2))."""
     return _status("NoNewPrivs") == "0"
 
 
@@ -77,15 +77,15 @@ def _status(member: str) -> str:
 
 
 def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:
-    """Return the value of each setting that has one, by precedence, not yet validated.
+    """Return the value of each setting that was given, by precedence, not yet validated.
 
-    A variable of a setting that the layout does not have is ignored: it may be meant for another program. A flag is meant
-    for this one.
+    Variables of settings that the layout does not support are ignored, because they may be meant for another program; flags
+    are not.
 
     Args:
         flags: as for `read_settings`.
         environ: the environment variables.
-        layout: its name, or an alias.
+        layout: name or alias of the layout.
 
     Raises:
         InvalidInput: an environment file cannot be read, or has a line that is not KEY=value.
@@ -103,13 +103,15 @@ def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout:
 def choose(
     options: tuple[Option, ...], flags: Mapping[str, str | None], variables: Mapping[str, Value], layout: Layout
 ) -> dict[str, Value]:
-    """Choose between flag and variables for each row of a table of options; a row without either is left out.
+    """Return, by `Option.name`, the value of each option that was given: of its flag, or else of its first variable.
+
+    An empty variable counts as given only for a list.
 
     Args:
-        options: the table.
-        flags: `Option.name` → the value of its flag, or None where the flag was not given.
-        variables: by their names.
-        layout: variables of rows that this layout does not have are ignored.
+        options: the table of options.
+        flags: `Option.name` → the value of its flag, or None if the flag was not given.
+        variables: by name.
+        layout: variables of options that this layout does not support are ignored.
     """
     values: dict[str, Value] = {}
     for option in options:
@@ -125,29 +127,29 @@ def choose(
 
 
 def read_host_facts() -> HostFacts:
-    """Look up what a layout may ask of the machine: the servers of resolv.conf, this network namespace's addresses.
+    """Read the facts that a plan may depend on: the servers in resolv.conf, and this network namespace's addresses.
 
     Raises:
         Unsupported: the addresses cannot be read.
     """
     plain = [address for address, is_plain in _addresses() if is_plain]
-    # Today's tool takes the first address that it meets; interfaces come in any order, so what counts here is whether
-    # there is one of IPv4 at all.
+    # Today's tool decides by the first address that it finds. The order of interfaces is arbitrary, so here any IPv4 address
+    # decides.
     is_ipv6 = bool(plain) and all(":" in address for address in plain)
     return HostFacts(_nameservers(), is_ipv6)
 
 
 def local_addresses() -> frozenset[str]:
-    """List all addresses of this network namespace, canonical.
+    """Return all addresses of this network namespace, in canonical form.
 
     Raises:
-        Unsupported: they cannot be read.
+        Unsupported: the addresses cannot be read.
     """
     return frozenset(address for address, _ in _addresses())
 
 
 def _addresses() -> Iterator[tuple[str, bool]]:
-    """Return each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
+    """Yield each address, and whether it is neither loopback, nor link-local, nor one that an apply adds."""
     address = ""
     for words in _table(IPV4_ADDRESSES):
         if words[0] == "|--":
@@ -161,20 +163,20 @@ def _addresses() -> Iterator[tuple[str, bool]]:
 
 
 def _table(path: str) -> list[list[str]]:
-    """Read a table of /proc as lines of words; one of a family that the kernel lacks is empty."""
+    """Read a table in /proc as lists of fields; empty if the kernel lacks IPv6 and the table is its."""
     try:
         with open(path, encoding="ascii") as file:
             return [words for words in map(str.split, file) if words]
     except FileNotFoundError:
         if path == IPV6_ADDRESSES:
             return []
-        raise Unsupported(f"there is no {path!r} to tell this network namespace's addresses; mount /proc") from None
+        raise Unsupported(f"there is no {path!r}, which lists this network namespace's addresses; mount /proc") from None
     except OSError as error:
         raise Unsupported(f"cannot read {path!r}: {error.strerror}; mount /proc") from None
 
 
 def _nameservers() -> tuple[str, ...]:
-    """Read the servers as a resolver does: what it would not use is skipped (resolv.conf(5))."""
+    """Return the servers that a resolver would use, skipping invalid lines as it does (resolv.conf(5))."""
     try:
         with open(RESOLV_CONF, encoding="latin-1") as file:
             lines = [line for line in file if line.startswith(("nameserver ", "nameserver\t"))]
@@ -186,7 +188,7 @@ def _nameservers() -> tuple[str, ...]:
 
 
 def _server(text: str) -> str:
-    """Return the canonical form of a server's address, or an empty string if it is not an address."""
+    """Return the canonical form of a server's address, or "" if it is not an address."""
     try:
         if ":" not in text:
             return socket.inet_ntoa(socket.inet_aton(text))  # as glibc: 127.1 is 127.0.0.1
@@ -211,7 +213,7 @@ def _read_files(environ: Mapping[str, str]) -> dict[str, Value]:
 def _read_file(path: str, where: str) -> dict[str, Value]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")  # as a shell does; splitlines has more ideas of what ends a line
+            lines = file.read().split("\n")  # as a shell does; splitlines also splits at other characters
     except (OSError, ValueError) as error:
         raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
     variables: dict[str, Value] = {}
@@ -230,10 +232,10 @@ def _read_file(path: str, where: str) -> dict[str, Value]:
 
 
 def _words(line: str) -> list[str]:
-    """Split a line as a shell does; a comment begins where a word begins with #.
+    """Split a line as a shell does; a word that starts with # starts a comment.
 
     Raises:
-        ValueError: a quotation has no end.
+        ValueError: a quotation is not closed.
     """
     if not SHELL_SYNTAX & set(line):
         return line.split()  # shlex takes half a second for ten thousand CIDRs
@@ -243,7 +245,7 @@ def _words(line: str) -> list[str]:
     stream = StringIO(line)
     lexer = shlex(stream, posix=True)
     lexer.whitespace_split = True
-    lexer.commenters = ""  # shlex's own comments begin anywhere
+    lexer.commenters = ""  # shlex's own comments start anywhere, even inside a word
     words: list[str] = []
     while not line[stream.tell() :].lstrip().startswith("#"):
         word = lexer.get_token()

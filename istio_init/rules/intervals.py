@@ -1,6 +1,6 @@
-"""Intervals of addresses and of ports: the fewest CIDRs and port ranges that hold the same. Pure.
+"""Minimises lists of CIDRs and of port ranges, by merging intervals. Pure.
 
-IPv4 is done by hand: `ipaddress` takes ten times as long, and is slow to import.
+IPv4 is implemented here because `ipaddress` takes ten times as long, and is slow to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ IPV6_BITS = 128
 
 
 def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
-    """Return the fewest CIDRs for the addresses of CIDRs, or bare addresses, of one family, in order."""
+    """Return the fewest CIDRs that cover exactly the given CIDRs or bare addresses of one family, in ascending order."""
     intervals = []
     bits = IPV4_BITS
     for cidr in cidrs:
@@ -30,14 +30,14 @@ def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
 
 
 def tidy_ports(ports: Iterable[str]) -> tuple[str, ...]:
-    """Return the fewest ports and ranges (`first:last`) for the same ports, in order."""
+    """Return the fewest ports and ranges (`first:last`) that cover exactly the given ones, in ascending order."""
     ranges = (port.partition(":") for port in ports)
     merged = merge([(int(first), int(last or first)) for first, _, last in ranges])
     return tuple(f"{first}:{last}" if last > first else str(first) for first, last in merged)
 
 
 def merge(intervals: list[Interval]) -> list[Interval]:
-    """Join intervals that overlap or touch."""
+    """Join intervals that overlap or are adjacent; return them in ascending order."""
     merged: list[Interval] = []
     for first, last in sorted(intervals):
         if merged and first <= merged[-1][1] + 1:
@@ -48,7 +48,7 @@ def merge(intervals: list[Interval]) -> list[Interval]:
 
 
 def range_cidrs(first: str, last: str) -> Iterator[str]:
-    """Return the fewest CIDRs for a range of addresses."""
+    """Yield the fewest CIDRs that cover exactly a range of addresses, both ends included."""
     return _cidrs((_number(first), _number(last)), IPV6_BITS if ":" in first else IPV4_BITS)
 
 
@@ -75,7 +75,7 @@ def _text(number: int, bits: int) -> str:
 def _cidrs(interval: Interval, bits: int) -> Iterator[str]:
     first, last = interval
     while first <= last:
-        # The largest block that begins here: as even as the address is, and no longer than what is left.
+        # The largest block that starts here: aligned to the address, and not longer than what is left.
         host_bits = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
         yield f"{_text(first, bits)}/{bits - host_bits}"
         first += 1 << host_bits

@@ -1,7 +1,7 @@
-"""The layouts by the names that users know them by. A new one is a row here, a module and its row in `layouts`, and cases.
+"""The layouts by name. A new layout is a row here, a module and its row in `layouts`, and test cases.
 
-A layout's name is compared nowhere: what differs between layouts is a trait of its row, or a table of another part that is
-keyed by these names and read with `entry`.
+No code compares layout names: what differs between layouts is a trait of the row, or a table elsewhere that is keyed by
+these names and read with `entry`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ class Layout(NamedTuple):
     """One layout.
 
     Attributes:
-        name: what users write, and what the log shows.
-        version: of the Istio whose rules they are, and whose settings it can express.
-        captures_ipv6: whether IPv6 can be captured; if not, what comes in over IPv6 is rejected, unless
-            ENABLE_INBOUND_IPV6 opens it.
-        inbound_port: the default of `inbound_capture_port`; None for one port for both directions.
+        name: as users write it and the log shows it.
+        version: the Istio release whose rules it writes and whose settings it supports.
+        captures_ipv6: whether IPv6 can be captured; if not, inbound IPv6 is rejected unless ENABLE_INBOUND_IPV6 is set.
+        inbound_port: default of `inbound_capture_port`; None to use one port for both directions.
         is_root_proxy: whether root is among the proxy's users by default.
-        reserves_loop_mark: whether `LOOP_MARK` marks packets, so that TPROXY needs another mark.
-        reads_environment_files: whether variables come from environment files, too.
+        reserves_loop_mark: whether `LOOP_MARK` is in use, so that TPROXY needs another mark.
+        reads_environment_files: whether variables are also read from environment files.
         asks_host_facts: whether the plan depends on `HostFacts` of `istio_init.rules.settings`.
         has_validation: whether `istio_init.rules.validation` can check its paths.
     """
@@ -49,7 +48,7 @@ class Layout(NamedTuple):
     has_validation: bool
 
     def has(self, option: Option) -> bool:
-        """Return whether it can express a setting."""
+        """Return whether the layout supports a setting."""
         return self.version >= option.since
 
 
@@ -61,11 +60,11 @@ LAYOUTS = {
             version=(1, 0),
             captures_ipv6=False,
             inbound_port=None,
-            is_root_proxy=True,  # its agent fetches certificates as root in a virtual machine
+            is_root_proxy=True,  # on virtual machines, its agent fetches certificates as root
             reserves_loop_mark=False,
             reads_environment_files=True,
             asks_host_facts=False,
-            has_validation=False,  # a path ends at a listener or goes on there; this layout also rejects (inbound IPv6)
+            has_validation=False,  # validation knows only diverted and direct paths; this layout also rejects inbound IPv6
         ),
         Layout(
             ISTIO_1_30,
@@ -85,11 +84,11 @@ NAMES = (*LAYOUTS, *ALIASES)  # what users may write
 
 
 def find(name: str, where: str = "--layout") -> Layout:
-    """Return the row of a layout, also by an alias.
+    """Return a layout by name or alias.
 
     Args:
-        name: what a user wrote.
-        where: who named it, for the error.
+        name: as the user wrote it.
+        where: the flag or variable that gave it, for the error.
 
     Raises:
         InvalidInput: there is no such layout.
@@ -101,16 +100,16 @@ def find(name: str, where: str = "--layout") -> Layout:
 
 
 def names_with(trait: Callable[[Layout], bool]) -> tuple[str, ...]:
-    """Name the layouts with a trait, for errors that say what to use instead."""
+    """Return the names of the layouts with a trait, for errors that suggest an alternative."""
     return tuple(layout.name for layout in LAYOUTS.values() if trait(layout))
 
 
 def entry(table: Mapping[str, T], name: str, what: str) -> T:
-    """Return a layout's entry in a table of another part, keyed by names of layouts.
+    """Return a layout's entry in a table that is keyed by layout names.
 
     Args:
-        table: the table.
-        name: of the layout, or an alias.
+        table: layout name → entry.
+        name: name or alias of the layout.
         what: what the table's entries are, for the error.
 
     Raises:

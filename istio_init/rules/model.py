@@ -1,29 +1,29 @@
-"""The nouns: what a plan is made of, and what a kernel is read into.
+"""The data model: what plans consist of, and what is read from a kernel.
 
-Everything here is frozen and compares by value. Each pod start waits for this import, so the classes are
-`typing.NamedTuple`, not dataclasses (0.13 ms against 0.6 ms each), and annotations are evaluated as they stand: as strings
-(`from __future__ import annotations`) they would be compiled one by one, which takes longer than all the rest.
+Everything here is immutable and compares by value. Every pod start waits for this import, so the classes are
+`typing.NamedTuple`, not dataclasses (0.13 ms instead of 0.6 ms each), and annotations are not strings: with
+`from __future__ import annotations`, each would be compiled separately, which takes longer than everything else.
 """
 
 from istio_init.core.light import NamedTuple, StrEnum
 
-# Ports, ids and names that pods and control planes agree on (Istio 1.0.5, `tools/deb/istio-iptables.sh`).
+# Ports, ids and names that pods and control planes agree on (Istio 1.0.5, `tools/deb/istio-iptables.sh`, unless noted).
 ENVOY_PORT = 15001
-INBOUND_PORT = 15006  # of today's meshes; Istio 1.0 has both directions on ENVOY_PORT
-HEALTH_PORT = 15020  # the agent's: health, and metrics of app and proxy in one
+INBOUND_PORT = 15006  # today's meshes; Istio 1.0 uses ENVOY_PORT for both directions
+HEALTH_PORT = 15020  # the agent's: health, and merged metrics of app and proxy
 READINESS_PORT = 15021
 DNS_PORT = 15053
 PROXY_UID = 1337
 TPROXY_MARK = 1337
 TPROXY_ROUTE_TABLE = 133
-NO_MARK = 0  # what a packet has that nobody marked
+NO_MARK = 0  # of packets that nothing has marked
 SSH_PORT = 22
-TUNNEL_PORT = 15008  # HBONE, of today's meshes
+TUNNEL_PORT = 15008  # HBONE, in today's meshes
 RESOLVER_PORT = 53
-LOOP_MARK = 1338  # what the proxy sends to its own pod with TPROXY, and what must be captured all the same (Istio)
+LOOP_MARK = 1338  # with TPROXY: the proxy's packets to its own pod that must be captured again (Istio)
 LOOPBACK_CIDR = "127.0.0.1/32"
 LOOPBACK_CIDR_IPV6 = "::1/128"
-PROXY_SOURCE = "127.0.0.6/32"  # the source from which today's proxy talks to its app
+PROXY_SOURCE = "127.0.0.6/32"  # source address from which today's proxy connects to its app
 PROXY_SOURCE_IPV6 = "::6/128"
 ANY_IPV4 = "0.0.0.0/0"
 ANY_IPV6 = "::/0"
@@ -32,7 +32,7 @@ UINT32_MAX = 4294967295
 
 
 class Family(StrEnum):
-    """An address family: each has tables of its own in the kernel."""
+    """An address family; each has its own tables in the kernel."""
 
     IPV4 = "ipv4"
     IPV6 = "ipv6"
@@ -55,7 +55,7 @@ class Mode(StrEnum):
 
 
 class Variant(StrEnum):
-    """Which kernel interface an iptables binary speaks; `PLAIN` is the unadorned name, whatever it links to."""
+    """The kernel interface of an iptables binary; `PLAIN` is `iptables` without a suffix, whatever it links to."""
 
     LEGACY = "legacy"
     NFT = "nft"
@@ -63,7 +63,7 @@ class Variant(StrEnum):
 
 
 class MatchKind(StrEnum):
-    """What a match looks at. The order is the one in which iptables-save prints them."""
+    """What a match examines, in the order in which iptables-save prints matches."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -86,10 +86,10 @@ class Match(NamedTuple):
     """One condition of a rule.
 
     Attributes:
-        kind: what is looked at.
+        kind: what is examined.
         value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a comment or a
             `first:last` port range as text; an id or a mark as a number; empty for `SOCKET`, which has no value.
-        negated: whether the condition is that it does *not* match.
+        negated: whether the condition holds if `value` does *not* match.
     """
 
     kind: MatchKind
@@ -98,7 +98,7 @@ class Match(NamedTuple):
 
 
 class TargetKind(StrEnum):
-    """What happens to a packet that a rule matches, in the words of iptables-extensions(8)."""
+    """What happens to a packet that matches, named as in iptables-extensions(8)."""
 
     JUMP = "JUMP"
     RETURN = "RETURN"
@@ -118,11 +118,11 @@ class Target(NamedTuple):
 
     Attributes:
         kind: the verdict or target extension.
-        chain: where a `JUMP` goes.
+        chain: the destination of a `JUMP`.
         port: the port of a `REDIRECT` or `TPROXY`.
         mark: the packet mark that `TPROXY` or `MARK` sets, all 32 bits of it.
         zone: the conntrack zone of a `ZONE` (CT --zone).
-        reject_with: the ICMP message of a `REJECT`; its name tells the family, so a script for one is refused by the other.
+        reject_with: the ICMP message of a `REJECT`. Its name depends on the family, and the other family rejects it.
     """
 
     kind: TargetKind
@@ -134,16 +134,16 @@ class Target(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """Why a rule is there: programs go by the id, people read the sentence, which is `str(reason)`.
+    """Why a rule exists: an id for programs, and a sentence for people, which is `str(reason)`.
 
-    Layouts have one table of them without values; `of` gives the reason of one rule.
+    The layouts share one table of reasons without values; `of` returns the reason for one rule.
 
     Attributes:
-        id: stable, and unique among the reasons of all layouts.
-        template: the sentence, with `{value}` where it tells a value.
-        value: that value as text, such as a CIDR.
-        plural: the sentence about several values at once, where rules are joined into one. The noun that counts them stands
-            in braces: `{ports} are excluded` becomes "ports 1, 3 are excluded", or "2,000 ports are excluded".
+        id: stable, and unique across all layouts.
+        template: the sentence, with `{value}` as placeholder for the value.
+        value: the value as text, such as a CIDR.
+        plural: the sentence for several values, used where rules are merged. The noun to be counted is in braces:
+            `{ports} are excluded` becomes "ports 1, 3 are excluded" or "2,000 ports are excluded".
     """
 
     id: str = ""
@@ -156,7 +156,7 @@ class Reason(NamedTuple):
         return Reason(self.id, self.template, str(value), self.plural)
 
     def __str__(self) -> str:
-        """Write the sentence."""
+        """Return the sentence."""
         return self.template.replace("{value}", self.value)
 
 
@@ -164,7 +164,7 @@ NO_REASON = Reason()
 
 
 class Rule(NamedTuple):
-    """One rule of a chain, and the reason that it is there (`NO_REASON` for a rule read from a kernel)."""
+    """One rule of a chain, and the reason why it exists (`NO_REASON` for a rule read from a kernel)."""
 
     matches: tuple[Match, ...]
     target: Target
@@ -176,25 +176,25 @@ class Rule(NamedTuple):
         return str(self.reason)
 
     def does_the_same_as(self, other: "KernelRule") -> bool:
-        """Compare effects: reasons do not count, nor the order of conditions that all have to hold."""
+        """Return whether two rules have the same effect, regardless of their reasons and of the order of their matches."""
         if not isinstance(other, Rule) or self.target != other.target:
             return False
         return self.matches == other.matches or frozenset(self.matches) == frozenset(other.matches)
 
 
 class OpaqueRule(NamedTuple):
-    """A rule found in a kernel that this model cannot express; kept so that it can be put back.
+    """A rule read from a kernel that this model cannot express; kept so that a rollback can restore it.
 
     Attributes:
         text: the rule as iptables-save prints it, without `-A CHAIN`.
-        native: the backend's own object for it, where text does not do.
+        native: the backend's own object for it, if text is not enough.
     """
 
     text: str
     native: object = None
 
     def does_the_same_as(self, other: "KernelRule") -> bool:
-        """Two unknown rules are the same when they are written the same."""
+        """Return whether both rules have the same text."""
         return isinstance(other, OpaqueRule) and self.text == other.text
 
 
@@ -205,8 +205,8 @@ class Chain(NamedTuple):
     """Rules for one chain of one table, in order.
 
     Attributes:
-        rules: the whole content of a chain of ours, and for a built-in chain what is appended to it.
-        inserted: what is put at the head of a built-in chain, in the order in which it stands there.
+        rules: the whole content of a chain of ours; for a built-in chain, the rules to append.
+        inserted: rules at the head of a built-in chain, in their final order.
     """
 
     family: Family
@@ -217,9 +217,9 @@ class Chain(NamedTuple):
 
 
 class TproxyRoute(NamedTuple):
-    """The policy routing that hands marked packets to this host: rule `fwmark mark → table`, route `local default dev lo`.
+    """The policy routing that delivers marked packets locally: rule `fwmark mark → table`, route `local default dev lo`.
 
-    With `NO_MARK` it is a route of ours that no rule of ours leads to.
+    With `NO_MARK`, it is a route of ours that no rule of ours uses.
 
     Source: Linux `Documentation/networking/tproxy.rst`.
     """
@@ -230,14 +230,14 @@ class TproxyRoute(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that a layout wants in one network namespace. It does not know how it will be applied.
+    """The desired state of one network namespace, independent of how it is applied.
 
     Attributes:
-        layout: the name of the layout that made it.
-        chains: in the order in which they are made.
-        routes: the policy routes that TPROXY needs, one for each family.
-        addresses: what the interface lo has besides, such as `::6/128`.
-        optional: families whose chains may be left out, with a warning, where the machine has no such family.
+        layout: name of the layout that built it.
+        chains: in the order in which they are created.
+        routes: the policy routes that TPROXY needs, one per family.
+        optional: families whose chains may be left out, with a warning, if the machine lacks the family.
+        addresses: additional addresses of lo, as CIDRs, such as `::6/128`.
     """
 
     layout: str
@@ -251,7 +251,7 @@ class Plan(NamedTuple):
         return tuple(family for family in Family if any(chain.family is family for chain in self.chains))
 
     def only(self, families: tuple[Family, ...]) -> "Plan":
-        """Return the part of the plan for `families`; families that were asked for by name are no longer optional."""
+        """Return the part of the plan for `families`; a family that was requested explicitly is no longer optional."""
         return self._replace(
             chains=tuple(chain for chain in self.chains if chain.family in families),
             routes=tuple(route for route in self.routes if route.family in families),
@@ -264,8 +264,8 @@ Marks = frozenset[tuple[Family, int]]  # packet marks, each of one family
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
-# The chains that are ours, by name: those of both layouts, so that a switch of layouts leaves nothing behind. A chain of
-# somebody else's that only begins like ours (ISTIO_CUSTOM) is foreign.
+# The names of our chains, in all layouts, so that switching layouts leaves nothing behind. A third party's chain that only
+# shares the prefix (ISTIO_CUSTOM) is foreign.
 OWN_CHAINS = frozenset(
     {
         "ISTIO_INBOUND",
@@ -280,16 +280,16 @@ OWN_CHAINS = frozenset(
 )
 
 
-NFT_TABLE = "istio-init"  # of native nftables: one for each family, and all of it is ours
+NFT_TABLE = "istio-init"  # native nftables: one table per family, which is entirely ours
 
 
 class Ending(NamedTuple):
-    """A foreign rule in a built-in chain, whose target ends the way of a packet through that chain.
+    """A third-party rule in a built-in chain, whose target ends a packet's traversal of that chain.
 
     Attributes:
         chain: the built-in chain.
         text: the rule as iptables-save prints it, without `-A CHAIN`.
-        is_ahead: whether a rule of ours stands behind it.
+        is_ahead: whether a rule of ours comes after it.
     """
 
     chain: str
@@ -298,16 +298,16 @@ class Ending(NamedTuple):
 
 
 class TableState(NamedTuple):
-    """What one table of one family holds: ours in full, of the others only what decisions need.
+    """The state of one table of one family: our rules in full, third-party ones only as far as decisions need them.
 
     Attributes:
-        chains: each chain of ours with its rules.
-        jumps: `(built-in chain, rule)` for each further rule of ours there, in order: it leads into a chain of ours, or
-            bears our comment.
-        inserted: those of them that stand before any foreign rule of their chain.
-        endings: foreign rules that may keep packets from ours, in order.
+        chains: our chains, with their rules.
+        jumps: `(built-in chain, rule)` for each rule of ours in a built-in chain, in order, except those in `inserted`.
+            Such a rule jumps to a chain of ours or carries our comment.
         foreign: whether the table holds rules or chains that are not ours.
         users: `(our chain, foreign chain)` for each foreign chain that jumps to one of ours.
+        inserted: like `jumps`, but those that precede all third-party rules of their chain.
+        endings: third-party rules that may take precedence over ours, in order.
     """
 
     chains: dict[str, tuple[KernelRule, ...]]

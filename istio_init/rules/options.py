@@ -1,8 +1,8 @@
 """The table of settings, as users see them.
 
-One row of `OPTIONS` is one setting: the command line, the look-up of environment variables, the help text and the README's
-table all come from it. Names, variables and defaults are those of Istio 1.0.5's `istio-iptables.sh` (short flags) and of
-today's `pilot-agent istio-iptables` (long flags).
+Each row of `OPTIONS` is one setting: the command line, the lookup of environment variables, the help text and the README's
+table are all derived from it. Names, variables and defaults are those of Istio 1.0.5's `istio-iptables.sh` (short flags) and
+of today's `pilot-agent istio-iptables` (long flags).
 """
 
 from istio_init.core.option import Kind, Option
@@ -31,11 +31,11 @@ OPTIONS = (
            f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}.",
            parse=parse.port),
     Option("tunnel_port", ("-e", "--inbound-tunnel-port"), ("INBOUND_TUNNEL_PORT",), "PORT",
-           f"Port of HBONE tunnels, which are not captured. Default: {TUNNEL_PORT}.", since=V1_30,
+           f"Port of HBONE tunnels, which bypass capture. Default: {TUNNEL_PORT}.", since=V1_30,
            parse=parse.port, default=str(TUNNEL_PORT)),
     Option("proxy_uids", ("-u", "--proxy-uid"), ("PROXY_UID",), "UIDS",
-           "Users (ids or names) whose traffic is not redirected: the proxy's own. Default: the user that ENVOY_USER "
-           f"names, else istio-proxy, else {PROXY_UID}; and 0 (current: without 0).",
+           "Users (ids or names) whose traffic is not redirected: the proxy's own. Default: the user named by "
+           f"ENVOY_USER, else istio-proxy, else {PROXY_UID}; and 0 (current: without 0).",
            parse=parse.listed(parse.owner)),
     Option("proxy_gids", ("-g", "--proxy-gid"), ("PROXY_GID",), "GIDS",
            "Groups (ids or names) whose traffic is not redirected. Default: the value of -u.",
@@ -45,7 +45,7 @@ OPTIONS = (
            "Default: REDIRECT.",
            parse=parse.mode, default=Mode.REDIRECT),
     Option("tproxy_mark", ("-t", "--istio-inbound-tproxy-mark"), ("ISTIO_INBOUND_TPROXY_MARK",), "MARK",
-           f"Mark of packets that TPROXY diverts. Default: {TPROXY_MARK}.",
+           f"Mark for packets that TPROXY diverts. Default: {TPROXY_MARK}.",
            parse=parse.mark, default=str(TPROXY_MARK)),
     Option("tproxy_route_table", ("-r", "--istio-inbound-tproxy-route-table"), ("ISTIO_INBOUND_TPROXY_ROUTE_TABLE",),
            "TABLE", f"Routing table that delivers marked packets to this host. Default: {TPROXY_ROUTE_TABLE}.",
@@ -56,55 +56,55 @@ OPTIONS = (
            parse=parse.listed(parse.port_range, all_allowed=True), default=""),
     Option("inbound_exclude_ports", ("-d", "--istio-local-exclude-ports"),
            ("ISTIO_LOCAL_EXCLUDE_PORTS", "ISTIO_INBOUND_EXCLUDE_PORTS"), "PORTS",
-           "Inbound ports to leave alone; counts only with -b '*'. Default: none.", is_list=True,
+           "Inbound ports to exclude; applies only with -b '*'. Default: none.", is_list=True,
            parse=parse.listed(parse.port_range), default=""),
     Option("service_cidrs", ("-i", "--istio-service-cidr"), ("ISTIO_SERVICE_CIDR",), "CIDRS",
            "Destinations whose outbound connections to capture: a list of CIDRs, '*' for all, empty for none. "
            "Default: none.", is_list=True,
            parse=parse.listed(parse.cidr, all_allowed=True), default=""),
     Option("service_exclude_cidrs", ("-x", "--istio-service-exclude-cidr"), ("ISTIO_SERVICE_EXCLUDE_CIDR",), "CIDRS",
-           "Destinations to leave alone, checked before -i. Default: none.", is_list=True,
+           "Destinations to exclude; takes precedence over -i. Default: none.", is_list=True,
            parse=parse.listed(parse.cidr), default=""),
     Option("outbound_ports", ("-q", "--istio-outbound-ports"), ("ISTIO_OUTBOUND_PORTS",), "PORTS",
-           "Destination ports to capture, whatever the address. Default: none.", is_list=True, since=V1_30,
+           "Destination ports to capture, regardless of the address. Default: none.", is_list=True, since=V1_30,
            parse=parse.listed(parse.port_range), default=""),
     Option("outbound_exclude_ports", ("-o", "--istio-local-outbound-ports-exclude"),
            ("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE",), "PORTS",
-           "Destination ports to leave alone. Default: none.", is_list=True, since=V1_30,
+           "Destination ports to exclude. Default: none.", is_list=True, since=V1_30,
            parse=parse.listed(parse.port_range), default=""),
     Option("exclude_interfaces", ("-c", "--istio-exclude-interfaces"), ("ISTIO_EXCLUDE_INTERFACES",), "INTERFACES",
-           "Interfaces whose traffic is left alone. Default: none.", is_list=True, since=V1_30,
+           "Interfaces whose traffic is not captured. Default: none.", is_list=True, since=V1_30,
            parse=parse.listed(parse.interface), default=""),
     Option("virtual_interfaces", ("-k", "--kube-virt-interfaces"), ("KUBE_VIRT_INTERFACES",), "INTERFACES",
-           "Interfaces of virtual machines: what comes in there counts as outbound. Default: none.",
+           "Interfaces of virtual machines, whose traffic counts as outbound. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.interface), default=""),
     Option("redirect_dns", ("--redirect-dns",), ("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"), "BOOL",
-           f"Capture DNS requests to the servers of resolv.conf, for the proxy's resolver on {DNS_PORT}. Default: false.",
+           f"Redirect DNS requests to the servers in resolv.conf to the proxy's resolver on {DNS_PORT}. Default: false.",
            kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
            "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
-           "Drop packets that conntrack finds invalid. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           "Drop packets in conntrack state INVALID. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
-           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           "Also capture IPv6, regardless of the pod's addresses. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
            f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner, all_allowed=True), default=""),
     Option("owner_groups_exclude", (), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",), "GIDS",
-           f"Groups whose outbound traffic is left alone, at most {MAX_GROUPS}. Default: none.",
+           f"Groups whose outbound traffic is not captured, at most {MAX_GROUPS}. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner), default=""),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
-           f"What counts as loopback in IPv4, inside 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", since=V1_30,
+           f"The IPv4 loopback CIDR, within 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", since=V1_30,
            parse=parse.loopback, default=LOOPBACK_CIDR),
 )  # fmt: skip
 
-# Variables without a flag. Both are those of Istio 1.0.5's script.
+# Variables without a flag, both from Istio 1.0.5's script.
 ENVOY_USER = "ENVOY_USER"
 ENABLE_INBOUND_IPV6 = "ENABLE_INBOUND_IPV6"

@@ -1,4 +1,4 @@
-"""The first packet of a connection, as rules see it."""
+"""The packet that the walk follows."""
 
 from istio_init.core.light import NamedTuple
 
@@ -7,19 +7,19 @@ class Packet(NamedTuple):
     """The first packet of a connection, as rules see it.
 
     Attributes:
-        destination: the address that the sender asked for.
-        port: its port.
-        source: the sender's address.
+        destination: original destination address.
+        port: original destination port.
+        source: source address.
         protocol: `tcp` or `udp`.
         outbound: whether a process in the namespace sends it.
-        interface: where it leaves, or comes in.
-        uid: the sender's user, if it is outbound.
-        gid: the sender's group, if it is outbound.
-        has_socket: whether a socket here already has this connection.
+        interface: the interface by which it leaves or arrives.
+        uid: the sending process's user, if it is outbound.
+        gid: the sending process's group, if it is outbound.
+        has_socket: whether a local socket already has this connection.
         ctstate: its conntrack state.
-        source_port: the sender's port.
-        mark: the mark that the packet bears when it begins its way.
-        connmark: that of its connection.
+        source_port: source port.
+        mark: the packet's mark before the first rule.
+        connmark: its connection's mark before the first rule.
     """
 
     destination: str

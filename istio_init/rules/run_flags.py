@@ -1,4 +1,4 @@
-"""The flags of today's `istio-iptables` that say how it runs, not which rules it writes: what they mean here."""
+"""The flags of today's `istio-iptables` that control how it runs, not which rules it writes, and their meaning here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROBE_PORT = 15002
 PROBE_TIMEOUT = 5.0  # seconds
 BINARIES = ("legacy", "nft")
-# Istio's names of levels. What ends this program is its only error that is fatal, so the two are one here.
+# Istio's names of log levels. Every error of this program is fatal, so `error` and `fatal` are the same.
 LEVELS = {
     "debug": Level.DEBUG,
     "info": Level.INFO,
@@ -35,18 +35,18 @@ def _timeout(text: str, where: str) -> float:
 
     nanoseconds = parse_duration(text, where)
     if nanoseconds <= 0:
-        raise InvalidInput(where, f"{text!r} leaves no time", "a duration above zero, such as 5s")
+        raise InvalidInput(where, f"{text!r} is not a positive duration", "a duration above zero, such as 5s")
     return nanoseconds / SECOND
 
 
 def _binary(text: str, where: str) -> str:
     if text not in ("", *BINARIES):
-        raise InvalidInput(where, f"{text!r} is not a variant of iptables", " or ".join(BINARIES))
+        raise InvalidInput(where, f"{text!r} is not an iptables variant", " or ".join(BINARIES))
     return text
 
 
 def _level(text: str, where: str) -> Level | None:
-    """Read levels by scope; this program has one scope, which Istio calls `default` and `all` covers."""
+    """Read log levels by scope; this program has a single scope, to which `default` and `all` apply."""
     levels: dict[str, Level] = {}
     for item in filter(None, map(str.strip, text.split(","))):
         scope, colon, word = item.rpartition(":")
@@ -63,38 +63,38 @@ def _switch(name: str, variable: str, text: str, *flags: str) -> Option:
     )
 
 
-# How the log is written, which has to be known before anything else is read.
+# How the log is written; read before everything else, so that reading can log.
 LOG_FLAGS = (
     Option("log_output_level", ("--log_output_level",), (), "LEVELS",
-           f"What is logged: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated; the scopes "
-           f"{DEFAULT_SCOPE} and {EVERY_SCOPE} count. Beats -v and --quiet.", parse=_level),
+           f"Log level: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated, for the scopes "
+           f"{DEFAULT_SCOPE} and {EVERY_SCOPE}. Takes precedence over -v and --quiet.", parse=_level),
     Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", kind=Kind.SWITCH,
            parse=parse.boolean),
 )  # fmt: skip
 
 RUN_FLAGS = (
     _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges.", "-n"),
-    _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rule; with --run-validation, validate those that are there."),
+    _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rules; with --run-validation, validate the existing ones."),
     _switch("run_validation", "RUN_VALIDATION",
-            "Open connections on each path, and end with 126 if one does not go where the rules should send it."),
+            "Open connections on each path, and exit with 126 if one does not go where the rules should send it."),
     Option("probe_port", ("--iptables-probe-port",), ("IPTABLES_PROBE_PORT",), "PORT",
-           f"Port that --run-validation connects to, where no flag names one. Default: {PROBE_PORT}.",
+           f"Port that --run-validation connects to if no flag names one. Default: {PROBE_PORT}.",
            parse=parse.port, default=str(PROBE_PORT)),
     Option("probe_timeout", ("--probe-timeout",), ("PROBE_TIMEOUT",), "DURATION",
-           "How long --run-validation takes at most. Default: 5s.", parse=_timeout),
+           "Timeout for --run-validation. Default: 5s.", parse=_timeout),
     Option("network_namespace", ("--network-namespace",), ("NETWORK_NAMESPACE",), "PATH",
            "Work in this network namespace, such as /proc/PID/ns/net. Default: this process's own.", default="",
            is_path=True),
-    _switch("cleanup_only", "CLEANUP_ONLY", "Remove what is ours and write nothing: `istio-init clean`."),
+    _switch("cleanup_only", "CLEANUP_ONLY", "Remove our rules and write none, as `istio-init clean` does."),
     _switch("reconcile", "RECONCILE",
-            "What happens with and without this: rules of ours that differ are replaced, in one transaction a table. "
-            "Without it, today's tool writes on top of them."),
-    _switch("force_apply", "FORCE_APPLY", "No effect: rules that are in place, each where it should be, are never "
-            "written again, and others always are."),
+            "Always on: existing rules of ours that differ are replaced, in one transaction per table. "
+            "Without it, today's tool adds to them."),
+    _switch("force_apply", "FORCE_APPLY", "No effect: rules already in place are never rewritten, and those that differ "
+            "always are."),
     _switch("native_nftables", "NATIVE_NFTABLES", "The same as --backend nft."),
     Option("force_iptables_binary", ("--force-iptables-binary",), ("FORCE_IPTABLES_BINARY",), "VARIANT",
            f"The same as --iptables-variant: {' or '.join(BINARIES)}.", parse=_binary, default=""),
-    _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has a lock of its own anyway."),
+    _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has its own lock anyway."),
     *LOG_FLAGS,
     Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error.", is_path=True),
     Option("log_caller", ("--log_caller",), (), "SCOPES", "No effect."),
@@ -102,26 +102,26 @@ RUN_FLAGS = (
     Option("vklog", ("--vklog",), (), "LEVEL", "No effect."),
 )  # fmt: skip
 
-# What has no meaning here, and why; said when it is asked for.
-MEANINGLESS = {
-    "force_apply": "rules that are in place are not written again, and others always are",
-    "cni_mode": "each network namespace has a lock of its own anyway",
+# Flags without effect, and why; the warning when one is given.
+NO_EFFECT = {
+    "force_apply": "rules already in place are never rewritten, and those that differ always are",
+    "cni_mode": "each network namespace has its own lock anyway",
     "log_target": "the log goes to standard error",
-    "log_caller": "messages do not tell where in the program they come from",
+    "log_caller": "messages do not show where in the program they come from",
     "log_stacktrace_level": "messages have no stack traces",
-    "vklog": "no Kubernetes library is at work here",
+    "vklog": "this program uses no Kubernetes library",
 }
 
 
 class RunFlags(NamedTuple):
-    """What the flags of `RUN_FLAGS` ask for.
+    """The values of `RUN_FLAGS`.
 
     Attributes:
         probe_timeout: seconds.
-        network_namespace: its path; empty for this process's own.
-        wheres: by `Option.name`, the flag or the variable that gave the value, for those that were given.
-        binary: an iptables variant, or empty.
-        warnings: what the user should know about flags that were accepted.
+        network_namespace: path of the namespace; "" for this process's own.
+        binary: an iptables variant, or "".
+        wheres: `Option.name` → the flag or variable that gave the value, for those that were given.
+        warnings: what the user should know about accepted flags.
     """
 
     dry_run: bool
@@ -138,12 +138,12 @@ class RunFlags(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environ: Mapping[str, str], layout: str) -> RunFlags:
-        """Read these flags and their variables, fill in defaults, and validate all.
+        """Read these flags and their variables, fill in defaults, and validate them.
 
         Args:
-            given: what the command line says, by `Option.name`.
+            given: the values on the command line, by `Option.name`.
             environ: the environment variables.
-            layout: its name, or an alias.
+            layout: name or alias of the layout.
 
         Raises:
             InvalidInput: a value is not allowed, or two flags contradict each other.
@@ -168,13 +168,13 @@ class RunFlags(NamedTuple):
         return flags
 
     def refuse_contradictions(self, layout: str) -> None:
-        """Refuse what cannot be done together.
+        """Reject flags that contradict each other.
 
         Args:
-            layout: its name, or an alias.
+            layout: name or alias of the layout.
 
         Raises:
-            InvalidInput: two flags contradict each other.
+            InvalidInput: two flags contradict each other, or the layout has no validation.
         """
         if self.cleanup_only:
             for name in ("dry_run", "skip_rule_apply", "run_validation"):
@@ -182,7 +182,7 @@ class RunFlags(NamedTuple):
                     problem = f"it removes rules, which contradicts {self.wheres[name]}"
                     raise InvalidInput(self.wheres["cleanup_only"], problem, "one of the two")
         if self.dry_run and self.run_validation:
-            problem = f"it tries real rules, and {self.wheres['dry_run']} writes none"
+            problem = f"it needs rules in the kernel, but {self.wheres['dry_run']} writes none"
             raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
         if self.run_validation and not find(layout).has_validation:
             others = " or ".join(names_with(lambda other: other.has_validation))
@@ -190,7 +190,7 @@ class RunFlags(NamedTuple):
             raise InvalidInput(self.wheres["run_validation"], problem, f"layout {others} (--layout)")
 
     def backend(self, named: str) -> str:
-        """Return the backend, beside what --backend names.
+        """Return the backend that these flags and --backend (`named`) select together.
 
         Raises:
             InvalidInput: the two contradict each other.
@@ -202,7 +202,7 @@ class RunFlags(NamedTuple):
         return NFT
 
     def variant(self, named: Variant | None) -> Variant | None:
-        """Return the iptables variant, beside the one that --iptables-variant names.
+        """Return the iptables variant that these flags and --iptables-variant (`named`) select together.
 
         Raises:
             InvalidInput: the two contradict each other.
@@ -215,12 +215,12 @@ class RunFlags(NamedTuple):
 
 def _warnings(values: Mapping[str, Value], found: Mapping[str, Any]) -> list[str]:
     warnings = []
-    for name, why in MEANINGLESS.items():
+    for name, why in NO_EFFECT.items():
         if name in values and found[name] is not False:
             warnings.append(f"{values[name].where} has no effect: {why}")
     if found["reconcile"] is False:
-        warnings.append(f"{values['reconcile'].where} has no effect: rules of ours that differ are always replaced")
+        warnings.append(f"{values['reconcile'].where} has no effect: existing rules of ours that differ are always replaced")
     if not found["run_validation"]:
         given = [values[name].where for name in ("probe_port", "probe_timeout") if name in values]
-        warnings += [f"{where} has no effect: it counts only with --run-validation" for where in given]
+        warnings += [f"{where} has no effect: it applies only with --run-validation" for where in given]
     return warnings

@@ -1,4 +1,4 @@
-"""What a user can ask for, validated: `Settings`, the frozen result of the table in `istio_init.rules.options`."""
+"""Validated settings: `Settings`, the immutable result of the table in `istio_init.rules.options`."""
 
 from __future__ import annotations
 
@@ -26,40 +26,45 @@ if TYPE_CHECKING:
 
 
 class AccountKind(NamedTuple):
-    """Users or groups: what one of them is called, and how a name becomes an id."""
+    """Users or groups.
+
+    Attributes:
+        noun: `user` or `group`, for errors.
+        resolve: returns the id of a name, or None if the name does not exist.
+    """
 
     noun: str
     resolve: Callable[[str], int | None]
 
     @property
     def allowed(self) -> str:
-        """What a list of them may hold, for errors."""
+        """What a list of them may contain, for errors."""
         return f"ids 0..{parse.ID_MAX} and names of existing {self.noun}s, comma-separated"
 
 
 class Accounts(NamedTuple):
-    """How names of users and groups become ids; each function gives None for a name that does not exist."""
+    """Resolves names of users and groups to ids; each function returns None for a name that does not exist."""
 
     uid: Callable[[str], int | None]
     gid: Callable[[str], int | None]
 
     @property
     def users(self) -> AccountKind:
-        """Users, by this resolver."""
+        """The users, with this resolver."""
         return AccountKind("user", self.uid)
 
     @property
     def groups(self) -> AccountKind:
-        """Groups, by this resolver."""
+        """The groups, with this resolver."""
         return AccountKind("group", self.gid)
 
 
 class HostFacts(NamedTuple):
-    """What layouts with `asks_host_facts` depend on besides what a user says.
+    """Facts about the pod that layouts with `asks_host_facts` depend on.
 
     Attributes:
-        nameservers: the servers of resolv.conf, IPv4 and IPv6, canonical.
-        is_ipv6: whether the pod's first address, loopback and link-local ones aside, is one of IPv6.
+        nameservers: the servers in resolv.conf, IPv4 and IPv6, as canonical addresses.
+        is_ipv6: whether the pod has only IPv6 addresses, not counting loopback and link-local ones.
     """
 
     nameservers: tuple[str, ...] = ()
@@ -69,7 +74,7 @@ class HostFacts(NamedTuple):
 NO_ACCOUNTS = Accounts(uid=lambda _: None, gid=lambda _: None)
 NO_FACTS = HostFacts()
 CIDRS = ("service_cidrs", "service_exclude_cidrs")
-# Settings that are the values of their rows, and depend on nothing else.
+# Settings whose value is that of their row and depends on nothing else.
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
@@ -78,19 +83,19 @@ AS_READ = (
 
 
 class Settings(NamedTuple):
-    """Validated settings of one pod's interception. Those of `OPTIONS` that its layout cannot express have their defaults.
+    """Validated settings for one pod's interception. Settings that the layout does not support have their defaults.
 
     Attributes:
-        inbound_ports: `("*",)` for all, else ports `"80"` and ranges `"8000:8100"`, or empty for none.
+        inbound_ports: `("*",)` for all, else ports `"80"` and ranges `"8000:8100"`; empty for none.
         inbound_exclude_ports: as `inbound_ports`, without `"*"`; so are the other lists of ports.
-        service_cidrs: `("*",)` for all, else canonical CIDRs, or empty for none.
+        service_cidrs: `("*",)` for all, else canonical CIDRs; empty for none.
         service_exclude_cidrs: canonical CIDRs.
-        close_inbound_ipv6: whether connections from outside over IPv6 are rejected (nothing could capture them).
-        layout: which rules these settings are for; never an alias.
+        close_inbound_ipv6: whether inbound IPv6 connections are rejected, because the layout cannot capture them.
+        layout: name or alias of the layout.
+        ipv6: whether IPv6 is captured too.
         owner_groups: `("*",)` for all, else group ids.
-        ipv6: whether IPv6 is captured, too.
-        nameservers: those whose requests are captured with `redirect_dns`, unless `capture_all_dns` captures all.
-        warnings: what the user should know about values that were accepted.
+        nameservers: the servers whose requests `redirect_dns` captures, unless `capture_all_dns` captures all.
+        warnings: what the user should know about accepted values.
     """
 
     envoy_port: int = ENVOY_PORT
@@ -123,11 +128,13 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, layout: str = ISTIO_1_0, **values: str) -> Settings:
-        """Make settings from text, as flags would: `Settings.of(inbound_ports="9080", service_cidrs="*")`.
+        """Create settings from text, like flags: `Settings.of(inbound_ports="9080", service_cidrs="*")`.
+
+        Names of users and groups are not resolved; only ids are accepted.
 
         Args:
-            layout: its name, or an alias.
-            values: any of the names in `OPTIONS`, and `ENABLE_INBOUND_IPV6` or `ENVOY_USER`.
+            layout: name or alias of the layout.
+            values: by `Option.name` of `OPTIONS`, and `ENABLE_INBOUND_IPV6` and `ENVOY_USER`.
 
         Raises:
             InvalidInput: a name or a value is not allowed.
@@ -143,19 +150,19 @@ class Settings(NamedTuple):
 def parse_settings(
     values: Mapping[str, Value], accounts: Accounts, layout: str = ISTIO_1_0, facts: HostFacts = NO_FACTS
 ) -> Settings:
-    """Validate the values that were given, and fill in the defaults of the others.
+    """Validate the given values, and fill in defaults for the others.
 
     Args:
         values: by `Option.name`; also `ENVOY_USER` and `ENABLE_INBOUND_IPV6`.
         accounts: resolves names of users and groups.
-        layout: its name, or an alias.
-        facts: about the machine; ignored by a layout that does not ask for them.
+        layout: name or alias of the layout.
+        facts: facts about the pod; ignored if the layout does not depend on them.
 
     Raises:
         InvalidInput: the first value that is not allowed.
     """
     chosen = find(layout)
-    _refuse_others(values, chosen)
+    _reject_unsupported(values, chosen)
     found = read_chosen(OPTIONS, values)
     facts = facts if chosen.asks_host_facts else NO_FACTS
     uids = _ids(found, values, "proxy_uids", accounts.users) or _default_uids(values, accounts, chosen)
@@ -174,8 +181,8 @@ def parse_settings(
         owner_groups_exclude=_groups(found, values, "owner_groups_exclude", accounts),
         nameservers=facts.nameservers,
     )
-    _refuse_contradictions(settings, values, chosen)
-    _refuse_ipv6(found, values, chosen)
+    _reject_contradictions(settings, values, chosen)
+    _reject_ipv6(found, values, chosen)
     return settings._replace(warnings=tuple(_warnings(settings, found, values, chosen)))
 
 
@@ -183,64 +190,64 @@ def _is_set(values: Mapping[str, Value], name: str) -> bool:
     return name in values and bool(values[name].text)
 
 
-def _refuse_others(values: Mapping[str, Value], layout: Layout) -> None:
-    """Refuse what only another layout can express."""
+def _reject_unsupported(values: Mapping[str, Value], layout: Layout) -> None:
+    """Reject settings that only another layout supports."""
     for option in OPTIONS:
         if option.name in values and not layout.has(option):
             others = " or ".join(names_with(lambda other: other.has(option)))  # noqa: B023 - called here
-            problem = f"layout {layout.name} cannot express it"
+            problem = f"layout {layout.name} does not support it"
             raise InvalidInput(values[option.name].where, problem, f"layout {others} (--layout)")
 
 
-def _refuse_ipv6(found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> None:
-    """Refuse CIDRs of IPv6 where it cannot be captured."""
+def _reject_ipv6(found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> None:
+    """Reject IPv6 CIDRs if the layout does not capture IPv6."""
     for name in CIDRS:
         for one in () if layout.captures_ipv6 else found[name]:
             if ":" in _canonical(one):
                 others = " or ".join(names_with(lambda other: other.captures_ipv6))
-                problem = f"{one.written!r} is an IPv6 CIDR, and layout {layout.name} captures IPv4 only"
-                raise InvalidInput(values[name].where, problem, f"{parse.IPV4_CIDR}; layout {others} takes IPv6, too")
+                problem = f"{one.written!r} is an IPv6 CIDR, but layout {layout.name} captures only IPv4"
+                raise InvalidInput(values[name].where, problem, f"{parse.IPV4_CIDR}; layout {others} also captures IPv6")
 
 
-def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], layout: Layout) -> None:
-    """Refuse values that are allowed by themselves, and take something from each other."""
+def _reject_contradictions(settings: Settings, values: Mapping[str, Value], layout: Layout) -> None:
+    """Reject values that are each valid but conflict with each other."""
     if layout.reserves_loop_mark and settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
-        problem = f"{LOOP_MARK} is the mark of what the proxy sends to its own pod"
+        problem = f"{LOOP_MARK} is reserved for the proxy's traffic to its own pod"
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
         if settings.redirect_dns and port == DNS_PORT:
-            problem = f"{port} is the port of the proxy's resolver, to which {values['redirect_dns'].where} leads"
+            problem = f"{port} is the port of the proxy's resolver, which {values['redirect_dns'].where} uses"
             raise InvalidInput(values[name].where, problem, "any other port")
 
 
 def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> Iterator[str]:
-    """Return what the user should know about values that were accepted."""
+    """Yield what the user should know about accepted values."""
     yield from _cidr_warnings(settings, found, values, layout)
     if settings.inbound_exclude_ports and settings.inbound_ports != (ALL,):
-        yield f"{values['inbound_exclude_ports'].where} has no effect: it counts only with -b '*'"
+        yield f"{values['inbound_exclude_ports'].where} has no effect: it applies only with -b '*'"
     if settings.mode is not Mode.TPROXY:
         given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
-        yield from (f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given)
+        yield from (f"{where} has no effect: it applies only with -m {Mode.TPROXY}" for where in given)
     if found["redirect_dns"] and not settings.redirect_dns:
-        yield "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any"
+        yield "DNS is not captured, because resolv.conf has no nameserver; --capture-all-dns captures requests to any server"
     if settings.capture_all_dns and not settings.redirect_dns:
-        yield f"{values['capture_all_dns'].where} has no effect: it counts only with --redirect-dns"
+        yield f"{values['capture_all_dns'].where} has no effect: it applies only with --redirect-dns"
     ipv6 = values.get(ENABLE_INBOUND_IPV6)
     if ipv6 and not layout.captures_ipv6 and ipv6.text.strip().lower() in ("0", "false", "no", "off"):
-        yield f"{ipv6.where} is {ipv6.text!r}, but any value opens inbound IPv6; leave it out to keep IPv6 closed"
+        yield f"{ipv6.where} is {ipv6.text!r}, but any value allows inbound IPv6; leave it unset to reject inbound IPv6"
 
 
 def _cidr_warnings(
     settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout
 ) -> Iterator[str]:
-    """Tell of host bits, and of lists that have CIDRs of IPv6 where IPv6 is off."""
+    """Yield a warning for each CIDR with host bits, and for lists with IPv6 CIDRs while IPv6 is off."""
     for name in CIDRS:
         where = values[name].where if name in values else ""
         for one in found[name]:
             if one != ALL and one.masked:
-                yield f"{where}: {one.written!r} has host bits set and is taken as {one.canonical}"
+                yield f"{where}: {one.written!r} has host bits set and is read as {one.canonical}"
         if layout.captures_ipv6 and not settings.ipv6 and any(":" in cidr for cidr in getattr(settings, name)):
-            yield f"{where}: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+            yield f"{where}: its IPv6 CIDRs have no effect, because IPv6 is not captured here; --dual-stack turns it on"
 
 
 def _canonical(cidr: parse.Cidr | str) -> str:
@@ -248,11 +255,11 @@ def _canonical(cidr: parse.Cidr | str) -> str:
 
 
 def _ids(found: Mapping[str, Any], values: Mapping[str, Value], name: str, kind: AccountKind) -> tuple[int, ...]:
-    """Return the ids of a list of ids and names; a list that is given has at least one."""
+    """Return the ids for a list of ids and names; () if the list was not given. A given list must not be empty."""
     if name not in values:
         return ()
     if not found[name]:
-        problem = f"{values[name].text!r} names no {kind.noun}, and without one the proxy would loop"
+        problem = f"{values[name].text!r} names no {kind.noun}, so the proxy's own traffic would loop"
         raise InvalidInput(values[name].where, problem, kind.allowed)
     return _resolved(found[name], values[name].where, kind)
 
@@ -278,7 +285,7 @@ def _groups(found: Mapping[str, Any], values: Mapping[str, Value], name: str, ac
 
 
 def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: Layout) -> tuple[int, ...]:
-    """Return the proxy's user, and root where its agent is one of the proxy's programs."""
+    """Return the proxy's user, and root if the layout's proxy has programs that run as root."""
     root = (0,) if layout.is_root_proxy else ()
     if ENVOY_USER in values:
         text, where = values[ENVOY_USER]

@@ -1,6 +1,6 @@
-"""Walk one packet through a plan: what happens to it, and which rules decide. Pure.
+"""Follows one packet through a plan: what happens to it, and which rules decide. Pure.
 
-It answers "why is this connection not captured?" without a kernel; the tests hold its answers to what real packets meet.
+It answers "why is this connection not captured?" without a kernel; the tests compare its answers with real packets.
 """
 
 from ipaddress import ip_address
@@ -12,13 +12,13 @@ from istio_init.rules.packet import Packet
 
 __all__ = ["INBOUND", "OUTBOUND", "Packet", "Step", "Walk", "walk"]
 
-# The hooks that a connection's first packet passes, in the kernel's order (netfilter packet flow).
+# The hooks that the first packet of a connection traverses, in the kernel's order (netfilter packet flow).
 OUTBOUND = tuple((table, "OUTPUT") for table in Table)
 INBOUND = ((Table.RAW, "PREROUTING"), (Table.MANGLE, "PREROUTING"), (Table.NAT, "PREROUTING"), (Table.FILTER, "INPUT"))
 
 
 class Step(NamedTuple):
-    """A rule that matched; `rule.reason.id` tells which one it is."""
+    """A rule that matched; `rule.reason.id` identifies it."""
 
     table: Table
     chain: str
@@ -29,7 +29,7 @@ class Walk(NamedTuple):
     """What happens to a packet.
 
     Attributes:
-        outcome: the target that diverts or rejects it; None when it goes straight on.
+        outcome: the target that diverts or rejects it; None if it passes unchanged.
         steps: the rules that matched, in order; the last one decided.
     """
 
@@ -38,7 +38,11 @@ class Walk(NamedTuple):
 
 
 def walk(plan: Plan, packet: Packet) -> Walk:
-    """Follow a packet through the chains of a plan."""
+    """Follow a packet through the chains of a plan.
+
+    Raises:
+        ValueError: the packet's destination is not an IP address.
+    """
     family = Family.IPV6 if ip_address(packet.destination).version == 6 else Family.IPV4  # noqa: PLR2004 - IP's own number
     chains = {(chain.table, chain.name): (*chain.inserted, *chain.rules) for chain in plan.chains if chain.family is family}
     steps: list[Step] = []
@@ -56,7 +60,7 @@ def _pass(
     packet: Packet,
     steps: list[Step],
 ) -> Target | None:
-    """Return the target that ends the way through this table; None when the chain is left without one."""
+    """Return the target that ends the traversal of this table, or None if the chain returns; append matches to `steps`."""
     for rule in chains.get((table, name), ()):
         if not all(_matches(match, packet) for match in rule.matches):
             continue

@@ -318,5 +318,5 @@ def test_a_chain_that_others_use_is_not_taken_from_them(pod: Pod, means: Means) 
     before = pod.inside.save(variant)
     refused = pod.inside.istio_init("clean", *run, check=False)
     assert refused.returncode == 4
-    assert "foreign chain THEIRS jumps to it" in refused.stderr
+    assert "third-party chain THEIRS jumps to it" in refused.stderr
     assert pod.inside.save(variant) == before

@@ -191,7 +191,7 @@ def test_a_chain_that_a_foreign_chain_uses_cannot_be_dropped() -> None:
     with pytest.raises(Unsupported) as caught:
         compare({}, current)
     assert str(caught.value) == (
-        "chain ISTIO_INBOUND of table nat cannot be removed: foreign chain THEIRS jumps to it; "
+        "chain ISTIO_INBOUND of table nat cannot be removed: third-party chain THEIRS jumps to it; "
         "delete that rule (iptables -t nat -S THEIRS shows it) and run this again"
     )
 

@@ -146,8 +146,8 @@ def test_warnings_go_to_the_log_and_rules_to_the_output() -> None:
     done = call("-n", "-u", "1337", "-b", "80", "-d", "22", "-x", "10.1.2.3/8")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "istio-init: warning: -x/--istio-service-exclude-cidr: '10.1.2.3/8' has host bits set and is taken as 10.0.0.0/8",
-        "istio-init: warning: -d/--istio-local-exclude-ports has no effect: it counts only with -b '*'",
+        "istio-init: warning: -x/--istio-service-exclude-cidr: '10.1.2.3/8' has host bits set and is read as 10.0.0.0/8",
+        "istio-init: warning: -d/--istio-local-exclude-ports has no effect: it applies only with -b '*'",
     ]
     assert done.stdout == printed("-u", "1337", "-b", "80", "-x", "10.0.0.0/8")
 
@@ -184,7 +184,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = 
     "negative user": (("-u", "-1"), {}, ("-u/--proxy-uid", "'-1'", "ids 0..4294967294")),
     "negative port in a list": (("-b", "-80"), {}, ("-b/--istio-inbound-ports", "'-80' is not a port", "1..65535")),
     "mark 0": (("-t", "0"), {}, ("-t/--istio-inbound-tproxy-mark", "'0'", "1..4294967295")),
-    "table of the system": (("-r", "254"), {}, ("-r/--istio-inbound-tproxy-route-table", "'254'", "not 253..255")),
+    "table of the system": (("-r", "254"), {}, ("-r/--istio-inbound-tproxy-route-table", "'254'", "except 253..255")),
     "no argument at the end": (("-b",), {}, ("-b", "no value was given", "''")),
     "no argument before a flag": (("-b", "-d", ""), {}, ("-b/--istio-inbound-ports", "'-d'", "''")),
     "no argument before a long flag": (("-x", "--istio-inbound-ports", "80"), {}, ("-x", "'--istio-inbound-ports'", "''")),

@@ -20,7 +20,7 @@ from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.layout import CURRENT, ISTIO_1_0, LAYOUTS
 from istio_init.rules.model import Family, Table, Variant
 from istio_init.rules.options import OPTIONS
-from istio_init.rules.run_flags import LEVELS, MEANINGLESS, PROBE_PORT, RUN_FLAGS
+from istio_init.rules.run_flags import LEVELS, NO_EFFECT, PROBE_PORT, RUN_FLAGS
 from istio_init.rules.settings import HostFacts
 from istio_init.rules.validation.attempts import Verdict
 from tests.unit.program import call, printed, refused
@@ -136,7 +136,7 @@ def test_a_flag_that_the_old_layout_cannot_express_is_refused_with_the_layout_th
     for flag in (flag for flag in option.flags if flag.startswith("--")):
         line = refused(call("apply", "-n", f"{flag}=1"))
         assert flag in line
-        assert "layout istio-1.0 cannot express it (allowed: layout istio-1.30" in line
+        assert "layout istio-1.0 does not support it (allowed: layout istio-1.30" in line
 
 
 def test_the_layout_can_be_chosen_by_hand(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_flag_that_the_chosen_layout_cannot_express_is_refused(option: Option)
         value = ("=1",) if flag.startswith("--") else ("", "1")
         words = (flag + value[0], *value[1:])
         line = refused(call("istio-iptables", "-n", "--layout", "istio-1.0", *words))
-        assert "layout istio-1.0 cannot express it (allowed: layout istio-1.30 (--layout))" in line
+        assert "layout istio-1.0 does not support it (allowed: layout istio-1.30 (--layout))" in line
 
 
 def test_a_validation_is_of_layout_current() -> None:
@@ -298,7 +298,7 @@ def test_skipped_rules_are_not_written(opened: Opened, capsys: pytest.CaptureFix
     assert "no rule is written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*MEANINGLESS, "reconcile"])
+@pytest.mark.parametrize("name", [*NO_EFFECT, "reconcile"])
 def test_what_has_no_meaning_here_says_so(name: str, opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
     flag = OF_RUN_FLAGS[name].flags[-1]
     value = "false" if name == "reconcile" else "true" if name in SWITCHES else "5"
@@ -317,7 +317,7 @@ def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
 ) -> None:
     (flag,), (variable,) = OF_RUN_FLAGS[name].flags, OF_RUN_FLAGS[name].variables
     assert run(["istio-iptables", *ALL, f"{flag}={value}", "--run-validation=false"]) == 0
-    assert f"warning: {flag} has no effect: it counts only with --run-validation" in capsys.readouterr().err
+    assert f"warning: {flag} has no effect: it applies only with --run-validation" in capsys.readouterr().err
     monkeypatch.setenv(variable, value)
     assert run(["istio-iptables", *ALL]) == 0
     assert f"warning: ${variable} has no effect" in capsys.readouterr().err
@@ -329,7 +329,7 @@ def test_flags_of_a_validation_without_one_have_no_effect_and_say_so(
 def test_every_flag_that_controls_a_run_has_a_test_of_its_meaning() -> None:
     tested = {"dry_run", "reconcile", "cleanup_only", "skip_rule_apply", "native_nftables", "force_iptables_binary"}
     tested |= {"run_validation", "probe_port", "probe_timeout", "network_namespace", "log_output_level", "log_as_json"}
-    assert {option.name for option in RUN_FLAGS} == tested | set(MEANINGLESS)
+    assert {option.name for option in RUN_FLAGS} == tested | set(NO_EFFECT)
 
 
 def test_native_nftables_is_the_backend_nft(opened: Opened, refusal: Callable[..., str]) -> None:
@@ -386,7 +386,7 @@ def test_variables_of_a_validation_and_of_a_backend_are_told_by_their_names(
     assert "error: $NATIVE_NFTABLES: it contradicts --backend restore" in refusal("--backend", "restore")
     monkeypatch.setenv("RUN_VALIDATION", "true")
     monkeypatch.setenv("DRY_RUN", "true")
-    assert "error: $RUN_VALIDATION: it tries real rules, and $DRY_RUN writes none" in refusal()
+    assert "error: $RUN_VALIDATION: it needs rules in the kernel, but $DRY_RUN writes none" in refusal()
 
 
 @pytest.mark.usefixtures("opened")
@@ -394,14 +394,14 @@ def test_a_port_at_odds_with_a_variable_is_told_with_the_variable(
     refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ISTIO_META_DNS_CAPTURE", "true")
-    assert "-p/--envoy-port: 15053 is the port of the proxy's resolver, to which $ISTIO_META_DNS_CAPTURE leads" in refusal(
+    assert "-p/--envoy-port: 15053 is the port of the proxy's resolver, which $ISTIO_META_DNS_CAPTURE uses" in refusal(
         "-p", "15053"
     )
 
 
 @pytest.mark.usefixtures("opened")
 def test_a_validation_of_a_dry_run_is_refused(refusal: Callable[..., str]) -> None:
-    assert "--run-validation: it tries real rules" in refusal("--dry-run", "--run-validation")
+    assert "--run-validation: it needs rules in the kernel" in refusal("--dry-run", "--run-validation")
 
 
 @pytest.mark.usefixtures("opened")

@@ -182,7 +182,7 @@ def test_an_annotation_decides_its_flag(annotation: str) -> None:
     text, name = GOOD[annotation]
     assert flag(init_of(injected(template({annotation: text}), TODAY)), name) == text
     if name in "-q-o-c":
-        with pytest.raises(InvalidInput, match=f"annotation {annotation}: layout istio-1.0 cannot express it"):
+        with pytest.raises(InvalidInput, match=f"annotation {annotation}: layout istio-1.0 does not support it"):
             injected(template({annotation: text}))
     else:
         assert flag(init_of(injected(template({annotation: text}))), name) == text

@@ -178,7 +178,7 @@ def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value
 @sweep("name", [name for name in NAMES if name not in NAMES_OF[ISTIO_1_0]])
 def test_what_only_another_layout_has_is_refused(name: str) -> None:
     error = refusal(name, "true")
-    assert error.problem == "layout istio-1.0 cannot express it"
+    assert error.problem == "layout istio-1.0 does not support it"
     assert error.allowed == "layout istio-1.30 (--layout)"
 
 
@@ -203,7 +203,7 @@ def test_dns_without_a_nameserver_is_left_alone_with_a_warning() -> None:
     settings = current(redirect_dns="true")
     assert not settings.redirect_dns
     assert settings.warnings == (
-        "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any",
+        "DNS is not captured, because resolv.conf has no nameserver; --capture-all-dns captures requests to any server",
     )
     known = parse(NO_ACCOUNTS, ISTIO_1_30, HostFacts(("10.0.0.1",)), redirect_dns="true")
     assert (known.redirect_dns, known.nameservers, known.warnings) == (True, ("10.0.0.1",), ())
@@ -212,7 +212,7 @@ def test_dns_without_a_nameserver_is_left_alone_with_a_warning() -> None:
 
 def test_all_dns_without_dns_is_a_warning() -> None:
     (warning,) = current(capture_all_dns="true").warnings
-    assert warning == "--capture_all_dns has no effect: it counts only with --redirect-dns"
+    assert warning == "--capture_all_dns has no effect: it applies only with --redirect-dns"
 
 
 def test_there_is_a_limit_of_groups() -> None:
@@ -356,15 +356,15 @@ def test_a_value_that_is_not_allowed_is_refused_by_name_with_what_is_allowed(nam
         ("inbound_ports", "*,80", "'*,80' has '*' among other items"),
         ("inbound_exclude_ports", "*", "'*' is not a port or range"),
         ("service_cidrs", "10.0.0.0/33", "'10.0.0.0/33' has no valid prefix length"),
-        ("service_cidrs", "fd00::/8", "'fd00::/8' is an IPv6 CIDR, and layout istio-1.0 captures IPv4 only"),
+        ("service_cidrs", "fd00::/8", "'fd00::/8' is an IPv6 CIDR, but layout istio-1.0 captures only IPv4"),
         ("service_cidrs", "*,10.0.0.0/8", "'*,10.0.0.0/8' has '*' among other items"),
-        ("service_exclude_cidrs", "*", "'*' is not possible here"),
+        ("service_exclude_cidrs", "*", "'*' is not allowed here"),
         ("mode", "REDIRCT", "'REDIRCT' is not a mode; did you mean REDIRECT?"),
         ("mode", "tproxy", "'tproxy' is not a mode; did you mean TPROXY?"),
         ("mode", "xyzzy", "'xyzzy' is not a mode"),
         ("proxy_uids", "1337,nobody-here", "there is no user 'nobody-here'"),
         ("proxy_gids", "nobody-here", "there is no group 'nobody-here'"),
-        ("proxy_uids", "", "'' names no user, and without one the proxy would loop"),
+        ("proxy_uids", "", "'' names no user, so the proxy's own traffic would loop"),
     ],
 )
 def test_a_refusal_says_what_is_wrong(name: str, text: str, problem: str) -> None:
@@ -411,18 +411,18 @@ def test_inbound_ipv6_is_closed_until_the_variable_has_a_value(text: str, *, clo
 def test_host_bits_of_ipv6_are_masked_with_a_warning() -> None:
     settings = current(service_cidrs="fd00::1/8,fd00::/8", service_exclude_cidrs="::1/128", dual_stack="true")
     assert settings.service_cidrs == ("fd00::/8",)
-    assert settings.warnings == ("--service_cidrs: 'fd00::1/8' has host bits set and is taken as fd00::/8",)
+    assert settings.warnings == ("--service_cidrs: 'fd00::1/8' has host bits set and is read as fd00::/8",)
 
 
 def test_cidrs_of_ipv6_where_ipv6_is_off_are_a_warning() -> None:
     (warning,) = current(service_cidrs="10.0.0.0/8", service_exclude_cidrs="10.1.0.0/16,fd00::/8").warnings
     assert warning == (
-        "--service_exclude_cidrs: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+        "--service_exclude_cidrs: its IPv6 CIDRs have no effect, because IPv6 is not captured here; --dual-stack turns it on"
     )
 
 
 def test_values_that_take_something_from_each_other_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="--tproxy_mark: 1338 is the mark of what the proxy sends to its own pod"):
+    with pytest.raises(InvalidInput, match="--tproxy_mark: 1338 is reserved for the proxy's traffic to its own pod"):
         current(mode="TPROXY", tproxy_mark="1338")
     assert current(tproxy_mark="1338").tproxy_mark == 1338
     for name in ("envoy_port", "inbound_capture_port"):
@@ -435,15 +435,15 @@ def test_host_bits_are_masked_with_a_warning() -> None:
     assert settings.service_cidrs == ("10.0.0.0/8",)
     assert settings.service_exclude_cidrs == ("10.9.0.0/16",)
     assert settings.warnings == (
-        "--service_cidrs: '10.1.2.3/8' has host bits set and is taken as 10.0.0.0/8",
-        "--service_exclude_cidrs: '10.9.9.9/16' has host bits set and is taken as 10.9.0.0/16",
+        "--service_cidrs: '10.1.2.3/8' has host bits set and is read as 10.0.0.0/8",
+        "--service_exclude_cidrs: '10.9.9.9/16' has host bits set and is read as 10.9.0.0/16",
     )
 
 
 @pytest.mark.parametrize("inbound", ["", "80", "80,443"])
 def test_excluded_inbound_ports_without_all_ports_are_a_warning(inbound: str) -> None:
     (warning,) = parse(inbound_ports=inbound, inbound_exclude_ports="22").warnings
-    assert warning == "--inbound_exclude_ports has no effect: it counts only with -b '*'"
+    assert warning == "--inbound_exclude_ports has no effect: it applies only with -b '*'"
 
 
 def test_excluded_inbound_ports_with_all_ports_and_empty_ones_are_no_warning() -> None:
@@ -495,8 +495,8 @@ def test_rows_of_the_option_table_do_not_collide() -> None:
 def test_a_mark_and_a_route_table_without_tproxy_have_no_effect_and_say_so(layout: str) -> None:
     given = {"tproxy_mark": "1337", "tproxy_route_table": "133"}
     assert Settings.of(layout, **given).warnings == (
-        "tproxy_mark has no effect: it counts only with -m TPROXY",
-        "tproxy_route_table has no effect: it counts only with -m TPROXY",
+        "tproxy_mark has no effect: it applies only with -m TPROXY",
+        "tproxy_route_table has no effect: it applies only with -m TPROXY",
     )
     assert Settings.of(layout, mode="TPROXY", **given).warnings == ()
     assert Settings.of(layout, mode="REDIRECT").warnings == ()

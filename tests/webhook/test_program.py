@@ -146,12 +146,12 @@ def test_bad_options_are_refused_in_one_line(certificates: Certificates, tmp_pat
         port = str(taken.getsockname()[1])
         bad = {
             "--webhook: API servers require HTTPS": ("--webhook", "--tls-cert", cert),
-            "--tls-key: counts only with --webhook": ("--tls-key", key, "-f", "-"),
+            "--tls-key: applies only with --webhook": ("--tls-key", key, "-f", "-"),
             "--webhook: does not read or write manifests": ("--webhook", *files, "-f", str(tmp_path / "pod.json")),
             "KEY_VALUES_MISMATCH": ("--webhook", "--tls-cert", cert, "--tls-key", str(other.key)),
             "/nowhere": ("--webhook", "--tls-cert", cert, "--tls-key", "/nowhere"),
             "--webhook-port": ("--webhook", *files, "--webhook-port", "65536"),
-            "--webhook-port: counts only with --webhook": ("--webhook-port", "5", "-f", "-"),
+            "--webhook-port: applies only with --webhook": ("--webhook-port", "5", "-f", "-"),
             "--webhook-address: '1.2.3.4.5' is not an IP address": ("--webhook", *files, "--webhook-address", "1.2.3.4.5"),
             f"--webhook-port: cannot listen on {ADDRESS}:{port}": (
                 *("--webhook", *files, "--webhook-address", ADDRESS),
