@@ -73,7 +73,7 @@ ALWAYS_IPV6 = (
     out(SERVICE_IPV6, 5000, DIRECT, protocol="udp"),
     into(9080, DIRECT, POD_IPV6, protocol="udp"),
 )
-# A pod that calls itself does so directly; when its proxy was sent to a service of this very pod, that is inbound.
+# An app's calls to its own pod are not captured; the proxy's calls to a service of its own pod are captured as inbound.
 SELF_CALL = (out(POD, 9080, DIRECT), out(POD, 9080, INBOUND, PROXY))
 SELF_CALL_IPV6 = (out(POD_IPV6, 9080, DIRECT), out(POD_IPV6, 9080, INBOUND, PROXY))
 TUNNEL = (out(POD, 15008, DIRECT, PROXY), into(15008, DIRECT))

@@ -123,8 +123,8 @@ def test_a_line_says_path_expectation_reason_and_finding(pod: Pod) -> None:
         "(every other destination is captured (-i '*')), found port 15001"
     ) in lines
     assert (
-        "ipv4 out tcp 10.0.0.1:15002 of uid 0, gid 0: expected its own destination "
-        "(destination 10.0.0.0/8 is excluded (-x)), found its own destination"
+        "ipv4 out tcp 10.0.0.1:15002 of uid 0, gid 0: expected its original destination "
+        "(destination 10.0.0.0/8 is excluded (-x)), found its original destination"
     ) in lines
 
 
@@ -212,12 +212,12 @@ BREAKS = {
     "foreign-redirect-to-a-dead-port": (
         REDIRECT,
         ("iptables", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "3306", "-j", "REDIRECT", "--to-ports", "1"),
-        {"ipv4 out": "but on the way there: refused"},
+        {"ipv4 out": "but intercepted on the way: refused"},
     ),
     "foreign-redirect-of-what-comes-in": (
         REDIRECT,
         ("iptables", "-t", "nat", "-I", "PREROUTING", "-p", "tcp", "--dport", "15020", "-j", "REDIRECT", "--to-ports", "1"),
-        {"ipv4 in": "but on the way there: refused"},
+        {"ipv4 in": "but intercepted on the way: refused"},
     ),
     "foreign-redirect-to-another-port": (
         REDIRECT,
@@ -339,7 +339,7 @@ def test_an_app_that_takes_over_a_connection_to_the_world_is_not_its_destination
     finally:
         servers.close()
     assert "3306" in line
-    assert line.endswith("(but on the way there: another server answered)")
+    assert line.endswith("(but intercepted on the way: another server answered)")
 
 
 def test_a_validation_that_is_told_to_end_leaves_nothing_behind(pod: Pod) -> None:
@@ -380,7 +380,7 @@ def test_an_interface_that_is_excluded_is_not_expected_to_be_captured(pod: Pod) 
     apply(pod.inside, *flags)
     found = validate(pod.inside, *flags)
     assert (found.status, found.wrong, found.unchecked) == (0, [], ["the interfaces of -c and -k"])
-    assert [line for line in found.good if "interface istio+ is excluded (-c)), found its own destination" in line]
+    assert [line for line in found.good if "interface istio+ is excluded (-c)), found its original destination" in line]
 
 
 def test_groups_count(pod: Pod) -> None:
@@ -388,7 +388,9 @@ def test_groups_count(pod: Pod) -> None:
         pod.inside.istio_init("istio-iptables", *REDIRECT, environment=environment)
         found = validate(pod.inside, *REDIRECT, environment=environment)
         assert (found.status, found.wrong, found.unchecked) == (0, [], [])
-        assert [line for line in found.good if line.startswith("ipv4 group out") and "found its own destination" in line]
+        assert [
+            line for line in found.good if line.startswith("ipv4 group out") and "found its original destination" in line
+        ]
 
 
 def test_long_lists_are_sampled_and_the_rest_is_told(pod: Pod) -> None:
@@ -443,5 +445,5 @@ def test_a_validation_that_can_check_nothing_fails(pod: Pod) -> None:
     none = ("--inh-caps", "-all", "--bounding-set", "-all", "--reuid", "1000", "--regid", "1000", "--clear-groups")
     found = read(pod.inside.run("setpriv", *none, sys.executable, "-m", "istio_init", *words, check=False))
     assert (found.status, found.good, found.wrong) == (126, [], [])
-    assert "not one path could be checked" in found.last
+    assert "no path could be checked" in found.last
     assert "NET_ADMIN" in found.last

@@ -1,4 +1,4 @@
-"""Settings → plan: which rules a layout wants, each with its reason."""
+"""Settings → plan: the rules of a layout, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from istio_init.rules.settings import Settings
 
 
-# Each imports its module only when it is called: a pod start waits for imports, and needs one layout.
+# Each imports its module only when called: pod starts wait for imports, and need only one layout.
 def _istio_1_0(settings: Settings) -> Plan:
     from istio_init.rules.layouts.istio_1_0 import build
 
@@ -27,7 +27,7 @@ BUILD = {ISTIO_1_0: _istio_1_0, ISTIO_1_30: _istio_1_30}
 
 
 def build_plan(settings: Settings) -> Plan:
-    """Make the rule plan for `settings`, in their layout.
+    """Build the rule plan for `settings`, in their layout. Pure: equal settings give equal plans.
 
     Raises:
         InvalidInput: there is no such layout.

@@ -1,7 +1,7 @@
-"""Layout current's capture of DNS: requests go to the proxy's resolver, and each leg gets a conntrack zone of its own.
+"""DNS capture of layout current: requests go to the proxy's resolver, and each leg gets its own conntrack zone.
 
-Without zones, the app's request and the proxy's own to the same server can have the same addresses and ports: then conntrack
-takes them for one connection and answers get lost (Istio's issue 33469).
+Without zones, the app's request and the proxy's own request to the same server can have the same addresses and ports.
+conntrack would then take them for one connection, and answers would get lost (istio/istio#33469).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ HOST_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
 
 def is_captured(settings: Settings, nameservers: tuple[str, ...]) -> bool:
-    """Return whether a family with these nameservers has requests that are captured."""
+    """Return whether DNS requests are captured in a family with these nameservers."""
     return settings.capture_all_dns or bool(nameservers)
 
 
 def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...]) -> Iterator[Piece]:
-    """Return the rules of one family; the jump from ISTIO_OUTPUT of nat is not among them."""
+    """Yield the rules of one family, except the jump from ISTIO_OUTPUT in nat."""
     hosts = tuple(f"{address}/{HOST_BITS[family]}" for address in nameservers)
     servers: tuple[str, ...] = ("",) if settings.capture_all_dns else hosts
     yield _raw("OUTPUT", (), jump("ISTIO_OUTPUT_DNS"), reasons.DNS_RAW)

@@ -1,7 +1,7 @@
-"""The layout of Istio 1.0: what `tools/deb/istio-iptables.sh` of tag 1.0.5 meant to write.
+"""The layout of Istio 1.0: the rules that `tools/deb/istio-iptables.sh` of tag 1.0.5 was meant to write.
 
-Chains come in the order in which that script made them. Where it was wrong, the rule here is what it should have been, and
-the README's compatibility section says so.
+Chains are in the order in which that script creates them. Its bugs are not reproduced; the README's compatibility section
+lists the differences.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOT_TO_LOOPBACK = not_to(LOOPBACK_CIDR)
 
 
 def build(settings: Settings) -> Plan:
-    """Make the plan; pure, the same settings always give the same plan."""
+    """Build the plan. Pure: equal settings give equal plans."""
     tproxy = settings.mode is Mode.TPROXY and bool(settings.inbound_ports)
     return Plan(
         layout=settings.layout,
@@ -46,7 +46,7 @@ def build(settings: Settings) -> Plan:
             *(_closed_ipv6_chains() if settings.close_inbound_ipv6 else ()),
         ),
         routes=(TproxyRoute(settings.tproxy_mark, settings.tproxy_route_table),) if tproxy else (),
-        # The old script went on when ip6tables failed: many machines have none, and then nothing comes in that way.
+        # The old script ignored failures of ip6tables: many machines have none, and then no inbound IPv6 either.
         optional=frozenset({Family.IPV6}),
     )
 
@@ -106,8 +106,8 @@ def _capture(settings: Settings, condition: tuple[Match, ...], why: Reason) -> t
     matches = (TCP, *condition)
     if settings.mode is Mode.REDIRECT:
         return (Rule(matches, jump("ISTIO_IN_REDIRECT"), why),)
-    # The old script looked for a socket only. That also finds one in TIME_WAIT, so a client that used a port again within
-    # a minute reached the app around Envoy. Only a packet of an established connection can have its own socket.
+    # The old script only checked for a socket. That also matches one in TIME_WAIT, so a client that reused a port within a
+    # minute bypassed Envoy. Only packets of an established connection have a socket of their own.
     established = Match(MatchKind.CTSTATE, "ESTABLISHED")
     return (
         Rule((*matches, established, Match(MatchKind.SOCKET)), jump("ISTIO_DIVERT"), reasons.TPROXY_SOCKET),

@@ -1,7 +1,7 @@
-"""The layout of Istio 1.30, today's: what `pilot-agent istio-iptables` of master (August 2026) means to write.
+"""The layout of today's Istio, 1.30: the rules that `pilot-agent istio-iptables` of master (August 2026) is meant to write.
 
-Rules come in that tool's order. Where it was wrong, the rule here is what it should have been, and the README's
-compatibility section says so. IPv6 has the same rules as IPv4, when it is on.
+Rules are in that tool's order. Its bugs are not reproduced; the README's compatibility section lists the differences. If
+IPv6 is captured, it has the same rules as IPv4.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Reason
     from istio_init.rules.settings import Settings
 
-# A CIDR of these lies inside loopback as a whole: no shorter prefix than /8, and none but /128, begins so without host bits.
-# One that only contains it (0.0.0.0/0, ::/64, and so ::1/64) asks for more than loopback, and does not count.
+# Canonical CIDRs that start like this lie entirely within loopback: without host bits, the prefix is at least /8, or /128.
+# A CIDR that merely contains loopback (0.0.0.0/0, ::/64, and so ::1/64) asks for more, and does not count.
 LOOPBACK_NETWORKS = ("127.", "::1/")
-# What is said of an owner's calls to its own pod, and of all of its traffic.
+# The reasons for the rules on an owner's calls to its own pod, and on all of its traffic.
 OWNER_REASONS = {
     MatchKind.UID_OWNER: (reasons.PROXY_HAIRPIN_UID, reasons.PROXY_UID),
     MatchKind.GID_OWNER: (reasons.PROXY_HAIRPIN_GID, reasons.PROXY_GID),
@@ -65,7 +65,7 @@ class Net(NamedTuple):
 
     Attributes:
         loopback: the CIDR of localhost.
-        proxy_source: from where the proxy talks to its app.
+        proxy_source: the CIDR of the source address from which the proxy connects to its app.
     """
 
     family: Family
@@ -73,12 +73,12 @@ class Net(NamedTuple):
     proxy_source: str
 
     def of_family(self, cidrs: tuple[str, ...]) -> tuple[str, ...]:
-        """Pick the CIDRs, or addresses, of this family; `*` is of both."""
+        """Return the CIDRs or addresses of this family; `*` belongs to both."""
         return tuple(cidr for cidr in cidrs if cidr == ALL or (":" in cidr) == (self.family is Family.IPV6))
 
 
 def build(settings: Settings) -> Plan:
-    """Make the plan; pure, the same settings always give the same plan."""
+    """Build the plan. Pure: equal settings give equal plans."""
     nets = [Net(Family.IPV4, settings.loopback_cidr, PROXY_SOURCE)]
     if settings.ipv6:
         nets.append(Net(Family.IPV6, LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6))
@@ -170,8 +170,8 @@ def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
             yield _nat(chain, (protocol, to_port(port)), RETURN, reasons.OUTBOUND_PORT_EXCLUDED.of(port))
     yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, reasons.PROXY_SOURCE)
     if settings.mode is Mode.TPROXY:
-        # Today's tool has no such rule: there, a proxy of user 0 and group 1337 gets by with the rule for others' traffic,
-        # which hides those of the group.
+        # Today's tool has no such rule. There, a proxy with user 0 and group 1337 depends on the rule for other users'
+        # traffic, which shadows the group's rules.
         yield _nat(chain, (OUT_LO, TCP, _marked(settings.tproxy_mark)), RETURN, reasons.TPROXY_TO_APP)
     yield from _owners(settings, net)
     yield from _groups(settings)
@@ -186,10 +186,10 @@ def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
 
 
 def _owners(settings: Settings, net: Net) -> Iterator[Piece]:
-    """Let the proxy's own traffic pass, but what it sends to its own pod's services come in again.
+    """Let the proxy's own traffic pass, but capture its calls to its own pod's services as inbound.
 
-    The rule for the traffic of others within the pod names all owners at once and comes last: in today's tool that of the
-    first user hides the rules of all users and groups after it.
+    The rule for other users' traffic within the pod names all owners at once and comes last. In today's tool there is one
+    per owner, and that of the first user shadows the rules of all users and groups after it.
     """
     owners = owner_matches(settings)
     for owner in owners:
@@ -230,7 +230,7 @@ def _captured_destinations(settings: Settings, net: Net) -> Iterator[Piece]:
 
 
 def _marks(settings: Settings, net: Net) -> Iterator[Piece]:
-    """Keep marks with connections, so that an app that sees its client's address answers through the proxy."""
+    """Save marks in connections, so that an app that sees its client's address replies through the proxy."""
     ours = _marked(settings.tproxy_mark)
     yield _mangle("PREROUTING", (TCP, ours), Target(TargetKind.SAVE_MARK), reasons.MARK_SAVED)
     yield _mangle("OUTPUT", (OUT_LO, TCP, ours), RETURN, reasons.MARK_PRESENT)

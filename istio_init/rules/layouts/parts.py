@@ -1,4 +1,4 @@
-"""What layouts are put together from: conditions and targets under short names, and chains gathered from single rules."""
+"""Building blocks of layouts: short names for matches and targets, and chains assembled from single rules."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ RETURN = Target(TargetKind.RETURN)
 
 
 class Piece(NamedTuple):
-    """One rule and where it stands.
+    """One rule and its position.
 
     Attributes:
-        at_head: whether it is put at the head of its chain, before the pieces that were put there earlier.
+        at_head: whether it is inserted at the head of its chain, before earlier pieces at the head.
     """
 
     table: Table
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 def gather(family: Family, pieces: Iterable[Piece]) -> tuple[Chain, ...]:
-    """Make chains of pieces, in the order in which the pieces first name them."""
+    """Assemble pieces into chains, in the order in which the pieces first name them."""
     appended: dict[tuple[Table, str], list[Rule]] = {}
     inserted: dict[tuple[Table, str], list[Rule]] = {}  # the last one stands first
     for piece in pieces:
@@ -59,19 +59,19 @@ def gather(family: Family, pieces: Iterable[Piece]) -> tuple[Chain, ...]:
 
 
 def _signed(piece: Piece) -> Rule:
-    """Sign a rule in a chain that is not ours, unless its jump to a chain of ours says whose it is."""
+    """Add our comment to a rule in a built-in chain, unless its jump to a chain of ours identifies it."""
     if piece.chain not in BUILTIN_CHAINS or piece.rule.target.kind is TargetKind.JUMP:
         return piece.rule
     return piece.rule._replace(matches=(*piece.rule.matches, OURS))
 
 
 def jump(chain: str) -> Target:
-    """Go on in a chain of ours."""
+    """Continue in a chain of ours."""
     return Target(TargetKind.JUMP, chain=chain)
 
 
 def redirect(port: int) -> Target:
-    """Hand a connection to a port of this host."""
+    """Redirect a connection to a local port."""
     return Target(TargetKind.REDIRECT, port=port)
 
 
@@ -81,12 +81,12 @@ def to_port(port: str) -> Match:
 
 
 def to_cidr(cidr: str) -> tuple[Match, ...]:
-    """Match a destination; the whole address space needs no match, and the kernel would not show one."""
+    """Match a destination; () for the whole address space, for which the kernel would not list a match."""
     return () if cidr in (ANY_IPV4, ANY_IPV6) else (Match(MatchKind.DESTINATION, cidr),)
 
 
 def from_cidr(cidr: str) -> Match:
-    """Match a sender."""
+    """Match a source."""
     return Match(MatchKind.SOURCE, cidr)
 
 
@@ -96,7 +96,7 @@ def not_to(cidr: str) -> Match:
 
 
 def owner_matches(settings: Settings) -> tuple[Match, ...]:
-    """Match what the proxy sends: a condition for each of its users, then for each of its groups."""
+    """Match the proxy's packets: one match for each of its users, then one for each of its groups."""
     return (
         *(Match(MatchKind.UID_OWNER, uid) for uid in settings.proxy_uids),
         *(Match(MatchKind.GID_OWNER, gid) for gid in settings.proxy_gids),

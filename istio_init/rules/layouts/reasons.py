@@ -1,15 +1,15 @@
-"""Why rules are there: the reasons of all layouts, in one table. Wording may change at any time; ids may not."""
+"""Why rules exist: the reasons of all layouts, in one table. Wording may change at any time; ids may not."""
 
 from istio_init.rules.model import Reason
 
 # Both layouts.
 TO_OUTBOUND_PORT = Reason("outbound-redirected", "outbound connections go to Envoy's outbound port")
 TO_INBOUND_PORT = Reason("inbound-redirected", "inbound connections go to Envoy's inbound port")
-INBOUND = Reason("inbound", "connections from outside the pod are looked at")
+INBOUND = Reason("inbound", "connections from outside the pod go through the inbound rules")
 INBOUND_PORT_CAPTURED = Reason("inbound-port-captured", "port {value} is captured (-b)", plural="{ports} are captured (-b)")
 INBOUND_PORT_EXCLUDED = Reason("inbound-port-excluded", "port {value} is excluded (-d)", plural="{ports} are excluded (-d)")
 INBOUND_ALL_CAPTURED = Reason("inbound-all-captured", "every other port is captured (-b '*')")
-OUTBOUND = Reason("outbound", "connections that this pod opens are looked at")
+OUTBOUND = Reason("outbound", "connections that this pod opens go through the outbound rules")
 PROXY_UID = Reason(
     "proxy-uid",
     "the proxy's own traffic (uid {value}) must not loop",
@@ -30,24 +30,24 @@ OUTBOUND_CIDR_CAPTURED = Reason(
 OUTBOUND_ALL_CAPTURED = Reason("outbound-all-captured", "every other destination is captured (-i '*')")
 # Both layouts, TPROXY.
 TPROXY_MARKED = Reason("tproxy-marked", "marked packets are routed to this host, where Envoy listens")
-TPROXY_ACCEPTED = Reason("tproxy-accepted", "no other rule of this table has to see them")
+TPROXY_ACCEPTED = Reason("tproxy-accepted", "no further rule in this table applies to them")
 TPROXY_NEW = Reason("tproxy-new", "a new connection is handed to Envoy's inbound port with its addresses unchanged")
 
 # Layout istio-1.0.
 SSH = Reason("ssh", "SSH is never captured, so that operators can log in")
 TPROXY_SOCKET = Reason("tproxy-socket", "packets of an established connection go straight to its socket")
-HAIRPIN = Reason("hairpin", "hairpin traffic (a pod calls its own or its service's address) goes through Envoy")
+HAIRPIN = Reason("hairpin", "hairpin traffic (a pod calling its own or its service's address) goes through Envoy")
 OUTBOUND_OTHERS = Reason("outbound-others", "no other destination is captured")
-IPV6_INBOUND = Reason("ipv6-inbound", "inbound IPv6 is looked at: no rule here captures it")
-IPV6_REPLIES = Reason("ipv6-replies", "replies on connections that this pod opened are let in")
-IPV6_REJECTED = Reason("ipv6-rejected", "other IPv6 would bypass Envoy (allow it: ENABLE_INBOUND_IPV6=1)")
+IPV6_INBOUND = Reason("ipv6-inbound", "inbound IPv6 is filtered, because no rule here captures it")
+IPV6_REPLIES = Reason("ipv6-replies", "replies to connections that this pod opened are accepted")
+IPV6_REJECTED = Reason("ipv6-rejected", "other IPv6 would bypass Envoy (ENABLE_INBOUND_IPV6=1 allows it)")
 
 # Layout current.
-TUNNEL = Reason("tunnel", "HBONE tunnels end in the proxy itself")
+TUNNEL = Reason("tunnel", "HBONE tunnels terminate at the proxy itself")
 INTERFACE_EXCLUDED = Reason("interface-excluded", "interface {value} is excluded (-c)")
 VIRTUAL_NOT_INBOUND = Reason("virtual-not-inbound", "traffic of a virtual machine on {value} (-k) is not inbound")
 VIRTUAL_CAPTURED = Reason("virtual-captured", "traffic of a virtual machine on {value} (-k) is captured as outbound (-i)")
-INVALID_DROPPED = Reason("invalid-dropped", "packets outside of any connection would be answered with a reset")
+INVALID_DROPPED = Reason("invalid-dropped", "packets that belong to no connection would be answered with a reset")
 OUTBOUND_PORT_CAPTURED = Reason(
     "outbound-port-captured",
     "destination port {value} is captured (-q)",
@@ -58,18 +58,18 @@ OUTBOUND_PORT_EXCLUDED = Reason(
     "destination port {value} is excluded (-o)",
     plural="{destination ports} are excluded (-o)",
 )
-PROXY_SOURCE = Reason("proxy-source", "the proxy talks to its app from this address")
+PROXY_SOURCE = Reason("proxy-source", "the proxy connects to its app from this address")
 PROXY_HAIRPIN_UID = Reason(
     "proxy-hairpin-uid",
-    "hairpin: the proxy (uid {value}) calls a service of this very pod, which is inbound",
-    plural="hairpin: the proxy ({uids}) calls a service of this very pod, which is inbound",
+    "hairpin: the proxy (uid {value}) calls a service of its own pod, which is inbound traffic",
+    plural="hairpin: the proxy ({uids}) calls a service of its own pod, which is inbound traffic",
 )
 PROXY_HAIRPIN_GID = Reason(
     "proxy-hairpin-gid",
-    "hairpin: the proxy (gid {value}) calls a service of this very pod, which is inbound",
-    plural="hairpin: the proxy ({gids}) calls a service of this very pod, which is inbound",
+    "hairpin: the proxy (gid {value}) calls a service of its own pod, which is inbound traffic",
+    plural="hairpin: the proxy ({gids}) calls a service of its own pod, which is inbound traffic",
 )
-APP_HAIRPIN = Reason("app-hairpin", "hairpin: an app that calls its own pod's address does so directly")
+APP_HAIRPIN = Reason("app-hairpin", "hairpin: an app's calls to its own pod's address are not captured")
 GROUPS_ONLY = Reason("groups-only", "only groups {value} are captured (ISTIO_OUTBOUND_OWNER_GROUPS)")
 GROUP_EXCLUDED = Reason(
     "group-excluded",
@@ -77,28 +77,26 @@ GROUP_EXCLUDED = Reason(
     plural="{groups} are excluded (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)",
 )
 # Layout current, TPROXY.
-TPROXY_KNOWN = Reason("tproxy-known", "packets of a known connection stay with its socket")
-TPROXY_OWN_MARK = Reason("tproxy-own-mark", "traffic of the proxy to its app has this mark")
-TPROXY_OWN_SOURCE = Reason("tproxy-own-source", "traffic of the proxy to its app comes from {value}")
-TPROXY_LOOPBACK = Reason("tproxy-loopback", "traffic of the app to itself is not captured")
-TPROXY_TO_APP = Reason("tproxy-to-app", "the proxy, with its client's address, talks to its app with this mark")
-MARK_SAVED = Reason("mark-saved", "the mark of the proxy's packets to its app is kept with the connection")
-MARK_PRESENT = Reason("mark-present", "the proxy's packets to its app already have their mark")
-MARK_HAIRPIN = Reason("mark-hairpin", "hairpin: what the proxy sends to a service of this very pod is captured inbound")
-MARK_RESTORED = Reason(
-    "mark-restored", "the app's replies on such a connection get the mark, which routes them to the proxy"
-)
+TPROXY_KNOWN = Reason("tproxy-known", "packets of a tracked connection go to its socket")
+TPROXY_OWN_MARK = Reason("tproxy-own-mark", "the proxy's traffic to its app carries this mark")
+TPROXY_OWN_SOURCE = Reason("tproxy-own-source", "the proxy's traffic to its app comes from {value}")
+TPROXY_LOOPBACK = Reason("tproxy-loopback", "the app's traffic to itself is not captured")
+TPROXY_TO_APP = Reason("tproxy-to-app", "the proxy connects to its app from the client's address, with this mark")
+MARK_SAVED = Reason("mark-saved", "the mark of the proxy's packets to its app is saved in the connection")
+MARK_PRESENT = Reason("mark-present", "the proxy's packets to its app already carry their mark")
+MARK_HAIRPIN = Reason("mark-hairpin", "hairpin: the proxy's packets to a service of its own pod are captured inbound")
+MARK_RESTORED = Reason("mark-restored", "the app's replies get the connection's mark, which routes them to the proxy")
 # Layout current, DNS.
-DNS = Reason("dns", "DNS requests are looked at")
-DNS_RAW = Reason("dns-raw", "DNS packets are told apart before conntrack sees them")
+DNS = Reason("dns", "DNS requests go through the DNS rules")
+DNS_RAW = Reason("dns-raw", "DNS packets are assigned to zones before conntrack sees them")
 DNS_ANY_SERVER = Reason("dns-any-server", "DNS requests to any server go to the proxy's resolver")
 DNS_SERVER = Reason(
     "dns-server",
     "DNS requests to server {value} go to the proxy's resolver",
     plural="DNS requests to {servers} go to the proxy's resolver",
 )
-DNS_ZONE_PROXY = Reason("dns-zone-proxy", "the proxy's requests to a server are one conntrack zone")
-DNS_ZONE_REPLY = Reason("dns-zone-reply", "the proxy's replies to the app are the other zone")
-DNS_ZONE_APP = Reason("dns-zone-app", "the app's requests are in the zone of the proxy's replies")
-DNS_RAW_INBOUND = Reason("dns-raw-inbound", "replies from servers are looked at")
-DNS_ZONE_SERVER = Reason("dns-zone-server", "a server's replies belong to the proxy's requests")
+DNS_ZONE_PROXY = Reason("dns-zone-proxy", "the proxy's requests to a server are in the proxy's conntrack zone")
+DNS_ZONE_REPLY = Reason("dns-zone-reply", "the proxy's replies to the app are in the app's conntrack zone")
+DNS_ZONE_APP = Reason("dns-zone-app", "the app's requests are in the app's conntrack zone")
+DNS_RAW_INBOUND = Reason("dns-raw-inbound", "replies from servers are assigned to zones before conntrack sees them")
+DNS_ZONE_SERVER = Reason("dns-zone-server", "a server's replies are in the proxy's conntrack zone, as its requests are")

@@ -1,7 +1,7 @@
-"""What is known of each kind of match and of target, in one place each: text, nft, its listing, walk, kernel module. Pure.
+"""All knowledge of a kind of match or target in one place: text, nft, its listing, walk, kernel module. Pure.
 
-A new one is a member of `MatchKind` or `TargetKind`, a subclass of `MatchType` or `TargetType` in a module of this package,
-and an example in `tests/unit/test_matches.py`. A new module is named here.
+A new kind is a member of `MatchKind` or `TargetKind`, a subclass of `MatchType` or `TargetType` in a module of this package,
+and an example in `tests/unit/test_matches.py`. A new module is registered here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TARGETS: dict[TargetKind, TargetType] = {one.kind: one for module in TARGET_MODU
 
 
 def xtables_modules() -> dict[str, str]:
-    """Return the kernel modules of extensions that are not called `xt_NAME`, by the extensions' names."""
+    """Return extension → kernel module, for extensions whose module is not `xt_NAME`."""
     pairs = (*(one.modules for one in MATCHES.values()), *(one.modules for one in TARGETS.values()))
     return dict(pair for several in pairs for pair in several)
 
 
 def nft_modules() -> dict[str, str]:
-    """Return the kernel modules that statements of nft need besides nf_tables, by their words."""
+    """Return nft keyword → kernel module, for statements that need a module besides nf_tables."""
     pairs = (*(one.nft_modules for one in TARGETS.values()), *(one.nft_modules for one in MATCHES.values()))
     return dict(pair for several in pairs for pair in several)

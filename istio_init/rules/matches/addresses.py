@@ -1,4 +1,4 @@
-"""Where packets come from and go to: addresses and interfaces."""
+"""Matches on addresses and interfaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from istio_init.rules.packet import Packet
 
 ADDRESS = frozenset("0123456789abcdef.:")
-SPECIAL = frozenset('"*\\')  # between the quotes of nft
+SPECIAL = frozenset('"*\\')  # in a quoted string of nft
 
 
 class _Address(MatchType):
@@ -27,7 +27,7 @@ class _Address(MatchType):
         return text
 
     def native_text(self, text: str) -> str:
-        """Turn `10.0.0.0/255.0.0.0` into `10.0.0.0/8`."""
+        """Convert `10.0.0.0/255.0.0.0` to `10.0.0.0/8`."""
         from ipaddress import ip_interface
 
         return str(ip_interface(text))
@@ -80,12 +80,12 @@ class _Destination(_Address):
 
 
 class _Interface(MatchType):
-    """A trailing + stands for anything (iptables(8)); nft(8) writes a *."""
+    """An interface name; a trailing wildcard is `+` in iptables(8) and `*` in nft(8)."""
 
     def nft_value(self, value: Value) -> str:
         name = str(value)
         if SPECIAL.intersection(name):
-            raise Unsupported(f"nft cannot express an interface of the name {name!r}")
+            raise Unsupported(f"nft cannot express an interface named {name!r}")
         return f'"{name[:-1]}*"' if name.endswith("+") else f'"{name}"'
 
     def read_element(self, element: Any) -> Iterator[Value]:
@@ -103,7 +103,7 @@ class _InInterface(_Interface):
     kind = MatchKind.IN_INTERFACE
     option = "-i"
     attribute = "in_interface"
-    # python-iptables 1.2 compares one bit of each character of an interface's name in IPv6, so `net+` would match `lo`, too.
+    # For IPv6, python-iptables 1.2 sets one bit of the mask per character of the name, so `net+` would also match `lo`.
     ipv6_mask = "iniface_mask"
     nft = "iifname"
     keys = (("meta", "iifname"),)

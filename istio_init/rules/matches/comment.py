@@ -1,4 +1,4 @@
-"""A comment: a match that always holds, and says whose a rule is."""
+"""A comment: a match that always holds, and identifies our rules in built-in chains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Comment(MatchType):
-    """nft has none: all of its table is ours."""
+    """Omitted in nft, where the whole table is ours."""
 
     kind = MatchKind.COMMENT
     option = "--comment"

@@ -1,4 +1,4 @@
-"""Connections and marks: the state and zone of a connection, its mark, that of a packet, and what sets them."""
+"""Connections and marks: matches on conntrack state and marks, and targets that set marks and zones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _State(MatchType):
 
 
 class _Mark(MatchType):
-    """A mark in all its bits."""
+    """A packet mark, compared in all 32 bits."""
 
     kind = MatchKind.MARK
     option = "--mark"
@@ -90,7 +90,7 @@ class _ConnMark(_Mark):
 
 
 def set_mark(statement: Json) -> int | None:
-    """Read a statement of `nft -j` that sets the mark of a packet; None if it is another one."""
+    """Return the packet mark that a statement of `nft -j` sets; None if it is another statement."""
     match statement:
         case {"mangle": {"key": key, "value": int(mark)}} if key == MARK:
             return mark
@@ -100,7 +100,7 @@ def set_mark(statement: Json) -> int | None:
 class _SetMark(TargetType):
     kind = TargetKind.MARK
     name = "MARK"
-    effect = "goes on"
+    effect = "continues"
 
     def text(self, target: Target) -> str:
         return f"MARK --set-xmark {target.mark:#x}{ALL_BITS}"
@@ -124,10 +124,10 @@ class _SetMark(TargetType):
 
 
 class _CopyMark(TargetType):
-    """Copies all bits of a mark between a packet and its connection."""
+    """Copies the whole mark between a packet and its connection."""
 
     name = "CONNMARK"
-    effect = "goes on"
+    effect = "continues"
     nft_modules = CT_MODULES
     verb: str
     nft: str
@@ -168,7 +168,7 @@ class _RestoreMark(_CopyMark):
 class _Zone(TargetType):
     kind = TargetKind.ZONE
     name = "CT"
-    effect = "goes on"
+    effect = "continues"
     nft_modules = CT_MODULES
 
     def text(self, target: Target) -> str:

@@ -1,7 +1,6 @@
-"""What is to be known of a kind of match or of target: the forms that the other modules of this package fill in.
+"""The base classes for kinds of matches and targets, which the other modules of this package implement.
 
-Each pod start imports this package to write and read rules of iptables. So `re`, `ipaddress` and the like are imported by
-the functions that need them.
+Every pod start imports this package, so `re`, `ipaddress` and the like are imported only by the functions that need them.
 """
 
 from __future__ import annotations
@@ -20,34 +19,35 @@ Value = int | str
 Pairs = tuple[tuple[str, str], ...]
 Json = dict[str, Any]
 
-OF_PROTOCOL = "PROTOCOL"  # the extension that is named like the protocol of the rule
-PROTOCOLS = ("tcp", "udp")  # those with such an extension
+OF_PROTOCOL = "PROTOCOL"  # stands for the extension named after the rule's protocol
+PROTOCOLS = ("tcp", "udp")  # protocols with such an extension
 ALL_BITS = "/0xffffffff"
 HEX = frozenset("0123456789abcdef")
 
 
 class Unknown(Exception):
-    """The model cannot express a part of a listed rule."""
+    """A listed rule has a part that the model cannot express."""
 
 
 class MatchType:
-    """What is known of one kind of match.
+    """How one kind of match is written, read and evaluated.
 
     Attributes:
-        kind: which one.
-        option: its option in iptables(8); an extension without one says all by its name.
+        kind: the kind.
+        option: its option in iptables(8); "" for an extension that has no option.
         extension: the extension of iptables-extensions(8) that has the option, `OF_PROTOCOL` for that of the rule's
-            protocol; empty where the option is iptables' own.
-        attribute: the attribute of python-iptables' `Rule`, where the option is iptables' own.
-        ipv6_mask: the attribute of its `entry.ipv6` that has to be set, too.
-        modules: kernel modules of extensions by their names, where one is not called `xt_NAME`.
-        nft: the expression of nft(8); `{family}` is ip or ip6, `{protocol}` that of the rule. A match without one is left
-            out, or has a guard.
-        nft_modules: kernel modules by the words of nft that need them.
-        keys: what `nft -j` lists as the left side of a condition: a protocol and its field, or `meta` or `ct` and its key.
-        joins: whether rules that differ in this match only can be one rule with a set. `tidy` is needed then.
-        guard_condition: what the last rule of a guard asks for (see `istio_init.rules.render.nft`).
-        guard_listed: how `nft -j` lists that.
+            protocol; "" if the option belongs to iptables itself.
+        attribute: the attribute of python-iptables' `Rule`, if the option belongs to iptables itself.
+        ipv6_mask: the attribute of its `entry.ipv6` that must be set as well.
+        modules: `(extension, kernel module)` for extensions whose module is not `xt_NAME`.
+        nft: the expression of nft(8), with `{family}` for ip or ip6 and `{protocol}` for the rule's protocol. A match
+            without one is omitted, or has a guard.
+        nft_modules: `(nft keyword, kernel module)` for keywords that need a module.
+        keys: the possible left sides of a condition as `nft -j` lists it: a protocol and its field, or `meta` or `ct` and
+            its key.
+        joins: whether rules that differ only in this match can be merged into one rule with a set; requires `tidy`.
+        guard_condition: the condition of the last rule of a guard (see `istio_init.rules.render.nft`).
+        guard_listed: that condition as `nft -j` lists it.
     """
 
     kind: MatchKind
@@ -64,31 +64,31 @@ class MatchType:
     guard_listed: Json | None = None
 
     def holds(self, packet: Packet, value: Value) -> bool:
-        """Return whether the condition holds for a packet, its negation aside."""
+        """Return whether the match holds for a packet, ignoring negation."""
         raise NotImplementedError
 
     # iptables
 
     def text(self, value: Value) -> str:
-        """Write a value as iptables-save prints it."""
+        """Return a value as iptables-save prints it."""
         return str(value)
 
     def parse(self, text: str) -> Value | None:
-        """Read a value as iptables-save prints it; None for one that the model cannot express."""
+        """Parse a value as iptables-save prints it; return None if the model cannot express it."""
         return text
 
     def native_text(self, text: str) -> str:
-        """Write what `attribute` has as iptables-save prints it."""
+        """Convert a value of `attribute` to the form of iptables-save."""
         return text
 
     # nft
 
     def nft_values(self, value: Value) -> tuple[Value, ...]:
-        """Split a value into those of a set."""
+        """Split a value into the elements of a set."""
         return (value,)
 
     def nft_value(self, value: Value) -> str:
-        """Write one value.
+        """Return one value in nft syntax.
 
         Raises:
             Unsupported: nft cannot express it.
@@ -96,15 +96,15 @@ class MatchType:
         return str(value).lower()
 
     def tidy(self, values: Iterable[Value]) -> tuple[Value, ...]:
-        """Bring values of several rules into order, with the fewest items."""
+        """Return the values of several rules in order, with the fewest items."""
         return tuple(values)
 
     def canonical(self, value: Value) -> Value:
-        """Return a value as a listing is read."""
+        """Return a value in the form in which it is read from a listing."""
         return value
 
     def is_guarded(self, match: Match) -> bool:
-        """Return whether it takes a guard to look for this.
+        """Return whether this match needs a guard in nft.
 
         Raises:
             Unsupported: nft cannot express it.
@@ -113,17 +113,20 @@ class MatchType:
         return False
 
     def guard(self, values: Sequence[Value]) -> tuple[str, str]:
-        """Return the condition on which a guard returns, and why it does."""
+        """Return the condition on which a guard returns, and the reason, for a comment."""
         raise NotImplementedError
 
     # The listing of nft -j
 
     def read(self, condition: Json, source: str) -> Iterator[list[Match]]:
-        """Read a condition: for each thing that it looks at, the matches of which one has to hold.
+        """Read a listed condition.
 
         Args:
-            condition: with `left`, `op` and `right`.
-            source: the first part of the one of `keys` that it has.
+            condition: a `match` of `nft -j`, with `left`, `op` and `right`.
+            source: the first part of its key in `keys`.
+
+        Yields:
+            a list of alternatives, one of which must hold, for each property that the condition examines.
 
         Raises:
             Unknown: the model cannot express it.
@@ -132,7 +135,11 @@ class MatchType:
         yield self.alternatives(condition)
 
     def alternatives(self, condition: Json) -> list[Match]:
-        """Read the values of a condition, one match for each; of a set that must *not* have it, one for all."""
+        """Return one match for each value of a condition; for a negated set, one for the whole set.
+
+        Raises:
+            Unknown: the model cannot express it.
+        """
         right, negated = condition["right"], condition["op"] == "!="
         if condition["op"] not in ("==", "!="):
             raise Unknown
@@ -148,58 +155,61 @@ class MatchType:
         return [Match(self.kind, value, negated) for value in values]
 
     def none_of(self, values: Sequence[Value]) -> list[Match]:
-        """Read a set that must not have it."""
+        """Return the matches for a negated set.
+
+        Raises:
+            Unknown: the model cannot express it.
+        """
         if len(values) > 1:
             raise Unknown
         return [Match(self.kind, value, negated=True) for value in values]
 
     def read_element(self, element: Any) -> Iterator[Value]:
-        """Read one element of a set, or the only one.
+        """Yield the values of one element of a set, or of a single value.
 
         Raises:
-            Unknown: it is something else, such as @NAME, a set that is not ours.
+            Unknown: the model cannot express it, such as @NAME, a named set.
         """
         del element
         raise Unknown
 
     def read_guard(self, condition: Json) -> list[Match]:
-        """Read the condition on which a guard returns as what the guard stands for; nothing if it is another kind's."""
+        """Return the matches that a guard's return condition stands for; empty if the condition is of another kind."""
         del condition
         return []
 
 
 class TargetType:
-    """What is known of one kind of target.
+    """How one kind of target is written and read, and its effect.
 
     Attributes:
-        kind: which one.
-        name: what follows `-j`; `JUMP` has none of its own.
-        effect: how a packet's way goes on.
-        modules: kernel modules by the target's name, where it is not called `xt_NAME`: empty where there is none, `{ip}`
-            stands for ip or ip6.
-        nft_modules: kernel modules by the words of nft that need them.
-        nft_drops: why nft needs a second rule, which drops what passes this one; empty if it does not.
+        kind: the kind.
+        name: the name after `-j`; "" for `JUMP`, where the chain's name stands.
+        effect: what it does to a packet's traversal of the rules.
+        modules: `(name, kernel module)` if the module is not `xt_NAME`; "" if it needs none, `{ip}` stands for ip or ip6.
+        nft_modules: `(nft keyword, kernel module)` for keywords that need a module.
+        nft_drops: why nft needs a second rule that drops what passes this one; "" if it does not.
     """
 
     kind: TargetKind
     name = ""
-    effect: Literal["jumps", "returns", "goes on", "ends", "diverts"] = "ends"
+    effect: Literal["jumps", "returns", "continues", "ends", "diverts"] = "ends"
     modules: Pairs = ()
     nft_modules: Pairs = ()
     nft_drops = ""
 
     def text(self, target: Target) -> str:
-        """Write what follows `-j`, as iptables-save prints it."""
+        """Return what follows `-j`, as iptables-save prints it."""
         del target
         return self.name
 
     def parse(self, name: str, words: list[str]) -> Target | None:
-        """Read a name and the words after it; None for what the model cannot express."""
+        """Parse a target's name and the arguments after it; return None if the model cannot express it."""
         del name
         return None if words else Target(self.kind)
 
     def nft_text(self, target: Target, table: Table) -> str:
-        """Write a statement of nft.
+        """Return the target as an nft statement.
 
         Raises:
             Unsupported: nft cannot express it.
@@ -207,22 +217,22 @@ class TargetType:
         raise Unsupported(f"nft cannot express {target.kind} in table {table}")
 
     def read(self, statements: list[Json], table: Table) -> Target | None:
-        """Read the statements that `nft -j` lists; None if they are something else."""
+        """Parse statements as `nft -j` lists them; return None if they are not of this kind."""
         raise NotImplementedError
 
 
 def parse_mark(text: str) -> int | None:
-    """Read a mark that counts in all its bits, as ours do (without a mask it does); None for another one."""
+    """Parse a hexadecimal mark; return None if a mask excludes bits. Our marks always use all 32 bits."""
     digits = text.removesuffix(ALL_BITS)
     is_hexadecimal = digits.startswith("0x") and 0 < len(digits) - 2 <= len("ffffffff") and HEX.issuperset(digits[2:])
     return int(digits, 16) if is_hexadecimal else None
 
 
 def read_number(element: Any) -> int:
-    """Read a number from a listing of nft.
+    """Return a number of an nft listing.
 
     Raises:
-        Unknown: it is something else.
+        Unknown: `element` is not a number.
     """
     if not isinstance(element, int):
         raise Unknown

@@ -1,10 +1,10 @@
-"""Whose packet it is: the user and group that send it, and a socket here that has its connection.
+"""Matches on the user and group that send a packet, and on the local socket of its connection.
 
-nft cannot say either in one rule:
+nft cannot express some of them in one rule:
 
-- `-m owner` with `!` holds for a packet that no process sent, such as one of a file system in the kernel. `meta skuid !=`
-  does not: nothing about an owner does.
-- `-m socket` holds for a connection in TIME_WAIT. `socket wildcard` does not; only `socket transparent` knows such sockets.
+- `-m owner` with `!` holds for a packet without a sending process, such as one from a file system in the kernel. `meta skuid
+  !=` does not hold, nor does any other condition on the owner.
+- `-m socket` holds for a connection in TIME_WAIT. `socket wildcard` does not; only `socket transparent` finds such sockets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Owner(MatchType):
 
     def guard(self, values: Sequence[Value]) -> tuple[str, str]:
         ids = ", ".join(str(value) for value in sorted(values, key=int))
-        return f"{self.nft} {ids if len(values) == 1 else f'{{ {ids} }}'}", "it is one of these owners"
+        return f"{self.nft} {ids if len(values) == 1 else f'{{ {ids} }}'}", "sent by one of these owners"
 
     def read_element(self, element: Any) -> Iterator[Value]:
         yield read_number(element)
@@ -88,7 +88,7 @@ class _Socket(MatchType):
 
     def guard(self, values: Sequence[Value]) -> tuple[str, str]:
         del values
-        return "socket wildcard 1", "it listens, so it is not of this connection"
+        return "socket wildcard 1", "a listening socket is not the connection's own"
 
     def read_guard(self, condition: Json) -> list[Match]:
         return [Match(self.kind)] if condition == LISTENS else []

@@ -1,4 +1,4 @@
-"""The transport protocol, and its ports."""
+"""Matches on the transport protocol and its ports."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class _Protocol(MatchType):
 
 
 class _Ports(MatchType):
-    """Ports and ranges, which are written first:last by iptables and first-last by nft."""
+    """Ports and ranges: `first:last` in iptables, `first-last` in nft."""
 
-    # One module of the kernel has the extensions of both protocols.
+    # One kernel module contains the extensions of both protocols.
     modules = tuple((protocol, "xt_tcpudp") for protocol in PROTOCOLS)
 
     def nft_value(self, value: Value) -> str:

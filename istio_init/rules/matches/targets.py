@@ -1,4 +1,4 @@
-"""Where packets go: verdicts, jumps, and what hands connections to a proxy or refuses them."""
+"""Targets: verdicts, jumps, and those that divert connections to a proxy or reject them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from istio_init.rules.matches.conntrack import set_mark
 from istio_init.rules.matches.kinds import ALL_BITS, Json, TargetType, parse_mark
 from istio_init.rules.model import OWN_CHAINS, Table, Target, TargetKind
 
-# What iptables-extensions(8) calls an answer, and its type and name in nft(8).
+# ICMP message in iptables-extensions(8) → its type and name in nft(8).
 REJECTIONS = {
     "icmp-port-unreachable": ("icmp", "port-unreachable"),
     "icmp6-port-unreachable": ("icmpv6", "port-unreachable"),
 }
-# What iptables-save adds to TPROXY although nobody asked for it: "the address of the incoming interface".
+# iptables-save always prints the default of TPROXY, "the address of the incoming interface".
 DEFAULT_ADDRESSES = (["--on-ip", "0.0.0.0"], ["--on-ip", "::"])  # noqa: S104 - no address to listen on
 
 
 class _Jump(TargetType):
-    """To a chain of ours; where other chains' rules go is not looked into."""
+    """A jump to a chain of ours; jumps to third-party chains stay opaque."""
 
     kind = TargetKind.JUMP
     effect = "jumps"
@@ -33,13 +33,13 @@ class _Jump(TargetType):
 
     def read(self, statements: list[Json], table: Table) -> Target | None:
         match statements:
-            case [{"jump": {"target": str(goal)}}] if goal.startswith(f"{table}_"):
-                return Target(self.kind, chain=goal.removeprefix(f"{table}_"))
+            case [{"jump": {"target": str(chain)}}] if chain.startswith(f"{table}_"):
+                return Target(self.kind, chain=chain.removeprefix(f"{table}_"))
         return None
 
 
 class _Verdict(TargetType):
-    """A target without options, which is a verdict of the kernel itself."""
+    """A target without options that is a verdict of the kernel itself."""
 
     def nft_text(self, target: Target, table: Table) -> str:
         del target, table
@@ -131,13 +131,13 @@ class _Redirect(TargetType):
 
 
 class _Tproxy(TargetType):
-    """TPROXY drops what no proxy listens for; `tproxy` of nft(8) goes on with the next rule, so that one drops."""
+    """TPROXY drops packets if no proxy listens; nft's `tproxy` continues with the next rule, so that one must drop."""
 
     kind = TargetKind.TPROXY
     name = "TPROXY"
     effect = "diverts"
     nft_modules = (("tproxy", "nft_tproxy"),)
-    nft_drops = "no proxy listens there: nobody else gets it"
+    nft_drops = "no proxy listens there, and no other socket may get it"
 
     def text(self, target: Target) -> str:
         return f"TPROXY --on-port {target.port} --tproxy-mark {target.mark:#x}{ALL_BITS}"

@@ -17,14 +17,14 @@ def render(
     families: tuple[Family, ...] = tuple(Family),
     variant: Variant = Variant.PLAIN,
 ) -> str:
-    """Write a plan as text that ends with a newline.
+    """Return a plan as text that ends with a newline.
 
     Args:
-        plan: what to write.
+        plan: the plan.
         output_format: `restore` (for `iptables-restore --noflush`, and for IPv6 `ip6tables-restore --noflush`),
             `commands` (for a shell), `nft` (for `nft -f`), `json` or `table`.
-        families: which families to write.
-        variant: whose binaries `commands` names.
+        families: the families to include.
+        variant: the iptables variant whose binaries `commands` calls.
 
     Raises:
         InvalidInput: there is no such format.

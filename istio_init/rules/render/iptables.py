@@ -1,6 +1,6 @@
-"""Rules in the language of iptables(8), both ways: restore scripts, single commands, and back from iptables-save.
+"""Rules in iptables(8) syntax, both ways: writes restore scripts and commands, parses the output of iptables-save.
 
-A rule is written as iptables-save (1.8) prints it, so what is in a kernel and what was planned can be laid side by side.
+Rules are written as iptables-save (1.8) prints them, so that a kernel's rules can be compared with a plan's.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from istio_init.rules.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Targets of iptables-extensions(8) that no rule of the same chain comes after, those that no plan has included.
+# Targets of iptables-extensions(8) after which a packet leaves the chain, including those that no plan uses.
 ENDING_TARGETS = frozenset(
-    ("DNAT", "NETMAP", "QUEUE", "NFQUEUE", *(one.name for one in TARGETS.values() if one.effect not in ("jumps", "goes on")))
+    ("DNAT", "NETMAP", "QUEUE", "NFQUEUE", *(t.name for t in TARGETS.values() if t.effect not in ("jumps", "continues")))
 )
 OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
-# iptables' programs take 255 words a rule (MAX_ARGC of xshared.h), `-A CHAIN` included. Conditions, of which a rule can have
-# many, are written in three words instead of five where there would be more.
-MOST_WORDS = 240
+# The iptables programs accept 255 arguments per rule (MAX_ARGC in xshared.h), including `-A CHAIN`. A rule that would have
+# more writes its matches, of which there can be many, with three arguments instead of five.
+MAX_ARGUMENTS = 240
 TABLES = {table.value: table for table in Table}
-# What reads a rule word by word: extensions that have no option, the options of each extension, and those of iptables.
+# For parsing: extensions without an option, the options of each extension, and those of iptables itself.
 BARE = {known.extension: known for known in MATCHES.values() if not known.option}
 EXTENSIONS: dict[str, dict[str, MatchType]] = {}
 for _known in MATCHES.values():
@@ -53,46 +53,46 @@ for _target in TARGETS.values():
 
 
 def render_restore(plan: Plan, family: Family) -> str:
-    """Write what `iptables-restore --noflush` (ip6tables-restore for IPv6) loads into a namespace without our rules.
+    """Return a script for `iptables-restore --noflush` (ip6tables-restore for IPv6), for a namespace without our rules.
 
-    The policy route of TPROXY is not iptables' business and stands there as comments.
+    iptables cannot add the policy route of TPROXY; the script has its commands as comments.
     """
     route = [f"# also needed: {command}\n" for command in route_commands(plan, family)]
     return "".join(route) + render_changes(compare(desired(plan, family), {}))
 
 
 def render_commands(plan: Plan, family: Family, variant: Variant = Variant.PLAIN) -> str:
-    """Write commands that a person can paste into a root shell of a namespace without our rules."""
+    """Return commands to paste into a root shell, for a namespace without our rules."""
     lines = list(route_commands(plan, family))
     for change in compare(desired(plan, family), {}):
         command = f"{command_name(family, variant)} -w -t {change.table}"
         lines.extend(f"{command} -N {name}" for name in change.chains)
-        lines.extend(f"{command} {words}" for words in _appended_rules(change))
+        lines.extend(f"{command} {arguments}" for arguments in _appended_rules(change))
     return "".join(f"{line}\n" for line in lines)
 
 
 def render_changes(changes: Iterable[TableChange]) -> str:
-    """Write the restore script that makes `changes`, each table in a transaction of its own (`--noflush` is assumed)."""
+    """Return the script for `iptables-restore --noflush` that makes `changes`, with one transaction per table."""
     return "".join(f"{line}\n" for change in changes for line in _change_lines(change))
 
 
 def render_rule(rule: KernelRule) -> str:
-    """Write one rule, without `-A CHAIN`."""
+    """Return one rule, without `-A CHAIN`."""
     if isinstance(rule, OpaqueRule):
         return rule.text
     protocol = protocol_of(rule)
     text = " ".join((*(render_match(match, protocol) for match in rule.matches), render_target(rule.target)))
-    if text.count(" ") > MOST_WORDS:
+    if text.count(" ") > MAX_ARGUMENTS:
         return " ".join((*(_shorter(match, protocol) for match in rule.matches), render_target(rule.target)))
     return text
 
 
 def render_match(match: Match, protocol: str) -> str:
-    """Write one condition, the `-m` that it needs included.
+    """Return one match, including its `-m`.
 
     Args:
-        match: the condition.
-        protocol: that of the rule, whose extension knows ports.
+        match: the match.
+        protocol: the rule's protocol, whose extension has the options for ports.
     """
     known = MATCHES[match.kind]
     words = f"{known.option} {known.text(match.value)}" if known.option else ""
@@ -103,7 +103,7 @@ def render_match(match: Match, protocol: str) -> str:
 
 
 def _shorter(match: Match, protocol: str) -> str:
-    """Write a condition in fewer words: `-mowner ! --uid-owner=5`."""
+    """Return a match with fewer arguments: `-mowner ! --uid-owner=5`."""
     text = render_match(match, protocol)
     known = MATCHES[match.kind]
     if known.extension and known.option:
@@ -112,23 +112,23 @@ def _shorter(match: Match, protocol: str) -> str:
 
 
 def protocol_of(rule: Rule) -> str:
-    """Name the protocol that a rule asks for, or nothing."""
+    """Return the protocol that a rule matches, or ""."""
     return next((str(match.value) for match in rule.matches if match.kind is MatchKind.PROTOCOL), "")
 
 
 def render_target(target: Target) -> str:
-    """Write what a rule does, from `-j` on."""
+    """Return a target, including `-j`."""
     return f"-j {TARGETS[target.kind].text(target)}"
 
 
 def command_name(family: Family, variant: Variant, verb: str = "") -> str:
-    """Name a binary of iptables' family: `iptables`, `ip6tables-legacy`, `iptables-nft-restore`."""
+    """Return the name of an iptables program: `iptables`, `ip6tables-legacy`, `iptables-nft-restore`."""
     parts = ("iptables" if family is Family.IPV4 else "ip6tables", "" if variant is Variant.PLAIN else variant, verb)
     return "-".join(part for part in parts if part)
 
 
 def parse_save(text: str) -> Snapshot:
-    """Read what iptables-save printed of one family (without counters)."""
+    """Parse the output of iptables-save, without counters, for one family."""
     tables: dict[Table, TableReader] = {}
     table = TableReader()
     for line in text.splitlines():
@@ -140,13 +140,13 @@ def parse_save(text: str) -> Snapshot:
             table.add_chain(chain, policy)
         elif line.startswith("*"):
             table = TableReader()
-            if line[1:] in TABLES:  # the others (security) are no layout's business: read past them
+            if line[1:] in TABLES:  # no layout uses the others (security), so they are skipped
                 tables[TABLES[line[1:]]] = table
     return {name: table.state() for name, table in tables.items()}
 
 
 def parse_rule(text: str) -> KernelRule:
-    """Read one rule as iptables-save prints it, without `-A CHAIN`; what the model cannot express stays opaque."""
+    """Parse one rule as iptables-save prints it, without `-A CHAIN`; a rule that the model cannot express is opaque."""
     if '"' in text:
         return OpaqueRule(text)
     matches: list[Match] = []
@@ -184,45 +184,51 @@ def _parse_target(name: str, words: list[str]) -> Target | None:
 
 
 class TableReader:
-    """Collects chains and rules of one table, and keeps ours apart from foreign ones."""
+    """Collects the chains and rules of one table, and separates ours from third-party ones."""
 
     def __init__(self) -> None:
-        """Begin with an empty table."""
+        """Start with an empty table."""
         self._chains: dict[str, list[KernelRule]] = {}
         self._jumps: list[tuple[str, KernelRule]] = []
         self._inserted: list[tuple[str, KernelRule]] = []
         self._users: list[tuple[str, str]] = []
         self._foreign = False
-        self._seen_foreign: set[str] = set()  # chains in which a foreign rule came by
+        self._seen_foreign: set[str] = set()  # chains in which a third-party rule was added
         self._endings: list[Ending] = []
 
     def add_chain(self, name: str, policy: str) -> None:
-        """Take note of a chain; the policy of a user-defined one is `-`."""
+        """Add a chain; the policy of a user-defined one is `-`."""
         if name in OWN_CHAINS:
             self._chains[name] = []
         elif policy != "ACCEPT":  # a changed policy, or a user-defined chain
             self._foreign = True
 
     def add_rule(self, chain: str, text: str, native: object = None) -> None:
-        """Take note of a rule, as iptables-save prints it; `native` is kept where the model cannot express it."""
+        """Add a rule to the end of a chain.
+
+        Args:
+            chain: name of the chain.
+            text: the rule as iptables-save prints it, without `-A CHAIN`.
+            native: the backend's own object for it, kept if the model cannot express the rule.
+        """
         if chain in OWN_CHAINS:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
-        goal = _goal(text)
-        if chain in BUILTIN_CHAINS and (goal in OWN_CHAINS or OUR_COMMENT in _unquoted(text)):
+        target = _target_name(text)
+        if chain in BUILTIN_CHAINS and (target in OWN_CHAINS or OUR_COMMENT in _unquoted(text)):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
             self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
             return
         self._foreign = True
         self._seen_foreign.add(chain)
-        if goal in OWN_CHAINS:
-            self._users.append((goal, chain))
-        if chain in BUILTIN_CHAINS and goal in ENDING_TARGETS and not _is_of_loopback(text):
+        if target in OWN_CHAINS:
+            self._users.append((target, chain))
+        if chain in BUILTIN_CHAINS and target in ENDING_TARGETS and not _is_of_loopback(text):
             self._endings.append(Ending(chain, text, is_ahead=False))
 
     def state(self) -> TableState:
-        """Return what was collected."""
+        """Return the state of the table."""
         chains = {name: tuple(rules) for name, rules in self._chains.items()}
         return TableState(
             chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), tuple(self._endings)
@@ -234,16 +240,16 @@ def _keep(rule: KernelRule, native: object) -> KernelRule:
 
 
 def _unquoted(text: str) -> str:
-    """Leave out what stands in quotes: a comment or a log prefix, which may say anything."""
+    """Return a rule without quoted strings (comments, log prefixes), which may contain anything."""
     if '"' not in text:
         return text
     return "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
 
 
 def _is_of_loopback(text: str) -> bool:
-    """Return whether a rule looks at what is said to this host alone.
+    """Return whether a rule matches only loopback traffic.
 
-    Most plans do not capture that, and others (Docker's DNS) have good reasons for such rules.
+    Most plans do not capture that, and third parties (Docker's DNS) have good reasons for such rules.
     """
     words = ["", *text.split()]
     for before, option, value in zip(words, words[1:], words[2:], strict=False):
@@ -254,8 +260,8 @@ def _is_of_loopback(text: str) -> bool:
     return False
 
 
-def _goal(text: str) -> str:
-    """Name the chain or target that a rule leads to."""
+def _target_name(text: str) -> str:
+    """Return the name of a rule's target or chain, or ""."""
     words = _unquoted(text).split()
     for index in range(len(words) - 2, -1, -1):
         if words[index] in ("-j", "-g"):
@@ -265,7 +271,7 @@ def _goal(text: str) -> str:
 
 def _change_lines(change: TableChange) -> Iterator[str]:
     yield f"*{change.table}"
-    # Naming a chain makes it, or empties the one that is there.
+    # Declaring a chain creates it, or empties an existing one.
     for name in (*change.chains, *change.dropped):
         yield f":{name} - [0:0]"
     for chain, rule in change.removed_jumps:
@@ -280,7 +286,7 @@ def _appended_rules(change: TableChange) -> Iterator[str]:
     for name, rules in change.chains.items():
         for rule in rules:
             yield f"-A {name} {render_rule(rule)}"
-    # Jumps come last: who pastes command after command has no half-filled chain in use.
+    # Jumps come last, so that commands that are run one by one never use a half-filled chain.
     for chain, rule in reversed(change.inserted_jumps):
         yield f"-I {chain} {render_rule(rule)}"
     for chain, rule in change.added_jumps:
@@ -288,7 +294,7 @@ def _appended_rules(change: TableChange) -> Iterator[str]:
 
 
 def route_commands(plan: Plan, family: Family) -> Iterator[str]:
-    """Write what else a plan needs of one family, as commands of ip(8): addresses of lo, policy rules and routes."""
+    """Yield the ip(8) commands for what else a plan needs in one family: addresses of lo, policy rules and routes."""
     ip = "ip" if family is Family.IPV4 else "ip -6"
     if family is Family.IPV6:
         yield from (f"ip -6 addr add {address} dev lo" for address in plan.addresses)

@@ -1,4 +1,4 @@
-"""Plan → JSON, for programs that want to know what an apply would do, and why."""
+"""Plan → JSON, for programs that need to know what an apply would do, and why."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SCHEMA_VERSION = 1
 
 
 def render_json(plan: Plan) -> str:
-    """Write the plan as one JSON object.
+    """Return the plan as one JSON object.
 
-    Its members: `schema_version`, `layout`, `chains` (each with `family`, `table`, `chain`, `rules`, and `inserted` for
-    those at the head of a built-in chain) in the order in which they are made, `routes` (`mark`, `table`, `family`) and
-    `addresses` of lo. A rule has `matches`, `target`, `text` (in iptables' words) and
-    `why`. Members that are added later do not change the version; a member that changes its meaning does.
+    Its members are `schema_version`, `layout`, `chains` (each with `family`, `table`, `chain`, `rules`, and `inserted` for
+    rules at the head of a built-in chain) in the order in which they are created, `routes` (`mark`, `table`, `family`) and
+    `addresses` of lo. A rule has `matches`, `target`, `text` (in iptables syntax) and `why`. New members do not change the
+    version; changing the meaning of a member does.
     """
     document = {
         "schema_version": SCHEMA_VERSION,

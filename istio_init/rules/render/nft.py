@@ -1,11 +1,11 @@
-"""Rules in the language of nft(8): a plan as one transaction, for `nft -f`.
+"""Rules in nft(8) syntax: a plan as one transaction, for `nft -f`.
 
-Each family has a table of its own, named `istio-init`, which the transaction replaces as a whole. A built-in chain of
-iptables is a base chain in it, with the same hook and priority; a chain is named after its table and itself, for a table
-of nf_tables is all of iptables' tables in one. The end of a base chain accepts, as the end of a built-in chain does.
+Each family has its own table, named `istio-init`, which the transaction replaces as a whole. A built-in chain of iptables
+becomes a base chain with the same hook, priority and default verdict. All tables of iptables share this one table, so chains
+are named TABLE_CHAIN.
 
-Some conditions take more than one rule of nf_tables (`istio_init.rules.matches.owners` says why). They are a chain of their
-own, a guard: it returns where the condition does not hold, and else does the rule's work.
+Some matches need more than one nft rule; `istio_init.rules.matches.owners` explains why. They become a chain, called a
+guard, which returns if the match does not hold, and otherwise executes the rule's target.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
     from istio_init.rules.matches.kinds import MatchType
 
-FAMILY, PROTOCOL = "{family}", "{protocol}"  # places in the expressions of matches
+FAMILY, PROTOCOL = "{family}", "{protocol}"  # placeholders in the expressions of matches
 FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
-# Priorities of the tables of iptables: linux/netfilter_ipv4.h.
+# Priorities of iptables' tables: linux/netfilter_ipv4.h.
 PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER: 0}
 
 
 def render_nft(plan: Plan) -> str:
-    """Write what `nft -f` loads: the tables of the plan's families, in place of those that are there.
+    """Return a script for `nft -f` that replaces the tables of the plan's families.
 
-    The policy route of TPROXY is not nft's business and stands there as comments.
+    nft cannot add the policy route of TPROXY; the script has its commands as comments.
     """
     lines = [f"# {plan.layout}\n"]
     lines.extend(f"# also needed: {command}\n" for family in plan.families() for command in route_commands(plan, family))
@@ -57,11 +57,11 @@ def render_tables(
     families: Mapping[Family, Sequence[TableChange]],
     absent: Collection[Family] = frozenset(),
 ) -> str:
-    """Write the transaction after which each family has exactly the chains and jumps that the changes add.
+    """Return the transaction after which each family has exactly the chains and jumps that its changes add.
 
     Args:
-        families: the changes.
-        absent: families that have no table of ours yet; not to delete any spares the kernel a wait of 12 ms.
+        families: the changes, by family.
+        absent: families that have no table of ours yet; deleting none saves the kernel a wait of 12 ms.
 
     Raises:
         Unsupported: nft cannot express a rule.
@@ -69,7 +69,7 @@ def render_tables(
     lines = []
     for family, changes in families.items():
         name = f"{FAMILIES[family]} {NFT_TABLE}"
-        # To delete a table that is not there is an error (`destroy` came with nft 1.0.7), to add one that is there is none.
+        # Deleting a missing table is an error (`destroy` needs nft 1.0.7), but adding an existing one is not.
         lines += [f"create table {name}"] if family in absent else [f"add table {name}", f"delete table {name}"]
         chains = {chain: rules for change in changes for chain, rules in _chains(family, change).items()}
         if chains:
@@ -81,7 +81,11 @@ def render_tables(
 
 
 def canonical_tables(tables: Snapshot) -> Snapshot:
-    """Return tables that do the same, with rules as those that are read from a listing."""
+    """Return equivalent tables, with rules in the form in which they are read from a listing.
+
+    Raises:
+        Unsupported: a rule is opaque.
+    """
     return {
         table: TableState(
             chains={name: canonical(_known(rules)) for name, rules in state.chains.items()},
@@ -96,7 +100,7 @@ def canonical_tables(tables: Snapshot) -> Snapshot:
 
 
 def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRule]]:
-    """Gather the rules of each built-in chain, in order."""
+    """Group rules by built-in chain, keeping their order."""
     chains: dict[str, list[KernelRule]] = {}
     for name, rule in jumps:
         chains.setdefault(name, []).append(rule)
@@ -105,7 +109,7 @@ def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRu
 
 def hook(table: Table, chain: str) -> tuple[str, str, int]:
     """Return the type, hook and priority of the base chain that stands for a built-in chain."""
-    # Only this type looks for a new route where a mark has changed (nft(8)).
+    # Only the type `route` looks up the route again after a mark has changed (nft(8)).
     kind = "nat" if table is Table.NAT else "route" if (table, chain) == (Table.MANGLE, "OUTPUT") else "filter"
     return kind, chain.lower(), PRIORITIES[table]
 
@@ -130,7 +134,7 @@ def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
 
 
 class _Writer:
-    """Writes the rules of one chain of the model, and the guards that they need."""
+    """Writes the rules of one chain, and the guards that they need."""
 
     def __init__(self, family: Family, change: TableChange, chain: str, chains: dict[str, list[str]]) -> None:
         self._family = family
@@ -141,7 +145,7 @@ class _Writer:
         self._guards: dict[tuple[str, ...], str] = {}
 
     def write(self, rules: Iterable[KernelRule]) -> None:
-        """Add the lines of all rules to those of their chain."""
+        """Add the lines of all rules to their chain."""
         lines = self._chains.setdefault(self._name, [])
         for joined in join(_known(rules)):
             lines.extend(self._lines(joined))
@@ -161,7 +165,7 @@ class _Writer:
         has_port = any(PROTOCOL in MATCHES[match.kind].nft for match in joined.rule.matches)
         for place, match in enumerate(joined.rule.matches):
             known = MATCHES[match.kind]
-            # A port tells the protocol, and in a table of our own no rule needs to be told from others'.
+            # A match on a port implies the protocol; a comment is not needed, because the whole table is ours.
             if not known.nft or (match.kind is MatchKind.PROTOCOL and has_port) or known.is_guarded(match):
                 continue
             values = joined.values if place == joined.place else known.nft_values(match.value)
@@ -169,7 +173,7 @@ class _Writer:
             yield f"{left} {'!= ' if match.negated else ''}{_set(known, values)}"
 
     def _guard(self, rule: Rule) -> str:
-        """Make the chain that looks at what a rule cannot, and give its name."""
+        """Create the guard for a rule, and return its name."""
         lines, condition = [], ""
         for known in MATCHES.values():
             values = [match.value for match in rule.matches if match.kind is known.kind and known.is_guarded(match)]
@@ -177,7 +181,7 @@ class _Writer:
                 returns, why = known.guard(values)
                 lines.append(f"{returns} counter return {_comment(why)}")
                 condition += f"{known.guard_condition} " if known.guard_condition else ""
-        # In a guard, RETURN would lead back into the chain that it was to end.
+        # In a guard, `return` would only go back to the chain that RETURN is supposed to leave.
         statement = "accept" if self._ends_with(rule.target) else self._statement(rule.target)
         lines.append(f"{condition}counter {statement} {_comment(rule.why)}")
         name = self._guards.setdefault(tuple(lines), f"{self._name}_if_{len(self._guards) + 1}")
@@ -185,10 +189,10 @@ class _Writer:
         return name
 
     def _ends_with(self, target: Target) -> bool:
-        """Return whether a target is RETURN; make sure that it accepts then, for nothing but a base chain's end follows.
+        """Return whether a target is RETURN and can be written as `accept`, because only the end of a base chain follows.
 
         Raises:
-            Unsupported: something else follows, or it is ACCEPT, which could not be told from RETURN.
+            Unsupported: something else follows; or it is ACCEPT, which could not be told from RETURN when read back.
         """
         jumps = by_chain((*self._change.inserted_jumps, *self._change.added_jumps)).values()
         elsewhere = [*map(list, self._change.chains.values()), *(rules[:-1] for rules in jumps)]
@@ -204,8 +208,8 @@ class _Writer:
 
 
 def _set(known: MatchType, values: Sequence[int | str]) -> str:
-    words = [known.nft_value(value) for value in values]
-    return words[0] if len(words) == 1 else f"{{ {', '.join(words)} }}"
+    texts = [known.nft_value(value) for value in values]
+    return texts[0] if len(texts) == 1 else f"{{ {', '.join(texts)} }}"
 
 
 def _comment(text: str) -> str:
@@ -213,7 +217,7 @@ def _comment(text: str) -> str:
 
 
 def comment_text(text: str) -> str:
-    """Return a sentence as it stands in a comment: cut at a word where it is too long, without what would end the quotes."""
+    """Return a sentence as the text of an nft comment: without double quotes, and cut at a word if it is too long."""
     text = text.replace('"', "'")
     if len(text.encode()) > COMMENT_BYTES:
         room = text.encode()[: COMMENT_BYTES - len("…".encode())].decode(errors="ignore")

@@ -1,11 +1,11 @@
-"""What `nft -j list table` prints of a table of ours, read back into the model.
+"""Parses the output of `nft -j list table` for our table.
 
-A set is read as one rule for each of its values and a guard as the conditions that it stands for, so the rules of a plan can
-be laid beside those in the kernel, one by one, and a rule that somebody changed by hand shows. A sum that was kept of what
-was written would not tell. Counters and comments do not count.
+A set is read as one rule per value, and a guard as the matches that it stands for, so that the kernel's rules can be
+compared with a plan's one by one, and drift (a rule changed by hand) is detected. A stored checksum of what was written
+would not detect it. Counters and comments are ignored.
 
-All of the table is ours. What no transaction of ours writes (a set, another chain, another priority) is read as a chain or
-rule that no plan has.
+The whole table is ours. Anything in it that this program never writes (a set, another chain, another priority) is read as a
+chain or rule that no plan has, so that it counts as drift.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DROP = Target(TargetKind.DROP)
 
 
 def parse_listing(text: str) -> Snapshot:
-    """Read the listing of one family's table."""
+    """Parse the listing of one family's table."""
     listing = _Listing()
     for item in json.loads(text)["nftables"]:
         ((kind, body),) = item.items()
@@ -52,32 +52,32 @@ def parse_listing(text: str) -> Snapshot:
 
 
 class _Listing:
-    """Collects what was listed, and reads it when all is there."""
+    """Collects the listed objects, and reads them once all are known."""
 
     def __init__(self) -> None:
         self._chains: dict[str, Json] = {}
         self._rules: dict[str, list[list[Json]]] = {}
-        self._strangers: list[str] = []  # names for all that no plan has
-        self._guards: set[str] = set()  # those that a rule leads to
+        self._unexpected: list[str] = []  # names of objects that no plan has
+        self._guards: set[str] = set()  # guards that a rule jumps to
 
     def add(self, kind: str, body: Json) -> None:
         if kind == "chain":
             self._chains[body["name"]] = body
         elif kind == "rule":
             self._rules.setdefault(body["chain"], []).append([one for one in body["expr"] if "counter" not in one])
-        elif kind == "table" and "flags" in body:  # it may be switched off (`dormant`)
-            self._strangers.append(f"table {body['flags']}")
+        elif kind == "table" and "flags" in body:  # it may be disabled (`dormant`)
+            self._unexpected.append(f"table {body['flags']}")
         elif kind not in ("metainfo", "table"):
-            self._strangers.append(f"{kind} {body.get('name', '')}")
+            self._unexpected.append(f"{kind} {body.get('name', '')}")
 
     def tables(self) -> Snapshot:
         states: Snapshot = {}
         for name, body in self._chains.items():
-            word, _, chain = name.partition("_")
-            if word not in TABLES:
-                self._strangers.append(name)
+            prefix, _, chain = name.partition("_")
+            if prefix not in TABLES:
+                self._unexpected.append(name)
                 continue
-            table = TABLES[word]
+            table = TABLES[prefix]
             state = states.get(table, TableState({}))
             if chain in BUILTIN_CHAINS:
                 rules = (*self._header(table, chain, body), *self._read(table, name, is_base=True))
@@ -85,11 +85,11 @@ class _Listing:
             elif chain in OWN_CHAINS and "hook" not in body:
                 states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
             elif not GUARD.fullmatch(name):
-                self._strangers.append(name)
-        self._strangers += [name for name in self._chains if GUARD.fullmatch(name) and name not in self._guards]
-        if self._strangers:
+                self._unexpected.append(name)
+        self._unexpected += [name for name in self._chains if GUARD.fullmatch(name) and name not in self._guards]
+        if self._unexpected:
             state = states.get(Table.FILTER, TableState({}))
-            states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._strangers, ()))
+            states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._unexpected, ()))
         return states
 
     def _header(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
@@ -100,7 +100,7 @@ class _Listing:
     def _read(self, table: Table, name: str, *, is_base: bool = False) -> Iterator[KernelRule]:
         groups = iter([self._try(table, name, expressions) for expressions in self._rules.get(name, ())])
         for group in groups:
-            # What some rules let pass is dropped by a rule of its own, which belongs to them.
+            # A target with `nft_drops` is followed by a rule that drops, which is part of it.
             if _needs_drop(group) and next(groups, ()) != _dropped(group):
                 yield OpaqueRule("tproxy without a drop")
             yield from map(_signed, group) if is_base else group
@@ -112,16 +112,20 @@ class _Listing:
             return (OpaqueRule(json.dumps(expressions)),)
 
     def _rule(self, table: Table, name: str, expressions: list[Json]) -> Iterator[Rule]:
-        """Read one rule of nf_tables: as many of the model as its set has values."""
+        """Yield the rules that one nft rule stands for, one per value of its set.
+
+        Raises:
+            Unknown: the model cannot express it.
+        """
         conditions = [expression["match"] for expression in expressions if "match" in expression]
         statements = expressions[len(conditions) :]
-        if any("match" in statement for statement in statements):  # it would be done before the last condition is looked at
+        if any("match" in statement for statement in statements):  # a statement would run before the last condition
             raise Unknown
         matches = [alternatives for condition in conditions for alternatives in _matches(condition)]
-        goal = _jump(statements)
-        if goal.startswith(f"{name}_if_"):
-            self._guards.add(goal)
-            guarded, target = self._guard(table, goal)
+        destination = _jump(statements)
+        if destination.startswith(f"{name}_if_"):
+            self._guards.add(destination)
+            guarded, target = self._guard(table, destination)
             matches += [[match] for match in guarded]
         else:
             target = _target(table, statements)
@@ -132,7 +136,11 @@ class _Listing:
             yield Rule(tuple(dict.fromkeys(picked)), target)
 
     def _guard(self, table: Table, name: str) -> tuple[list[Match], Target]:
-        """Read a guard: the conditions that it stands for, and the target of the rule that leads to it."""
+        """Return the matches that a guard stands for, and its target.
+
+        Raises:
+            Unknown: the model cannot express it.
+        """
         *returns, last = self._rules.get(name, [[]])
         guarded: list[Match] = []
         for expressions in returns:
@@ -160,14 +168,14 @@ def _dropped(group: tuple[KernelRule, ...]) -> tuple[KernelRule, ...]:
 
 
 def _signed(rule: KernelRule) -> KernelRule:
-    """Sign a rule as a plan does in a chain that is not ours; a chain of nf_tables is, and needs no sign."""
+    """Add the comment that a plan's rules have in built-in chains, and that is omitted in our nft table."""
     if isinstance(rule, OpaqueRule) or rule.target.kind is TargetKind.JUMP:
         return rule
     return rule._replace(matches=(*rule.matches, Match(MatchKind.COMMENT, OWNER_COMMENT)))
 
 
 def _matches(condition: Json) -> Iterator[list[Match]]:
-    """Read one condition: for each thing that it looks at, the matches of which one has to hold."""
+    """Read one condition; see `MatchType.read`."""
     key = _key(condition["left"])
     if key not in KEYS:
         raise Unknown
@@ -175,7 +183,7 @@ def _matches(condition: Json) -> Iterator[list[Match]]:
 
 
 def _key(left: Any) -> tuple[str, str]:
-    """Return what the left side of a condition is, in the form of `MatchType.keys`; two empty texts if it has none."""
+    """Return the left side of a condition in the form of `MatchType.keys`; ("", "") if it has no such form."""
     match left:
         case {"payload": {"protocol": str(protocol), "field": str(field)}}:
             return protocol, field
@@ -187,7 +195,11 @@ def _key(left: Any) -> tuple[str, str]:
 
 
 def _guarded(condition: Json) -> list[Match]:
-    """Read the condition on which a guard returns as the matches that it stands for."""
+    """Return the matches that a guard's return condition stands for.
+
+    Raises:
+        Unknown: the model cannot express it.
+    """
     for known in MATCHES.values():
         if matches := known.read_guard(condition):
             return matches
@@ -196,8 +208,8 @@ def _guarded(condition: Json) -> list[Match]:
 
 def _jump(statements: list[Json]) -> str:
     match statements:
-        case [{"jump": {"target": str(goal)}}]:
-            return goal
+        case [{"jump": {"target": str(chain)}}]:
+            return chain
     return ""
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def render_table(plan: Plan) -> str:
-    """Write each chain with its rules numbered; the columns line up over the whole plan."""
+    """Return each chain with its rules numbered; columns are aligned across the whole plan."""
     rows = [
         (_conditions(rule), render_target(rule.target).removeprefix("-j "), rule.why)
         for chain in plan.chains
@@ -31,10 +31,10 @@ def render_table(plan: Plan) -> str:
         lines += [
             "",
             f"{route.family} policy route: fwmark {route.mark:#x} → table {route.table}: local default dev lo",
-            "      packets with the mark are delivered to this host, whatever their destination",
+            "      packets with the mark are delivered to this host, regardless of their destination",
         ]
     for address in plan.addresses:
-        lines += ["", f"address {address} on lo: from there the proxy talks to its app"]
+        lines += ["", f"address {address} on lo: the proxy connects to its app from it"]
     return "".join(f"{line}\n" for line in lines)
 
 

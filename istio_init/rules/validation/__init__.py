@@ -1,8 +1,8 @@
 """Validates rules with real connections: as an app, as the proxy, and from outside.
 
-Meanwhile this process listens on the proxy's ports, so diverted connections arrive here with their original destination. A
-connection that is not diverted is seen where it leaves (`probe_network`), or where it arrives, on ports that no server of
-the pod uses yet.
+During validation, this process listens on the proxy's ports, so that it receives diverted connections, with their original
+destination. A connection that is not diverted is observed where it leaves (`probe_network`), or where it arrives, on ports
+that no server of the pod uses yet.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ REMEDY = (
     "rules are missing, or third-party rules take precedence: apply them (run this without --skip-rule-apply), and look for "
     "others in iptables-save; where a CNI plugin writes the rules, recreate the pod once the plugin is ready"
 )
-BLIND = "it takes the capabilities NET_ADMIN and NET_RAW to make connections from outside, and to see which ones leave"
+BLIND = "opening connections from outside, and seeing which ones leave, needs the capabilities NET_ADMIN and NET_RAW"
 
 
 def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lock_wait: int) -> tuple[Verdict, ...]:
-    """Probe the paths of a plan in this network namespace. Signals that would end the process are delayed until the end.
+    """Probe the paths of a plan in this network namespace. Signals that would end the process are deferred until the end.
 
     Args:
         settings: the plan's settings, of layout current.
-        plan: for the families to probe.
-        probe_port: the port where no flag names one.
+        plan: the plan, which also determines the families to probe.
+        probe_port: the port to use where no flag names one.
         timeout: seconds for all paths together.
         lock_wait: seconds to wait for another program that changes rules here.
 
@@ -60,7 +60,7 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
         served += stack.enter_context(stand_ins(dict.fromkeys(path.end for path in tried if path.end)))
         ends = {(listener.family, listener.port) for listener in served}
         attempts = [
-            Attempt(path, number, _hindrance(path, settings, around, blind), served=path.end in ends)
+            Attempt(path, number, _obstacle(path, settings, around, blind), served=path.end in ends)
             for number, path in enumerate(tried)
         ]
         session = Session(attempts, served, around)
@@ -84,15 +84,15 @@ def conclude(verdicts: Sequence[Verdict]) -> int:
         more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
         raise ValidationFailed(f"{len(wrong)} of {len(checked)} paths are wrong: {wrong[0]}{more}; {REMEDY}")
     if not checked:
-        raise ValidationFailed(f"not one path could be checked; {BLIND}, and the proxy's own user can check one path")
+        raise ValidationFailed(f"no path could be checked; {BLIND}, and the proxy's own user can check one path")
     return len(checked)
 
 
-def _hindrance(path: Path, settings: Settings, around: ProbeNetwork | None, blind: str) -> str:
-    """Return why a path cannot be probed; empty if it can."""
+def _obstacle(path: Path, settings: Settings, around: ProbeNetwork | None, blind: str) -> str:
+    """Return why a path cannot be probed, or "" if it can."""
     packet = path.packet
     if packet.outbound and not may_be(packet.uid, packet.gid):
-        return f"it takes the capabilities SETUID and SETGID to open a connection of uid {packet.uid}, gid {packet.gid}"
+        return f"opening a connection as uid {packet.uid}, gid {packet.gid} needs the capabilities SETUID and SETGID"
     if packet.interface != INTERFACE:
         return ""
     if around is not None:
@@ -103,7 +103,7 @@ def _hindrance(path: Path, settings: Settings, around: ProbeNetwork | None, blin
 
 
 def _network(stack: ExitStack, plan: Plan, settings: Settings) -> tuple[ProbeNetwork | None, str]:
-    """Create the probe network, or return why this is not possible."""
+    """Create the probe network; return it, or None and why this is not possible."""
     if not (has_capability(CAP_NET_ADMIN) and has_capability(CAP_NET_RAW)):
         return None, BLIND
     from istio_init.rules.validation.probe_network import probe_network

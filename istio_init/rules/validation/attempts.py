@@ -1,4 +1,4 @@
-"""One probed connection: how it is opened, and what is found out about it."""
+"""One probed connection: opens it, and records its outcome."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from istio_init.rules.validation.probe_network import ProbeNetwork
 
 SO_MARK = 36  # asm-generic/socket.h
-FIRST_PORT = 20000  # of the clients outside; not one that the system gives to clients inside by itself
+FIRST_PORT = 20000  # of clients outside; below the ephemeral ports that clients inside get
 SEQUENCE = 1_000_000
-# A request for the address of a name that does not exist (RFC 1035, 4.1; RFC 6761, 6.4).
+# A query for the address of a name that does not exist (RFC 1035, 4.1; RFC 6761, 6.4).
 REQUEST = b"\x3a\x9a\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x0aistio-init\x07invalid\x00\x00\x01\x00\x01"
 NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
@@ -27,9 +27,9 @@ class Found(NamedTuple):
     """Where a connection ended.
 
     Attributes:
-        port: the proxy's port; None where it bypassed the proxy.
+        port: the proxy's port; None if it bypassed the proxy.
         note: what else to report.
-        wrong: whether it is wrong, whatever the port.
+        wrong: whether the outcome is wrong regardless of the port.
     """
 
     port: int | None
@@ -41,28 +41,29 @@ class Verdict(NamedTuple):
     """The outcome of one path.
 
     Attributes:
-        ok: None where it was not checked.
-        text: for a log.
+        ok: whether the path is correct; None if it was not checked.
+        text: a line for the log, without the sign.
     """
 
     ok: bool | None
     text: str
 
     def __str__(self) -> str:
-        """Return a line for the log."""
+        """Return the line for the log, with a sign for the outcome."""
         return self.text if self.ok is None else f"{'✓' if self.ok else '✗'} {self.text}"
 
 
 class Attempt:
-    """A path on the way to its verdict.
+    """A path while it is probed.
 
     Attributes:
-        source_port: the client's; 0 before it has one.
-        client: the socket of a client inside.
-        found: where the connection ended, when that is known.
-        answered: when a connection from outside was accepted, by `time.monotonic`.
-        served: whether there is a listener at the destination, as far as is known.
-        impossible: why the path cannot be probed.
+        path: the path.
+        served: whether we listen at the destination.
+        source_port: the client's port; 0 before it has one.
+        client: the socket of a client inside; None for a client outside.
+        found: where the connection ended; None while unknown.
+        answered: when the connection was accepted, by `time.monotonic`; None before.
+        impossible: why the path cannot be probed; "" if it can.
     """
 
     def __init__(self, path: Path, number: int, impossible: str = "", *, served: bool = False) -> None:
@@ -76,18 +77,18 @@ class Attempt:
 
     @property
     def pending(self) -> bool:
-        """Whether nothing is known yet."""
+        """Whether the outcome is still unknown."""
         return self.found is None and not self.impossible
 
     def is_from(self, address: str) -> bool:
-        """Return whether an address may be this client's: that of the one outside is known."""
+        """Return whether an address may be this client's; only the address of the client outside is known."""
         return (address == OUTSIDE[self.path.family]) is not self.path.packet.outbound
 
     def bind(self) -> None:
         """Bind a client inside to its port.
 
-        All clients are bound before any connects: once one is connected to a single address, the system may give its port
-        to a client with another address, and only the port identifies a client.
+        All clients are bound before any connects: once a client is connected, and so bound to one address, the system may
+        assign its port to a client with another address, but clients are identified by their ports.
         """
         packet = self.path.packet
         if not packet.outbound:
@@ -105,7 +106,7 @@ class Attempt:
             self.impossible = f"no connection is possible: {error.strerror}"
 
     def start(self, network: ProbeNetwork | None) -> None:
-        """Open the connection; a client inside has its port already."""
+        """Open the connection; a client inside must be bound."""
         if self.client is None:
             self.knock(network)
             return
@@ -114,7 +115,7 @@ class Attempt:
             if self.client.type == socket.SOCK_DGRAM:
                 self.client.send(REQUEST)
         except BlockingIOError:
-            return  # the answer is awaited elsewhere
+            return  # the session waits for the answer
         except OSError as error:
             self.failed(error.errno or 0)
 
@@ -128,14 +129,14 @@ class Attempt:
             self.answered_by_another(f"refused: {os.strerror(number)}")
 
     def answered_by_another(self, how: str) -> None:
-        """Record an answer that did not come from our listeners: the destination's own, if it can answer at all."""
+        """Record an answer that is not from our listeners, which is wrong if the destination cannot have sent it."""
         if self.path.leaves_pod or self.served:
-            self.found = Found(None, f"but on the way there: {how}", wrong=True)
+            self.found = Found(None, f"but intercepted on the way: {how}", wrong=True)
         else:
             self.found = Found(None, how)
 
     def knock(self, network: ProbeNetwork | None) -> None:
-        """Send or retry the first segment of a connection from outside."""
+        """Send, or send again, the first segment of a connection from outside."""
         if network is not None and self.answered is None:
             network.send(self._segment(SYN, 0))
 
@@ -145,9 +146,9 @@ class Attempt:
         return Segment(self.path.family, *ends, flags, SEQUENCE + sequence)
 
     def hear(self, answer: Segment, network: ProbeNetwork, now: float) -> None:
-        """Continue a connection from outside after an answer."""
+        """Continue a connection from outside after an answer to its client."""
         if answer.flags & RST and self.pending:
-            self.answered_by_another("refused: nobody listens there")
+            self.answered_by_another("refused: there is no listener")
         elif answer.flags & SYN and self.answered is None:
             self.answered = now
             network.send(answer.answer(ACK))
@@ -160,7 +161,7 @@ class Attempt:
             network.send(self._segment(RST, 1))
 
     def verdict(self, timeout: float) -> Verdict:
-        """Return the outcome."""
+        """Return the verdict, after `timeout` seconds at most."""
         path = self.path
         if self.impossible:
             return Verdict(ok=None, text=f"not checked: {path}: {self.impossible}")
@@ -173,4 +174,4 @@ class Attempt:
 
 
 def _where(port: int | None) -> str:
-    return "its own destination" if port is None else f"port {port}"
+    return "its original destination" if port is None else f"port {port}"

@@ -1,4 +1,4 @@
-"""Listeners on the proxy's and other ports while paths are probed, and what they learn from connections."""
+"""Listeners on the proxy's and other ports while paths are probed, and the connections they accept."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BACKLOG = 512
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h is the same
 IP_TRANSPARENT = 19  # linux/in.h
 IPV6_TRANSPARENT = 75  # linux/in6.h
-REQUEST_BYTES = 512  # of DNS over UDP, at most (RFC 1035, 4.2.1)
+REQUEST_BYTES = 512  # maximum for DNS over UDP (RFC 1035, 4.2.1)
 
 
 class Listener(NamedTuple):
-    """One port in one family."""
+    """A socket that listens on one port in one family."""
 
     family: Family
     port: int
@@ -33,10 +33,13 @@ class Listener(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """What reached a listener.
+    """A connection or datagram that reached a listener.
 
     Attributes:
-        original: the original destination; None where conntrack has none, as for datagrams.
+        client: the client's address.
+        client_port: the client's port.
+        protocol: `tcp` or `udp`.
+        original: original destination, address and port; None if conntrack has none, as for datagrams.
     """
 
     client: str
@@ -47,10 +50,10 @@ class Arrival(NamedTuple):
 
 @contextmanager
 def listeners(settings: Settings, families: tuple[Family, ...]) -> Iterator[tuple[Listener, ...]]:
-    """Listen on the proxy's ports for a block.
+    """Listen on the proxy's ports during a block.
 
     Raises:
-        ValidationFailed: somebody else listens on one of them.
+        ValidationFailed: another program listens on one of them.
     """
     ports = [(port, socket.SOCK_STREAM) for port in {settings.envoy_port, settings.inbound_capture_port}]
     if settings.redirect_dns:
@@ -67,12 +70,12 @@ def listeners(settings: Settings, families: tuple[Family, ...]) -> Iterator[tupl
 
 @contextmanager
 def stand_ins(ends: Iterable[tuple[Family, int]]) -> Iterator[tuple[Listener, ...]]:
-    """Listen where the pod's own servers will, for a block, wherever that is possible.
+    """Listen in place of the pod's own servers during a block, on those ports that are free.
 
-    This distinguishes a connection that arrives from one that a third-party rule sends to where nobody listens.
+    This distinguishes a connection that arrives from one that a third-party rule diverts to a port without a listener.
 
     Args:
-        ends: the ports, each in its family.
+        ends: the ports, each with its family.
     """
     with ExitStack() as stack:
         made = []
@@ -89,7 +92,7 @@ def _listen(server: socket.socket, port: int, *, transparent: bool) -> None:
         option = (
             (socket.SOL_IP, IP_TRANSPARENT) if server.family == socket.AF_INET else (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
         )
-        with suppress(PermissionError):  # without the capability nothing can come in from outside either
+        with suppress(PermissionError):  # without the capability, no connections from outside are probed either
             server.setsockopt(*option, 1)
     try:
         _bind(server, port)
@@ -115,7 +118,7 @@ def _bind(server: socket.socket, port: int) -> None:
 
 
 def arrivals(listener: Listener) -> Iterator[Arrival]:
-    """Return what has arrived since the last call."""
+    """Accept and yield what has arrived since the last call, without waiting."""
     while True:
         try:
             if listener.socket.type == socket.SOCK_DGRAM:

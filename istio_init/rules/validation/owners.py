@@ -1,4 +1,4 @@
-"""Sockets in the name of another user, which is what rules on the owner of a connection look at."""
+"""Creates sockets that belong to another user, for the rules that match the owner of a connection."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from istio_init.rules.model import UINT32_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOBODY = -1  # no such id: it changes nothing, and the answer is the one that counts (setfsuid(2))
+INVALID_ID = -1  # setting it changes nothing, and returns the current id (setfsuid(2))
 
 
 @contextmanager
 def owned_by(uid: int, gid: int) -> Iterator[None]:
-    """Make the files of a block, sockets included, this user's and group's.
+    """Create files, including sockets, as another user and group during a block.
 
-    The owner match compares the ids for files that a thread had when it made a socket (xt_owner), so nothing else of this
-    process need change, and whoever uses the socket later does not matter.
+    The owner match compares the filesystem ids that a thread had when it created the socket (xt_owner), so no other ids of
+    this process need to change, and it does not matter which process uses the socket later.
 
     Args:
-        uid: a user for whom `may_be` is true.
-        gid: a group of the same kind.
+        uid: the user.
+        gid: the group; `may_be` must be true for both.
     """
     libc = ctypes.CDLL(None)
-    # The group first on the way there, and last on the way back: another user may have lost the right to change it.
+    # The group is set first and reset last, because the other user may not be permitted to change it.
     own_gid = libc.setfsgid(gid)
     own_uid = libc.setfsuid(uid)
     try:
@@ -37,10 +37,11 @@ def owned_by(uid: int, gid: int) -> Iterator[None]:
 
 
 def may_be(uid: int, gid: int) -> bool:
-    """Return whether this process may make sockets in the name of a user and group.
+    """Return whether this process may create sockets as a user and group.
 
-    It is tried: of a user that a user namespace does not know, no capability makes anything (user_namespaces(7)).
+    This is found out by trying: an id that is not mapped in a user namespace cannot be used, whatever the capabilities
+    (user_namespaces(7)).
     """
     libc = ctypes.CDLL(None)
     with owned_by(uid, gid):
-        return (libc.setfsuid(NOBODY) & UINT32_MAX, libc.setfsgid(NOBODY) & UINT32_MAX) == (uid, gid)
+        return (libc.setfsuid(INVALID_ID) & UINT32_MAX, libc.setfsgid(INVALID_ID) & UINT32_MAX) == (uid, gid)

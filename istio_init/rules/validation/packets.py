@@ -1,6 +1,6 @@
-"""IP packets that hold a TCP segment or a UDP datagram, as bytes and as values. Pure.
+"""Encodes and decodes IP packets with a TCP segment or UDP datagram. Pure.
 
-Only what a client needs to open a connection, and an onlooker to recognise one: no options, no fragments, no data.
+It supports what is needed to open a connection and to recognise one: no options, no fragments, no data.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TCP_WORDS = TCP_HEADER.size // 4
 IPV4_HEADER = struct.Struct("!BBHHHBBH4s4s")  # RFC 791, 3.1
 IPV6_HEADER = struct.Struct("!IHBB16s16s")  # RFC 8200, 3
 IPV6_VERSION = 6 << 28
-IPV4_PLAIN = 0x45  # version 4, a header of five words
+IPV4_PLAIN = 0x45  # version 4, header of five 32-bit words
 
 
 class Segment(NamedTuple):
-    """A TCP segment without data, or a UDP datagram (without flags and numbers)."""
+    """A TCP segment without data, or a UDP datagram, whose flags and sequence numbers are 0."""
 
     family: Family
     source: str
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
     protocol: int = TCP
 
     def answer(self, flags: int) -> Segment:
-        """Make the segment with which the receiver of this one goes on."""
+        """Return the segment with which the receiver of this one answers."""
         return Segment(
             self.family,
             self.destination,
@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 
 
 def pack(segment: Segment) -> bytes:
-    """Write a TCP segment with its IP header."""
+    """Encode a TCP segment with its IP header."""
     kind = ADDRESS_FAMILIES[segment.family]
     source, destination = (socket.inet_pton(kind, address) for address in (segment.source, segment.destination))
     fields = (
@@ -65,7 +65,7 @@ def pack(segment: Segment) -> bytes:
         segment.flags,
         WINDOW,
     )
-    # RFC 9293, 3.1, and RFC 8200, 8.1: the sum also covers addresses, protocol and length.
+    # RFC 9293, 3.1, and RFC 8200, 8.1: the checksum also covers addresses, protocol and length.
     pseudo_header = source + destination + struct.pack("!II", TCP_HEADER.size, TCP)
     body = TCP_HEADER.pack(*fields, _checksum(pseudo_header + TCP_HEADER.pack(*fields, 0, 0)), 0)
     if segment.family is Family.IPV6:
@@ -75,7 +75,7 @@ def pack(segment: Segment) -> bytes:
 
 
 def parse(packet: bytes) -> Segment | None:
-    """Read a packet; None for one that holds neither TCP nor UDP, or not the whole of its header."""
+    """Decode a packet; None if it contains neither TCP nor UDP, or is truncated."""
     family = VERSIONS.get(packet[0] >> 4) if packet else None
     try:
         if family is Family.IPV4:
@@ -101,7 +101,7 @@ def parse(packet: bytes) -> Segment | None:
 
 
 def _checksum(data: bytes) -> int:
-    """Sum as RFC 1071 does, for data of an even length."""
+    """Return the checksum of RFC 1071, for data of even length."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF

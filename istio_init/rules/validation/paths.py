@@ -1,6 +1,6 @@
-"""Which connections show whether rules work, and where each of them must end. Pure.
+"""Chooses the connections that show whether rules work, and computes where each must end. Pure.
 
-The settings decide which connections to probe; a walk through the plan says where they must end.
+The settings determine which connections to probe, and a walk through the plan where they must end.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from istio_init.rules.settings import Settings
     from istio_init.rules.walk import Step
 
-SAMPLES = 8  # of each list: a mesh may exclude thousands of CIDRs, and each path costs a socket
-# Addresses that nobody has (RFC 5737, RFC 3849); the first one that is not an address of this very host is taken.
+SAMPLES = 8  # per list: a mesh may exclude thousands of CIDRs, and each path costs a socket
+# Documentation addresses, which no host should have (RFC 5737, RFC 3849); the first that is not local is used.
 NOWHERE = {
     Family.IPV4: ("203.0.113.77", "192.0.2.77", "198.51.100.77"),
     Family.IPV6: ("2001:db8::77", "2001:db8:1::77"),
 }
-# The two ends of the probe network, from the same kind of addresses.
+# The two ends of the probe network, also documentation addresses.
 INTERFACE = "istio-probe"
 INSIDE = {Family.IPV4: "198.51.100.253", Family.IPV6: "2001:db8:ffff::1"}
 OUTSIDE = {Family.IPV4: "198.51.100.254", Family.IPV6: "2001:db8:ffff::2"}
@@ -45,16 +45,16 @@ OWN_POD = {Family.IPV4: PROXY_SOURCE, Family.IPV6: PROXY_SOURCE_IPV6}
 LO = "lo"
 ANYBODY = range(65534, 0, -1)  # ids to choose from; the first is that of `nobody`
 POLICY_ROUTE = "in by policy route"
-SINGLE_MINDED = frozenset({"ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_TPROXY"})
+SINGLE_PURPOSE = frozenset({"ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_TPROXY"})
 
 
 class Path(NamedTuple):
     """A connection to probe.
 
     Attributes:
-        what: its kind, in a word or two.
+        what: short description of its kind.
         packet: its first packet, as rules see it.
-        expected: the proxy's port that must receive it; None where it must bypass the proxy.
+        expected: the proxy's port that must receive it; None if it must bypass the proxy.
         why: the reason of the rule that decides.
     """
 
@@ -66,17 +66,17 @@ class Path(NamedTuple):
 
     @property
     def leaves_pod(self) -> bool:
-        """Whether it leaves the pod, unless it is captured."""
+        """Whether it leaves the pod unless captured."""
         return self.packet.outbound and self.packet.interface == INTERFACE
 
     @property
     def end(self) -> tuple[Family, int] | None:
-        """The port of this pod at which it arrives if it is not diverted; None where it is not TCP, or goes elsewhere."""
+        """The port of this pod at which it must arrive; None if it is not TCP, is captured, or leaves the pod."""
         straight = self.expected is None and self.packet.protocol == "tcp"
         return (self.family, self.packet.port) if straight and not self.leaves_pod else None
 
     def __str__(self) -> str:
-        """Name the path in a log."""
+        """Return the path's description for the log."""
         address = f"[{self.packet.destination}]" if self.family is Family.IPV6 else self.packet.destination
         owner = f" of uid {self.packet.uid}, gid {self.packet.gid}" if self.packet.outbound else ""
         return f"{self.family} {self.what} {self.packet.protocol} {address}:{self.packet.port}{owner}"
@@ -89,8 +89,8 @@ class ProbeContext(NamedTuple):
         own: user and group of this process.
         app: user and group of a process that is not the proxy.
         local: all addresses of the network namespace.
-        mark: the mark of packets to the probe network; 0 without one.
-        probe_port: the port where no flag names one.
+        mark: the mark of packets to the probe network; 0 if there is none.
+        probe_port: the port to use where no flag names one.
     """
 
     own: tuple[int, int]
@@ -101,12 +101,12 @@ class ProbeContext(NamedTuple):
 
 
 def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
-    """Return user and group of an app whose connections are captured: one's own, if they will do.
+    """Return a user and group whose connections are captured: this process's own, if possible.
 
     Args:
-        settings: whose proxy it must not be.
-        uid: one's own.
-        gid: one's own.
+        settings: the settings, which name the users and groups that are not captured.
+        uid: this process's user.
+        gid: this process's group.
     """
     groups = ANYBODY if settings.owner_groups == (ALL,) else map(int, settings.owner_groups)
     proxy_gids = {*settings.proxy_gids, *map(int, settings.owner_groups_exclude)}
@@ -118,7 +118,7 @@ def choose_app(settings: Settings, uid: int, gid: int) -> tuple[int, int]:
 
 
 def paths(settings: Settings, plan: Plan, context: ProbeContext) -> tuple[Path, ...]:
-    """List the paths of a plan, IPv4 first; each is listed once."""
+    """Return the paths of a plan, IPv4 first, without duplicates."""
     context = context._replace(probe_port=_probe_port(settings, context.probe_port))
     found: dict[tuple[Family, Packet], Path] = {}
     for family in plan.families():
@@ -136,7 +136,7 @@ def paths(settings: Settings, plan: Plan, context: ProbeContext) -> tuple[Path, 
 
 
 def unchecked(settings: Settings) -> Iterator[str]:
-    """Return the requested items that have no path of their own."""
+    """Yield descriptions of requested items that are not probed."""
     lists = {
         "-i": settings.service_cidrs,
         "-x": settings.service_exclude_cidrs,
@@ -153,15 +153,15 @@ def unchecked(settings: Settings) -> Iterator[str]:
 
 
 def _reason(steps: tuple[Step, ...]) -> str:
-    """Return the reason of the rule that decides: a chain that does one thing was entered for a reason."""
-    deciding = [step.rule for step in steps if step.chain not in SINGLE_MINDED]
-    if deciding and (steps[-1].chain in SINGLE_MINDED or deciding[-1].target.kind is not TargetKind.JUMP):
+    """Return the reason of the rule that decides; for a single-purpose chain, that is the rule that jumps to it."""
+    deciding = [step.rule for step in steps if step.chain not in SINGLE_PURPOSE]
+    if deciding and (steps[-1].chain in SINGLE_PURPOSE or deciding[-1].target.kind is not TargetKind.JUMP):
         return deciding[-1].why
     return "no rule captures it"
 
 
 def _probe_port(settings: Settings, wanted: int) -> int:
-    """Return the first port from the wanted one on that no flag leaves alone: one that is left alone shows no capture."""
+    """Return the first port, from the wanted one up, that no flag excludes, because an excluded port shows no capture."""
     excluded = [item.partition(":") for item in (*settings.inbound_exclude_ports, *settings.outbound_exclude_ports)]
     ranges = [range(int(first), int(last or first) + 1) for first, _, last in excluded]
     own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, DNS_PORT)
@@ -196,7 +196,7 @@ def _outbound(settings: Settings, family: Family, context: ProbeContext) -> Iter
 
 
 def _proxies(settings: Settings, context: ProbeContext) -> Iterator[tuple[int, int]]:
-    """Return users and groups that are the proxy's by one of the two, and this process's own if they are."""
+    """Yield users and groups one of which is the proxy's, and this process's own if one of them is."""
     uid, gid = context.app
     yield from ((one, gid) for one in settings.proxy_uids[:SAMPLES])
     yield from ((uid, one) for one in settings.proxy_gids[:SAMPLES])
@@ -205,7 +205,7 @@ def _proxies(settings: Settings, context: ProbeContext) -> Iterator[tuple[int, i
 
 
 def _inbound(settings: Settings, family: Family, context: ProbeContext) -> Iterator[tuple[str, Packet]]:
-    # The proxy's own ports are listened on while paths are tried, so that who comes straight cannot be told.
+    # Our listeners hold the proxy's own ports, so a direct connection to them cannot be distinguished from a diverted one.
     taken = (settings.envoy_port, settings.inbound_capture_port, DNS_PORT)
     ports = [context.probe_port, *map(_first, (*_sample(settings.inbound_ports), *_sample(settings.inbound_exclude_ports)))]
     if settings.mode is Mode.REDIRECT:
@@ -214,7 +214,7 @@ def _inbound(settings: Settings, family: Family, context: ProbeContext) -> Itera
         if port not in taken:
             yield "in", Packet(INSIDE[family], port, OUTSIDE[family], outbound=False, interface=INTERFACE)
     if settings.mode is Mode.TPROXY:
-        # To an address that is not of this host, so that nothing but TPROXY's policy route brings it to the proxy.
+        # The destination is not a local address, so that only TPROXY's policy route can deliver it to the proxy.
         for address in [one for one in NOWHERE[family] if one not in context.local][:1]:
             port = context.probe_port if settings.inbound_ports in ((), (ALL,)) else _first(settings.inbound_ports[0])
             yield POLICY_ROUTE, Packet(address, port, OUTSIDE[family], outbound=False, interface=INTERFACE)
@@ -262,7 +262,7 @@ def _first(port: str) -> int:
 
 
 def _address_in(cidr: str, family: Family, local: frozenset[str]) -> str:
-    """Return an address of a network that a connection can be opened to and that leaves this host, or an empty text."""
+    """Return an address of a network to which a connection can be opened and would leave this host, or ""."""
     network = ip_network(cidr)
     if (isinstance(network, IPv4Network)) is not (family is Family.IPV4):
         return ""

@@ -1,7 +1,7 @@
-"""The network outside the pod while paths are probed: a veth pair, both ends in this network namespace.
+"""The simulated network outside the pod: a veth pair, both ends in this network namespace.
 
 One end has addresses, and marked packets are routed to it. The other end has no address: a packet socket reads what arrives
-there, and what it writes comes in like a packet from outside. So connections can be opened in both directions with the
+there, and what it writes arrives like a packet from outside. Connections can thus be opened in both directions with the same
 capabilities that writing rules needs, and none leaves the pod.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 OTHER_END = f"{INTERFACE}-far"
 PREFIX = {Family.IPV4: 30, Family.IPV6: 126}
-NOBODY = "02:00:00:00:00:02"  # a link-layer address of no interface: packets to it end at the other end
-BEFORE_MAIN = 32000  # a priority of policy rules; the table main has 32766
-NUMBERS = (15002, 15003, 15004)  # for mark and table: one of them is neither mark nor table of TPROXY
-IFA_F_NODAD = 0x02  # linux/if_addr.h: no duplicate address detection: nobody else can have the address
+UNUSED_MAC = "02:00:00:00:00:02"  # of no interface: packets to it stop at the other end
+BEFORE_MAIN = 32000  # priority of the policy rule; the table main has 32766
+NUMBERS = (15002, 15003, 15004)  # for mark and table: at least one is neither the mark nor the table of TPROXY
+IFA_F_NODAD = 0x02  # linux/if_addr.h: no duplicate address detection, because no other host is on this link
 NUD_PERMANENT = 0x80  # linux/neighbour.h
 ETH_P_ALL = 0x0003  # linux/if_ether.h
 ETHERTYPES = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
@@ -41,7 +41,8 @@ class ProbeNetwork(NamedTuple):
     Attributes:
         far: a packet socket at the other end.
         mark: the mark of packets that are routed there.
-        missing: why a family is not available.
+        address: the near end's link-layer address.
+        missing: for each family that is not available, the reason.
     """
 
     far: socket.socket
@@ -50,12 +51,12 @@ class ProbeNetwork(NamedTuple):
     missing: dict[Family, str]
 
     def send(self, segment: Segment) -> None:
-        """Send a segment into the pod; if it is lost, its sender retries."""
+        """Send a segment into the pod; errors are ignored, because the caller retries."""
         with suppress(OSError):
             self.far.sendto(pack(segment), (OTHER_END, ETHERTYPES[segment.family], 0, 0, self.address))
 
     def received(self) -> Iterator[Segment]:
-        """Return the segments that have left since the last call."""
+        """Yield the segments that have left the pod since the last call, without waiting."""
         while True:
             try:
                 packet, sender = self.far.recvfrom(PACKET_BYTES)
@@ -68,7 +69,7 @@ class ProbeNetwork(NamedTuple):
 
 @contextmanager
 def probe_network(families: tuple[Family, ...], taken: frozenset[int]) -> Iterator[ProbeNetwork]:
-    """Create the network for a block.
+    """Create the network during a block.
 
     Args:
         families: the families to probe.
@@ -88,12 +89,12 @@ def probe_network(families: tuple[Family, ...], taken: frozenset[int]) -> Iterat
             finally:
                 _remove(ipr, number)
     except NetlinkError as error:
-        raise Unsupported(f"a pair of interfaces cannot be made: {error}") from error
+        raise Unsupported(f"cannot create a veth pair: {error}") from error
 
 
 @contextmanager
 def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator[ProbeNetwork]:
-    # The far end first, so that the near one has a carrier as soon as it is up.
+    # The far end first, so that the near end has a carrier as soon as it is up.
     for name in (OTHER_END, INTERFACE):
         ipr.link("set", index=_link(ipr, name)["index"], state="up")
     near = _link(ipr, INTERFACE)
@@ -105,12 +106,12 @@ def _opened(ipr: IPRoute, families: tuple[Family, ...], number: int) -> Iterator
 
 
 def _connect(ipr: IPRoute, family: Family, index: int, number: int) -> str:
-    """Add a family's addresses and routes; return why this is not possible, or an empty string."""
+    """Add a family's addresses and routes; return why this is not possible, or ""."""
     kind, outside = ADDRESS_FAMILIES[family], OUTSIDE[family]
     nodad = {"flags": IFA_F_NODAD} if family is Family.IPV6 else {}
     try:
         ipr.addr("add", index=index, address=INSIDE[family], prefixlen=PREFIX[family], family=kind, **nodad)
-        ipr.neigh("add", dst=outside, lladdr=NOBODY, ifindex=index, state=NUD_PERMANENT, family=kind)
+        ipr.neigh("add", dst=outside, lladdr=UNUSED_MAC, ifindex=index, state=NUD_PERMANENT, family=kind)
         ipr.route("add", dst="default", gateway=outside, oif=index, table=number, family=kind)
         ipr.rule("add", fwmark=number, table=number, priority=BEFORE_MAIN, family=kind)
     except NetlinkError as error:
@@ -119,7 +120,7 @@ def _connect(ipr: IPRoute, family: Family, index: int, number: int) -> str:
 
 
 def _remove(ipr: IPRoute, number: int) -> None:
-    """Remove the pair; addresses, neighbours and routes end with it."""
+    """Remove the policy rules and the veth pair, and with it addresses, neighbours and routes."""
     for kind in ADDRESS_FAMILIES.values():
         with suppress(NetlinkError):
             ipr.rule("del", fwmark=number, table=number, priority=BEFORE_MAIN, family=kind)

@@ -1,4 +1,4 @@
-"""Probes all paths at once, so that together they take no longer than the slowest."""
+"""Probes all paths in parallel, so that together they take no longer than the slowest."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from istio_init.rules.validation.probe_network import ProbeNetwork
 
 RETRY_INTERVAL = 0.05  # seconds after which a client outside retries
-GRACE = 0.5  # seconds within which an accepted connection reaches our listener, if it is diverted there
+GRACE = 0.5  # seconds within which an accepted connection must have reached our listener if it is diverted there
 
 
 class Session:
-    """Paths, the listeners where they may end, and the probe network to which they may leave.
+    """Opens the connections of all paths, and observes where they end.
 
     Args:
-        attempts: the paths.
-        served: the listeners.
-        network: the probe network, or None.
+        attempts: the paths to probe.
+        served: the listeners at which they may end.
+        network: the probe network, by which they may leave or arrive; None if there is none.
     """
 
     def __init__(self, attempts: Sequence[Attempt], served: Sequence[Listener], network: ProbeNetwork | None) -> None:
@@ -44,7 +44,7 @@ class Session:
             self._watch(network.far, partial(self._seen, network))
 
     def run(self, timeout: float) -> None:
-        """Open all connections, and see where they end, within the timeout."""
+        """Open all connections, and record where they end, for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         for attempt in filter(lambda attempt: attempt.pending, self._attempts):
             attempt.bind()
@@ -61,7 +61,7 @@ class Session:
                 return
             for key, _ in self._selector.select(min(RETRY_INTERVAL, remaining)):
                 key.data()
-            self._go_on(time.monotonic())
+            self._retry(time.monotonic())
 
     def close(self) -> None:
         """Close all connections."""
@@ -77,11 +77,11 @@ class Session:
         for arrival in arrivals(listener):
             attempt = self._clients.get((listener.family, arrival.protocol, arrival.client_port))
             if attempt is not None and attempt.is_from(arrival.client):
-                straight = attempt.path.end == (listener.family, listener.port)
-                attempt.found = Found(None if straight else listener.port, *_original(arrival, attempt))
+                is_direct = attempt.path.end == (listener.family, listener.port)
+                attempt.found = Found(None if is_direct else listener.port, *_original(arrival, attempt))
 
     def _seen(self, network: ProbeNetwork) -> None:
-        """Record connections that leave, and responses to clients outside."""
+        """Record connections that leave the pod, and handle answers to clients outside."""
         for segment in network.received():
             protocol = "udp" if segment.protocol == UDP else "tcp"
             if segment.destination == OUTSIDE[segment.family]:
@@ -109,7 +109,7 @@ class Session:
         if not error:
             attempt.answered = time.monotonic()
 
-    def _go_on(self, now: float) -> None:
+    def _retry(self, now: float) -> None:
         for attempt in self._attempts:
             if not attempt.pending:
                 continue
@@ -121,9 +121,9 @@ class Session:
 
 
 def _original(arrival: Arrival, attempt: Attempt) -> tuple[str, bool]:
-    """Return a note on the original destination, and whether it is wrong; a datagram has none."""
+    """Return a note on a wrong original destination, and whether it is wrong; datagrams have none."""
     asked = (attempt.path.packet.destination, attempt.path.packet.port)
     if arrival.protocol == "udp" or arrival.original == asked:
         return "", False
-    told = f"{arrival.original[0]} port {arrival.original[1]}" if arrival.original else "none"
-    return f"but as its original destination: {told}", True
+    actual = f"{arrival.original[0]} port {arrival.original[1]}" if arrival.original else "none"
+    return f"but with the original destination: {actual}", True
