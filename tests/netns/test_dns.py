@@ -1,4 +1,4 @@
-"""Layout current's capture of DNS, with name servers that answer and forward."""
+"""DNS capture of layout current, with name servers that answer and forward."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ CAPTURE = (*USUAL, "--dual-stack", "--redirect-dns")
 REUSED_PORT = 40000
 
 
-class World(NamedTuple):
+class NameServers(NamedTuple):
     """Two servers outside, and the proxy's resolver, which forwards to the first of them. All are of one family.
 
     Attributes:
-        server: the one that resolv.conf names.
-        other: one that it does not name.
+        server: the one in resolv.conf.
+        other: one that is not in resolv.conf.
         resolver: the proxy's.
     """
 
@@ -54,10 +54,10 @@ class World(NamedTuple):
 
 
 @contextmanager
-def world(pod: Pod, address: str, upstream: str = "") -> Iterator[World]:
-    """Run the servers; `upstream` is where the proxy's resolver forwards to, if that is another than `address`."""
+def name_servers(pod: Pod, address: str, upstream: str = "") -> Iterator[NameServers]:
+    """Run the servers; `upstream` is the server to which the proxy's resolver forwards, by default `address`."""
     with ExitStack() as stack:
-        yield World(
+        yield NameServers(
             stack.enter_context(NameServer(pod.outside, address, authority(THE_ANSWER))),
             stack.enter_context(
                 NameServer(pod.outside, OTHERS[SERVERS.index(address)], authority(THE_OTHERS_ANSWER)),
@@ -71,7 +71,7 @@ def world(pod: Pod, address: str, upstream: str = "") -> Iterator[World]:
 def test_requests_to_the_servers_of_resolv_conf_are_resolved_by_the_proxy(pod: Pod, means: Means) -> None:
     pod.inside.istio_iptables(*means[0], *CAPTURE, nameservers=SERVERS)
     for address in SERVERS:
-        with world(pod, address) as servers:
+        with name_servers(pod, address) as servers:
             assert ask(pod.inside, address, "udp.example") == THE_ANSWER
             assert ask(pod.inside, address, "tcp.example", "tcp") == THE_ANSWER
         for server in (servers.resolver, servers.server):
@@ -85,7 +85,7 @@ def test_requests_to_the_servers_of_resolv_conf_are_resolved_by_the_proxy(pod: P
 def test_requests_to_other_servers_pass_by_the_proxys_resolver(pod: Pod, means: Means) -> None:
     pod.inside.istio_iptables(*means[0], "--dual-stack", "--redirect-dns", nameservers=SERVERS)
     for address, other in zip(SERVERS, OTHERS, strict=True):
-        with world(pod, address) as servers:
+        with name_servers(pod, address) as servers:
             assert ask(pod.inside, other, "udp.example") == THE_OTHERS_ANSWER
             assert ask(pod.inside, other, "tcp.example", "tcp") == THE_OTHERS_ANSWER
         assert servers.other.names == ["udp.example", "tcp.example"]
@@ -95,7 +95,7 @@ def test_requests_to_other_servers_pass_by_the_proxys_resolver(pod: Pod, means: 
 def test_requests_to_any_server_are_resolved_by_the_proxy_when_all_are_captured(pod: Pod, means: Means) -> None:
     pod.inside.istio_iptables(*means[0], *CAPTURE, "--capture-all-dns")
     for address, other in zip(SERVERS, OTHERS, strict=True):
-        with world(pod, address) as servers:
+        with name_servers(pod, address) as servers:
             for server in (address, other):
                 for protocol in ("udp", "tcp"):
                     assert ask(pod.inside, server, "any.example", protocol) == THE_ANSWER
@@ -106,7 +106,7 @@ def test_requests_to_any_server_are_resolved_by_the_proxy_when_all_are_captured(
 @pytest.mark.parametrize("owner", [PROXY, (2000, 1337), (1337, 2000)], ids=["user-and-group", "group", "user"])
 def test_the_proxys_own_requests_go_straight_to_the_server(pod: Pod, means: Means, owner: tuple[int, int]) -> None:
     pod.inside.istio_iptables(*means[0], *CAPTURE, "--capture-all-dns")
-    with world(pod, NAMESERVER) as servers:
+    with name_servers(pod, NAMESERVER) as servers:
         for protocol in ("udp", "tcp"):
             assert ask(pod.inside, NAMESERVER, "own.example", protocol, owner) == THE_ANSWER
     assert servers.server.names == ["own.example"] * 2
@@ -118,7 +118,7 @@ def test_a_firewall_sees_the_servers_answers_as_parts_of_the_proxys_requests(pod
     pod.inside.istio_iptables(*means[0], *CAPTURE, nameservers=SERVERS)
     for tool, address in (("iptables", NAMESERVER), ("ip6tables", NAMESERVER_IPV6)):
         pod.inside.run(f"{tool}-{means[1]}", "-A", "INPUT", *new)
-        with world(pod, address):
+        with name_servers(pod, address):
             assert ask(pod.inside, address, "guarded.example") == THE_ANSWER
 
 
@@ -128,7 +128,7 @@ def test_a_forwarder_in_the_pod_does_not_loop(pod: Pod, means: Means, local: dic
     pod.inside.istio_iptables(*means[0], *CAPTURE, nameservers=tuple(local.values()))
     for address, own in local.items():
         with (
-            world(pod, address, upstream=own) as servers,
+            name_servers(pod, address, upstream=own) as servers,
             NameServer(pod.inside, own, forwarder(address), FORWARDER) as forwarding,
         ):
             assert ask(pod.inside, own, "local.example") == THE_ANSWER

@@ -92,10 +92,10 @@ def _fits(rule: Rule, first: Rule, pattern: Pattern) -> bool:
     return rule.matches[:place] == first.matches[:place] and rule.matches[place + 1 :] == first.matches[place + 1 :]
 
 
-def _has_the_same_reason(rule: Rule, first: Rule, told: Match | None) -> bool:
-    """Return whether a rule has the reason of the first one, apart from the value of `told`, the match that both name."""
+def _has_the_same_reason(rule: Rule, first: Rule, named: Match | None) -> bool:
+    """Return whether a rule has the reason of the first one; `named` is its match whose value the reason names, if any."""
     reason, other = rule.reason, first.reason
-    value = other.value if told is None else str(told.value)
+    value = other.value if named is None else str(named.value)
     return reason.id == other.id and reason.template == other.template and reason.value == value
 
 
