@@ -7,6 +7,7 @@
     ├── NotPermitted              3  CAP_NET_ADMIN (or CAP_NET_RAW) is missing
     ├── Unsupported               4  the kernel or a tool cannot do what the plan needs
     │   └── CommandError          4  a tool failed: carries argv, exit status and standard error
+    │       └── ToolFault         4  a tool was killed, hung, or ran out of something
     ├── LockHeld                  5  another program holds the lock, and the wait for it is over
     ├── ValidationFailed        126  rules are not what they should be: connections go elsewhere
     └── ChildFailed               its own: a program that was run for the user failed for good
@@ -77,6 +78,13 @@ class CommandError(Unsupported):
         self.status = status
         self.stderr = stderr
         self.remedy = remedy
+
+
+class ToolFault(CommandError):
+    """A program did not get to do its work: it was killed, did not end in time, or lacked memory, processes or space.
+
+    That says nothing about what this machine can do, so nothing else may be tried in its place.
+    """
 
 
 class LockHeld(IstioInitError):

@@ -22,6 +22,15 @@ CHUNK = 1 << 16  # bytes; what a pipe of Linux holds
 WAIT_POLL = 0.0005  # seconds
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 NOT_FOUND = "there is no such program on the PATH"
+# What errno(3) says of a shortage, and what iptables says.
+SHORTAGES = (
+    "Cannot allocate memory",
+    "Memory allocation problem",
+    "No space left on device",
+    "Resource temporarily unavailable",
+    "Too many open files",
+    "out of memory",
+)
 STATUS_LOST = "its exit status is unknown, for this process was started with SIGCHLD ignored"
 
 
@@ -54,6 +63,13 @@ class Result(NamedTuple):
     def missing(self) -> bool:
         """Whether the program was not found."""
         return self.status is None and self.stderr == NOT_FOUND
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the program did not get to do its work, so that its failure says nothing about what is possible here."""
+        if self.status is None:
+            return not self.missing
+        return self.status < 0 or (self.status > 0 and any(words in self.stderr for words in SHORTAGES))
 
 
 class _Running:

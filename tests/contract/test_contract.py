@@ -15,6 +15,7 @@ from istio_init.rules.kernel.engine import Engine, open_engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.kernel.libiptc import LibiptcBackend
 from istio_init.rules.kernel.nft import NftBackend
+from istio_init.rules.kernel.parts import seen
 from istio_init.rules.kernel.restore import RestoreBackend
 from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
@@ -126,7 +127,7 @@ class Kernel(NamedTuple):
 
     def holds(self, plan: Plan) -> bool:
         """Tell whether exactly this plan is there, as the kernel itself says."""
-        found = self.call(lambda: self.backend.read(BOTH))
+        found, _ = self.call(lambda: seen(self.backend.read(BOTH)))
         same = all(not self.backend.difference(desired(plan, family), found[family]) for family in BOTH)
         routes, addresses = self.call(self.routes), self.call(self.surroundings.addresses)
         return same and routes == plan.routes and addresses == plan.addresses

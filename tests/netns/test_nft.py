@@ -225,7 +225,7 @@ NO_MODULE = "cat >/dev/null; echo 'Extension REDIRECT revision 0 not supported, 
 def test_by_default_it_is_taken_where_no_variant_of_iptables_takes_the_plan(pod: Pod, tmp_path: Path) -> None:
     environment = stand_ins(tmp_path, NO_MODULE, *RESTORES)
     logged = pod.inside.istio_init("-v", *REDIRECT, environment=environment).stderr
-    assert "restore cannot be used here" in logged
+    assert "warning: ipv4 rules are in native nftables: `iptables-nft-restore" in logged
     assert "applied (nft; ipv4 nft, ipv6 nft)" in logged
     connection = out(SERVICE, 80, "envoy:15001")
     with servers_for(pod, [connection]):
@@ -243,17 +243,19 @@ def test_where_iptables_has_rules_of_ours_nothing_else_is_taken(pod: Pod, tmp_pa
 
 
 def test_without_either_both_are_named(pod: Pod, tmp_path: Path) -> None:
-    for command in (REDIRECT, ("clean",)):
-        failed = pod.inside.istio_init(*command, environment={"PATH": str(tmp_path)}, check=False)
-        assert failed.returncode == 4
-        assert "install Debian's package `iptables`" in failed.stderr
-        assert "install Debian's package `nftables`" in failed.stderr
+    failed = pod.inside.istio_init(*REDIRECT, environment={"PATH": str(tmp_path)}, check=False)
+    assert failed.returncode == 4
+    assert "install Debian's package `iptables`" in failed.stderr
+    assert "install Debian's package `nftables`" in failed.stderr
+    assert "nothing was changed" in failed.stderr
+    # The kernel itself says that there is nothing.
+    assert "nothing to remove" in pod.inside.istio_init("clean", environment={"PATH": str(tmp_path)}).stderr
 
 
 def test_clean_without_a_backend_removes_what_nft_made(pod: Pod) -> None:
     pod.inside.istio_init(*NFT, *TPROXY)
     logged = pod.inside.istio_init("clean").stderr
-    assert "clean (restore and nft" in logged
+    assert "clean (nft;" in logged
     assert not any("istio-init" in name for name in tables(pod.inside))
     assert "lookup 133" not in pod.inside.policy_routing()
 
@@ -264,7 +266,12 @@ def test_clean_of_iptables_rules_does_without_nft(pod: Pod, tmp_path: Path) -> N
     assert "not seen" not in pod.inside.istio_init("clean", environment=broken).stderr
     assert pod.inside.save("nft") == ""
     pod.inside.istio_init(*NFT, *REDIRECT)
-    assert "there may be ipv4 rules of ours that were not seen" in pod.inside.istio_init("clean", environment=broken).stderr
+    before = ruleset(pod.inside)
+    failed = pod.inside.istio_init("clean", environment=broken, check=False)
+    assert failed.returncode == 4
+    assert "`nft -j list table ip istio-init` exited with status 1" in failed.stderr
+    assert "nothing was changed" in failed.stderr
+    assert ruleset(pod.inside) == before
 
 
 def test_clean_of_one_family_leaves_the_other(pod: Pod) -> None:

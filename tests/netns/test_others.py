@@ -75,14 +75,12 @@ def test_two_sets_that_an_older_version_left_become_one(pod: Pod) -> None:
     assert rules_of_ours(pod.inside) == set()
 
 
-@pytest.mark.parametrize("first", ["restore-nft", "restore-legacy"])
-def test_when_the_others_cannot_be_removed_all_is_as_it_was(pod: Pod, tmp_path: Path, first: str) -> None:
-    pod.inside.istio_init(*TPROXY, *WAYS[first])
+def test_when_the_others_cannot_be_removed_all_is_as_it_was(pod: Pod, tmp_path: Path) -> None:
+    pod.inside.istio_init(*TPROXY, *WAYS["restore-legacy"])
     before = [pod.inside.save(variant) for variant in ("nft", "legacy")], pod.inside.policy_routing()
-    variant = first.removeprefix("restore-")
     marker = tmp_path / "tried"
-    real = shutil.which(f"iptables-{variant}-restore")
-    stand_in = tmp_path / f"iptables-{variant}-restore"
+    real = shutil.which("iptables-legacy-restore")
+    stand_in = tmp_path / "iptables-legacy-restore"
     # It fails once; what is put back goes through the real program.
     stand_in.write_text(
         f'#!/bin/sh\n[ -e {marker} ] && exec {real} "$@"\n: >{marker}\ncat >/dev/null\necho no >&2\nexit 4\n'
@@ -93,14 +91,21 @@ def test_when_the_others_cannot_be_removed_all_is_as_it_was(pod: Pod, tmp_path: 
     assert failed.returncode == 4, failed.stderr
     assert marker.exists()
     assert "the previous rules are in place again (rollback)" in failed.stderr
-    assert rules_of_ours(pod.inside) == {RULE_SETS[first]}
+    assert rules_of_ours(pod.inside) == {"iptables-legacy"}
     assert ([pod.inside.save(one) for one in ("nft", "legacy")], pod.inside.policy_routing()) == before
 
 
-def test_rules_that_cannot_be_read_are_told(pod: Pod, tmp_path: Path) -> None:
-    pod.inside.istio_init(*REDIRECT, *WAYS["restore-nft"])
+@pytest.mark.parametrize(("first", "code"), [("restore-nft", 0), ("restore-legacy", 4)])
+def test_where_only_nft_is_installed_rules_of_iptables_are_replaced_or_nothing_is(
+    pod: Pod, tmp_path: Path, first: str, code: int
+) -> None:
+    pod.inside.istio_init(*REDIRECT, *WAYS[first])
     nft = shutil.which("nft")
     assert nft
     (tmp_path / "nft").symlink_to(nft)
-    done = pod.inside.istio_init(*REDIRECT, *WAYS["nft"], environment={"PATH": str(tmp_path)})
-    assert "there may be ipv4 rules of ours that were not seen" in done.stderr
+    done = pod.inside.istio_init(*REDIRECT, *WAYS["nft"], environment={"PATH": str(tmp_path)}, check=False)
+    assert done.returncode == code
+    assert rules_of_ours(pod.inside) == {RULE_SETS["nft" if code == 0 else first]}
+    if code:
+        assert "`iptables-legacy-save` did not run to its end: there is no such program" in done.stderr
+        assert "nothing was changed" in done.stderr

@@ -19,6 +19,7 @@ from istio_init.core.errors import (
     IstioInitError,
     LockHeld,
     NotPermitted,
+    ToolFault,
     Unsupported,
     ValidationFailed,
 )
@@ -32,7 +33,7 @@ from tests.unit.program import POD, TPROXY, command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from istio_init.rules.kernel.backend import Snapshots
+    from istio_init.rules.kernel.backend import Readings
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ class FailingBackend(FakeBackend):
         super().__init__()
         self._error = error
 
-    def read(self, families: tuple[Family, ...]) -> Snapshots:
+    def read(self, families: tuple[Family, ...]) -> Readings:
         del families
         raise self._error
 
@@ -159,6 +160,7 @@ ERRORS: dict[type[IstioInitError], tuple[Callable[[], IstioInitError], int]] = {
     NotPermitted: (lambda: NotPermitted("went wrong"), 3),
     Unsupported: (lambda: Unsupported("went wrong"), 4),
     CommandError: (lambda: CommandError(("iptables-restore", "-w"), 1, "no\n such thing", "load a module"), 4),
+    ToolFault: (lambda: ToolFault(("nft", "-f", "-"), -9, "", "run this again"), 4),
     LockHeld: (lambda: LockHeld("went wrong"), 5),
     ValidationFailed: (lambda: ValidationFailed("went wrong"), 126),
     ChildFailed: (lambda: ChildFailed("went wrong", 137), 137),

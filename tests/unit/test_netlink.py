@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_init.core.errors import Unsupported
+from istio_init.core.errors import NotPermitted, Unsupported
 from istio_init.rules.kernel import netlink, nf_tables, rtnetlink
 from istio_init.rules.kernel.netlink import ATTRIBUTE, MESSAGE, Netlink, ReadError, attribute, parse, records
 from istio_init.rules.kernel.surroundings import add, addresses
@@ -243,7 +243,51 @@ def test_what_could_not_be_read_ends_the_run_with_a_reason(use: Callable[..., So
         ask()
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP])
-def test_who_may_not_ask_for_chains_or_has_no_nf_tables_has_none(use: Callable[..., Socket], number: int) -> None:
-    use(message(ERROR, refusal(number)))
-    assert nf_tables.chains(Family.IPV4) == frozenset()
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT])
+def test_a_kernel_without_nf_tables_has_no_chains_and_no_rules(use: Callable[..., Socket], number: int) -> None:
+    for ask in (nf_tables.chains, nf_tables.rules):
+        use(message(ERROR, refusal(number)))
+        assert list(ask(Family.IPV4)) == []
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EPERM, NotPermitted), (errno.ENOMEM, Unsupported)])
+def test_a_refusal_to_list_is_not_an_empty_list(use: Callable[..., Socket], number: int, error: type[Exception]) -> None:
+    for ask in (nf_tables.chains, nf_tables.rules):
+        use(message(ERROR, refusal(number)))
+        with pytest.raises(error, match="cannot be read"):
+            ask(Family.IPV4)
+
+
+BATCH = ((16, 0, b"\0\0\0\x0a"), (2568, 0, b"body"), (17, 0, b"\0\0\0\x0a"))
+
+
+def test_a_batch_is_sent_at_once_and_its_last_message_is_acknowledged(use: Callable[..., Socket]) -> None:
+    kernel = use(message(ERROR, OK, sequence=2))
+    nf_tables.change(BATCH[1:2])
+    (sent,) = kernel.sent
+    headers = [header for header, _ in records(sent, MESSAGE)]
+    assert [(kind, bool(flags & netlink.NLM_F_ACK)) for kind, flags, _, _ in headers] == [
+        (16, False),
+        (2568, True),
+        (17, False),
+    ]
+    assert [number for _, _, number, _ in headers] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [message(ERROR, refusal(errno.ENOENT), sequence=2)],  # a message of the batch
+        [message(ERROR, refusal(errno.ENOENT), sequence=1), message(ERROR, OK, sequence=2)],  # the commit
+        [message(ERROR, OK, sequence=4)],  # not one of the batch's
+        [message(DONE, OK, sequence=2)],  # not an acknowledgement
+        [TimeoutError("timed out")],
+    ],
+    ids=["message", "commit", "stranger", "no-acknowledgement", "silence"],
+)
+def test_a_batch_that_failed_or_of_which_nobody_knows_is_an_error(
+    use: Callable[..., Socket], answers: list[bytes | OSError]
+) -> None:
+    use(*answers)
+    with pytest.raises(Unsupported, match="the rules of nf_tables cannot be changed"):
+        nf_tables.change(BATCH[1:2])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from istio_init.core.light import TYPE_CHECKING, Protocol, contextmanager
+from istio_init.core.light import TYPE_CHECKING, NamedTuple, Protocol, contextmanager
 from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.locks import LOCK_WAIT, namespace_lock, signals_held
 from istio_init.rules.model import Family, Marks, Snapshot, Table, TproxyRoute, Variant
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
 BOTH_FAMILIES = tuple(Family)
 
 Snapshots = dict[Family, Snapshot]
+
+
+class Whole(NamedTuple):
+    """All that one family's tables hold; a family that does not exist here holds nothing."""
+
+    tables: Snapshot
+
+
+class Partial(NamedTuple):
+    """What this user may see of one family's tables, and why there may be more."""
+
+    visible: Snapshot
+    why: IstioInitError
+
+
+class Unread(NamedTuple):
+    """One family's tables could not be read, so they may hold anything."""
+
+    why: IstioInitError
+
+
+Reading = Whole | Partial | Unread
+Readings = dict[Family, Reading]
 Changes = dict[Family, list[TableChange]]
 
 
@@ -81,11 +104,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def read(self, families: tuple[Family, ...]) -> Snapshots:
-        """Read the rules in the kernel; a family that the kernel lacks reads as empty.
+    def read(self, families: tuple[Family, ...]) -> Readings:
+        """Read the rules in the kernel, and say of each family how much of it could be seen.
 
         Raises:
-            IstioInitError: the rules cannot be read, or it is ambiguous which of two rule sets to use.
+            NotPermitted: a capability is missing.
+            LockHeld: another program holds the lock.
         """
 
     @abstractmethod
@@ -112,21 +136,9 @@ class Backend(ABC):
         """
         return compare(wanted, current)
 
-    def unread(self) -> dict[Family, IstioInitError]:
-        """Return the families in which the last `read` may have missed something, and why."""
-        return {}
-
-    def seen_in_part(self) -> frozenset[Family]:
-        """Return the families in which the last `read` missed only what this user is not permitted to read."""
-        return frozenset()
-
     def besides(self) -> Iterable[tuple[Backend, tuple[Family, ...]]]:
         """Return backends for rules of ours that the last `read` found but did not return, each with their families."""
         return ()
-
-    def is_unusable(self) -> bool:
-        """Return whether this backend is not available at all, so that another one may be tried instead."""
-        return False
 
     def surroundings(self) -> Surroundings:
         """Return the client for policy routes and addresses; imported only here, because most pods have none."""

@@ -6,38 +6,40 @@ other backends once the new ones are in place, and rolls back to the previous st
 
 from __future__ import annotations
 
-from istio_init.core.errors import CommandError, IstioInitError
+from istio_init.core.errors import IstioInitError, NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.changes import desired, shadows
-from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Changes, Snapshots
+from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
 from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.parts import Part, put_back, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
-from istio_init.rules.kernel.report import Report, RoutesChanged, means
+from istio_init.rules.kernel.report import Report, RoutesChanged
 from istio_init.rules.kernel.rule_sets import occupied
-from istio_init.rules.model import NO_MARK, PROXY_SOURCE_IPV6, Family, Match, MatchKind, Plan, Rule, Table
+from istio_init.rules.model import NO_MARK, Family, Plan, Rule, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from istio_init.core.runner import Observer
-    from istio_init.rules.kernel.backend import Surroundings
+    from istio_init.rules.kernel.backend import Readings, Snapshots, Surroundings
     from istio_init.rules.model import Marks, Snapshot, TproxyRoute, Variant
 
 NO_PLAN = Plan("", ())
 UNCHANGED = "nothing was changed"
 
 
-class Other(NamedTuple):
-    """Our rules that were made through another backend than the one in use, and the changes that remove them."""
+class Written(NamedTuple):
+    """What was written of a plan.
 
-    backend: Backend
-    before: Snapshots
-    changes: Changes
+    Attributes:
+        parts: those that hold it.
+        moved: the families that are in the fallback's part, with the errors that made it necessary.
+        left_out: the families that are in none, with the reasons.
+    """
 
-    @property
-    def means(self) -> str:
-        """How they are reached, such as `restore; ipv4 legacy`."""
-        return means(self.backend.name, self.backend.variants(tuple(self.changes)))
+    parts: list[Part]
+    moved: dict[Family, IstioInitError]
+    left_out: dict[Family, str]
 
 
 def open_engine(
@@ -74,7 +76,7 @@ class Engine:
     Args:
         backend: reads and writes rules.
         observe: receives progress messages.
-        fall_back: creates the backend to use where `backend` is not available at all; None for no fallback.
+        fall_back: creates the backend for families in which `backend` does not work here; None for no fallback.
     """
 
     def __init__(
@@ -96,29 +98,32 @@ class Engine:
         Raises:
             InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
-        return self._or_else(lambda: self._apply(plan.only(families), families), lambda other: other.apply(plan, families))
-
-    def _apply(self, plan: Plan, families: tuple[Family, ...]) -> Report:
+        plan = plan.only(families)
+        wanted = {family: desired(plan, family) for family in families}
         with self._backend.locked():
-            before = self._backend.read(families)
+            readings = self._backend.read(families)
+            left_out = self._unreadable(readings, wanted, plan.optional)
+            before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
+            part = Part(self._backend, before, wanted)
             others, hidden = self._read_others(families)
-            wanted = {family: desired(plan, family) for family in families}
-            changes = {family: self._backend.difference(wanted[family], before[family]) for family in families}
             with self._surroundings_added(plan) as added:
-                skipped = self._commit_or_put_back(before, changes, plan.optional)
-                self._remove_others(others, before)
-            # An earlier plan's rules show whether it had routes or addresses, so that pods without them need not look.
-            seen = [before, *(other.before for other in others)]
-            gone = RoutesChanged(
-                routed=bool(_marks(seen)) and self._delete_routes(seen, families, plan),
-                addressed=_have_proxy_source(seen) and self._delete_addresses(plan),
+                written = self._write(part, wanted, plan.optional, others)
+            gone = self._tidy([part, *others], families, plan)
+            replaced = [one for one in others if one.changes]
+            skipped = left_out | written.left_out
+            warnings = (
+                *(
+                    f"{family} rules are left out, because {family} does not work here: {why}"
+                    for family, why in skipped.items()
+                ),
+                *unseen,
+                *hidden,
+                *(f"{family} rules are in native nftables: {why}" for family, why in written.moved.items()),
+                *(f"rules of ours that were made through another backend ({one.means}) were removed" for one in replaced),
+                *(line for family, state in before.items() for line in _shadowed(family, wanted[family], state)),
             )
-            left_out = [f"{f} rules are left out, because {f} does not work here: {why}" for f, why in skipped.items()]
-            unread = {family: why for family, why in self._backend.unread().items() if family not in skipped}
-            replaced = [f"rules of ours that were made through another backend ({o.means}) were removed" for o in others]
-            shadowed = [line for family in families for line in _shadowed(family, wanted[family], before[family])]
-            warnings = (*left_out, *_unseen(unread), *hidden, *replaced, *shadowed)
-            return self._report(families, (changes, *(other.changes for other in others)), warnings, added, gone)
+            used = [one for one in written.parts if any(map(wanted.get, one.before))] or [part]
+            return _report(used, families, [*used, *replaced], warnings, added, gone)
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Remove everything of ours and nothing else, whichever backend wrote it; this is idempotent.
@@ -126,46 +131,75 @@ class Engine:
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
-        return self._or_else(lambda: self._remove(families), lambda other: other.remove(families))
-
-    def _remove(self, families: tuple[Family, ...]) -> Report:
         with self._backend.locked():
-            before = self._backend.read(families)
-            warnings: list[str] = []
-            for family, error in self._backend.unread().items():
-                if family in self._backend.seen_in_part():
-                    warnings += _unseen({family: error})
-                    continue
-                if family is Family.IPV4 or families != BOTH_FAMILIES:
-                    raise error
-                warnings.append(f"{family} was left alone, because its rules cannot be read: {error}")
+            before, unseen = seen(self._backend.read(families))
+            part = Part(self._backend, before, {})
             others, hidden = self._read_others(families)
-            changes = {family: self._backend.difference({}, before[family]) for family in families}
-            self._commit_or_put_back(before, changes, frozenset())
-            self._remove_others(others, before)
-            # In a family whose rules cannot be read, they may still need its routes and addresses.
-            read = tuple(family for family in families if family not in self._backend.unread())
-            gone = RoutesChanged(
-                routed=self._delete_routes([before, *(other.before for other in others)], read, NO_PLAN),
-                addressed=Family.IPV6 in read and self._delete_addresses(NO_PLAN),
-            )
-            made = (changes, *(other.changes for other in others))
-            report = self._report(families, made, (*warnings, *hidden), gone)
-            return report._replace(backend=" and ".join((self._backend.name, *(other.backend.name for other in others))))
+            self._write(part, {}, frozenset(), others)
+            gone = self._tidy([part, *others], families, NO_PLAN)
+            parts = [one for one in (part, *others) if one.changes] or [part]
+            return _report(parts, families, parts, (*unseen, *hidden), gone)
 
-    def _or_else(self, first: Callable[[], Report], second: Callable[[Engine], Report]) -> Report:
-        """Use the backend, or the fallback if the backend is not available at all."""
+    def _unreadable(
+        self, readings: Readings, wanted: Mapping[Family, Snapshot], optional: frozenset[Family]
+    ) -> dict[Family, str]:
+        """Return the optional families that can be neither read nor written here, with the reasons."""
+        unread = {f: one.why for f, one in readings.items() if isinstance(one, Unread) and f in optional}
+        tables = {f: next(iter(wanted[f]), Table.FILTER) for f, why in unread.items() if not isinstance(why, ToolFault)}
+        return self._backend.probe(tables) if tables else {}
+
+    def _write(
+        self, part: Part, wanted: Mapping[Family, Snapshot], optional: frozenset[Family], others: Sequence[Part]
+    ) -> Written:
+        """Commit a part, then remove what other backends made; if a step fails, roll back everything."""
+        written = Written([part], {}, {})
         try:
-            return first()
-        except CommandError as error:
-            if self._fall_back is None or not self._backend.is_unusable():
-                raise
-            self._observe(f"{self._backend.name} cannot be used here: {error}")
-            try:
-                return second(Engine(self._fall_back(), self._observe))
-            except IstioInitError as other:
-                error.add_note(f"the fallback without iptables failed too: {other}")
-                raise error from None
+            failed, left_out = part.commit(frozenset() if self._fall_back else optional)
+            written.left_out.update(left_out)
+            if failed:
+                self._move(written, failed, wanted, optional)
+            for other in others:
+                # A rule set that the plan had to move to has it now, and nothing else of ours.
+                other.drop([f for f in written.moved if other.backend.rule_sets <= written.parts[-1].backend.rule_sets])
+                _raise_first(other.commit()[0])
+        except IstioInitError as error:
+            put_back([*written.parts, *others], error)
+            raise
+        return written
+
+    def _move(
+        self,
+        written: Written,
+        failed: Mapping[Family, IstioInitError],
+        wanted: Mapping[Family, Snapshot],
+        optional: frozenset[Family],
+    ) -> None:
+        """Write the families in which iptables does not work through the fallback, and leave out what is optional.
+
+        Raises:
+            IstioInitError: a family of which rules of ours are in iptables, or in which the fallback does not work either.
+        """
+        if self._fall_back is None:
+            _raise_first(failed)
+            return
+        _raise_first({family: error for family, error in failed.items() if written.parts[0].holds(family)})
+        backend = self._fall_back()
+        readings = backend.read(tuple(failed))
+        refused = {family: one.why for family, one in readings.items() if isinstance(one, Unread)}
+        before, _ = seen({family: one for family, one in readings.items() if family not in refused})
+        written.parts.append(Part(backend, before, wanted))
+        errors, left_out = written.parts[-1].commit(optional)
+        refused |= errors
+        tables = {family: next(iter(wanted[family])) for family in refused if family in optional}
+        left_out |= self._backend.probe(tables) if tables else {}
+        for family, error in refused.items():
+            if family not in left_out:
+                failed[family].add_note(f"the fallback without iptables failed too: {error}")
+                raise failed[family]
+        written.left_out.update({family: str(failed[family]) for family in left_out})
+        written.moved.update({family: error for family, error in failed.items() if family not in left_out})
+        for family in failed:
+            del written.parts[0].before[family]
 
     @contextmanager
     def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
@@ -188,19 +222,21 @@ class Engine:
             _take_back(surroundings, routes, addresses)
             raise
 
-    def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Other], list[str]]:
-        """Read our rules that were made through other backends; also return warnings about what could not be read."""
+    def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Part], list[str]]:
+        """Read our rules that were made through other backends; also return warnings about what this user may not see.
+
+        Raises:
+            IstioInitError: a rule set that may hold rules of ours could not be read.
+        """
         found, hidden = [], []
         for backend, where in self._others(families):
             try:
-                before = backend.read(where)
-            except IstioInitError as error:
-                hidden += _unseen(dict.fromkeys(where, error))
+                before, unseen = seen(backend.read(where))
+            except NotPermitted as error:
+                hidden += [f"there may be {family} rules of ours that were not seen: {error}" for family in where]
                 continue
-            hidden += _unseen(backend.unread())
-            changes = {family: backend.difference({}, before[family]) for family in where}
-            if any(changes.values()):
-                found.append(Other(backend, before, {family: made for family, made in changes.items() if made}))
+            hidden += unseen
+            found.append(Part(backend, before, {}))
         return found, hidden
 
     def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
@@ -209,15 +245,12 @@ class Engine:
         for rule_set, where in occupied(families, self._backend.rule_sets).items():
             yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
 
-    def _remove_others(self, others: Sequence[Other], before: Snapshots) -> None:
-        """Remove our rules from other backends; if that fails, roll all backends back."""
-        try:
-            for other in others:
-                for failure in other.backend.commit(other.changes).values():
-                    raise failure
-        except IstioInitError as error:
-            _put_back([(self._backend, before), *((other.backend, other.before) for other in others)], error)
-            raise
+    def _tidy(self, parts: Sequence[Part], families: tuple[Family, ...], keep: Plan) -> RoutesChanged:
+        """Remove the policy routes and addresses of ours that a plan does not have."""
+        return RoutesChanged(
+            routed=self._delete_routes([part.before for part in parts], families, keep),
+            addressed=Family.IPV6 in families and self._delete_addresses(keep),
+        )
 
     def _delete_routes(self, seen: Sequence[Snapshots], families: tuple[Family, ...], keep: Plan) -> bool:
         """Remove the routes of `families` that a plan does not have; return whether there were any."""
@@ -237,64 +270,44 @@ class Engine:
             surroundings.delete_address(cidr)
         return bool(stale)
 
-    def _commit_or_put_back(
-        self,
-        before: Snapshots,
-        changes: Changes,
-        optional: frozenset[Family],
-    ) -> dict[Family, str]:
-        """Commit, or roll back; return the optional families that do not work here, with reasons, and drop their changes."""
-        writing = {family: wanted for family, wanted in changes.items() if wanted}
-        if not writing:
-            return {}
-        try:
-            skipped = self._commit(writing, optional)
-        except IstioInitError as error:
-            if self._backend.all_or_nothing:
-                error.add_note(UNCHANGED)
-            else:
-                _put_back([(self._backend, {family: before[family] for family in writing})], error)
-            raise
-        for family in skipped:
-            changes[family] = []
-        return skipped
 
-    def _commit(self, changes: Changes, optional: frozenset[Family]) -> dict[Family, str]:
-        """Commit; return the optional families that do not work here (one transaction for all is retried without them).
+def _raise_first(failed: Mapping[Family, IstioInitError]) -> None:
+    for error in failed.values():
+        raise error
 
-        Raises:
-            IstioInitError: a family failed that is not optional, or that works here.
-        """
-        failed = self._backend.commit(changes)
-        skipped = self._not_working({family: changes[family][0].table for family in failed if family in optional})
-        if skipped and self._backend.all_or_nothing:
-            rest = {family: wanted for family, wanted in changes.items() if family not in skipped}
-            failed = self._backend.commit(rest) if rest else {}
-        for family, error in failed.items():
-            if family not in skipped:
-                raise error
-        return skipped
 
-    def _not_working(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
-        return self._backend.probe(tables) if tables else {}
+def _report(
+    used: Sequence[Part],
+    families: tuple[Family, ...],
+    parts: Sequence[Part],
+    warnings: tuple[str, ...],
+    *besides: RoutesChanged,
+) -> Report:
+    """Report on a change.
 
-    def _report(
-        self, families: tuple[Family, ...], sets: Sequence[Changes], warnings: tuple[str, ...], *besides: RoutesChanged
-    ) -> Report:
-        made = [change for changes in sets for wanted in changes.values() for change in wanted]
-        return Report(
-            backend=self._backend.name,
-            variants=self._backend.variants(families),
-            chains=sum(len(change.chains) + len(change.dropped) for change in made),
-            rules=sum(
-                sum(map(len, change.chains.values())) + len(change.added_jumps) + len(change.inserted_jumps)
-                for change in made
-            ),
-            changed=bool(made) or any(map(any, besides)),
-            routed=any(changed.routed for changed in besides),
-            addressed=any(changed.addressed for changed in besides),
-            warnings=(*warnings, *self._backend.notices),
-        )
+    Args:
+        used: the parts that hold the plan.
+        families: those that were asked for.
+        parts: all parts.
+        warnings: what the user should know.
+        besides: what else was changed.
+    """
+    made = [change for part in parts for wanted in part.changes.values() for change in wanted]
+    variants: dict[Family, Variant] = {}
+    for part in used:
+        variants |= part.backend.variants(families if part is used[0] else tuple(part.before))
+    return Report(
+        backend=" and ".join(part.backend.name for part in used),
+        variants=variants,
+        chains=sum(len(change.chains) + len(change.dropped) for change in made),
+        rules=sum(
+            sum(map(len, change.chains.values())) + len(change.added_jumps) + len(change.inserted_jumps) for change in made
+        ),
+        changed=bool(made) or any(map(any, besides)),
+        routed=any(changed.routed for changed in besides),
+        addressed=any(changed.addressed for changed in besides),
+        warnings=(*warnings, *(notice for part in parts for notice in part.backend.notices)),
+    )
 
 
 def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
@@ -304,35 +317,6 @@ def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
         f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if this is not intended"
         for (table, chain), rules in shadows(wanted, current).items()
     ]
-
-
-def _unseen(unread: Mapping[Family, IstioInitError]) -> list[str]:
-    return [f"there may be {family} rules of ours that were not seen: {why}" for family, why in unread.items()]
-
-
-def _put_back(parts: Sequence[tuple[Backend, Snapshots]], cause: IstioInitError) -> None:
-    """Roll back the rules of backends, and add a note to the error that made it necessary."""
-    try:
-        undone = [_undo(backend, before) for backend, before in parts]
-    except IstioInitError as error:
-        message = f"{cause}; the rollback failed too: {error}"
-        raise IstioInitError(message) from cause
-    cause.add_note("the previous rules are in place again (rollback)" if any(undone) else UNCHANGED)
-
-
-def _undo(backend: Backend, before: Snapshots) -> bool:
-    """Roll back the rules of a backend; return whether any were different.
-
-    Raises:
-        IstioInitError: a transaction failed.
-    """
-    now = backend.read(tuple(before))
-    changes = {family: backend.difference(before[family], now[family]) for family in before}
-    changes = {family: wanted for family, wanted in changes.items() if wanted}
-    if changes:
-        for failure in backend.commit(changes).values():
-            raise failure
-    return bool(changes)
 
 
 def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses: list[str]) -> None:
@@ -357,11 +341,3 @@ def _marks(seen: Iterable[Snapshots]) -> Marks:
         for rule in tables[Table.MANGLE].chains.get("ISTIO_DIVERT", ())
         if isinstance(rule, Rule) and rule.target.mark is not None
     )
-
-
-def _have_proxy_source(seen: Iterable[Snapshots]) -> bool:
-    """Return whether rules match the proxy's IPv6 source address on lo."""
-    states = (state for snapshots in seen for state in snapshots.get(Family.IPV6, {}).values())
-    rules = (rule for state in states for chain in state.chains.values() for rule in chain)
-    wanted = Match(MatchKind.SOURCE, PROXY_SOURCE_IPV6)
-    return any(isinstance(rule, Rule) and wanted in rule.matches for rule in rules)

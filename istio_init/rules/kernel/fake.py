@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from istio_init.core.errors import IstioInitError, Unsupported
 from istio_init.rules.changes import NOTHING
-from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
+from istio_init.rules.kernel.backend import Backend, Changes, Readings, Snapshots, Whole
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import Family, Marks, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
 
@@ -52,9 +52,9 @@ class FakeBackend(Backend):
         """Return the families declared missing, each with a reason."""
         return {family: f"this fake has no {family}" for family in tables if family in self._missing}
 
-    def read(self, families: tuple[Family, ...]) -> Snapshots:
+    def read(self, families: tuple[Family, ...]) -> Readings:
         """Return a copy of the current rules."""
-        return {family: dict(self.kernel[family]) for family in families}
+        return {family: Whole(dict(self.kernel[family])) for family in families}
 
     def commit(self, changes: Changes) -> dict[Family, IstioInitError]:
         """Commit table by table; a family stops at its first failure."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from istio_init.core.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.rules.kernel import iptc_library
-from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
+from istio_init.rules.kernel.backend import Backend, Changes, Reading, Readings, Unread, Whole
 from istio_init.rules.kernel.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK,
@@ -82,9 +82,9 @@ class LibiptcBackend(Backend):
         """Return legacy, the only variant that libiptc supports."""
         return dict.fromkeys(families, Variant.LEGACY)
 
-    def read(self, families: tuple[Family, ...]) -> Snapshots:
+    def read(self, families: tuple[Family, ...]) -> Readings:
         """Read the tables that exist, without creating any."""
-        return {family: _apart(_read_family, family) for family in families}
+        return {family: _reading(family) for family in families}
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Add an empty chain to each table, and remove it again."""
@@ -113,6 +113,13 @@ class LibiptcBackend(Backend):
         with super().locked(), _lock_file(path, self.notices.append) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
             yield
+
+
+def _reading(family: Family) -> Reading:
+    try:
+        return Whole(_apart(_read_family, family))
+    except Unsupported as error:
+        return Unread(error)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import struct
 from istio_init.core.light import TYPE_CHECKING, socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from typing import Self
 
 NETLINK_ROUTE = 0  # linux/netlink.h, with all constants up to NLA_TYPE_MASK
@@ -35,6 +35,8 @@ ERROR = struct.Struct("=i")  # start of nlmsgerr, and of NLMSG_DONE (netlink_dum
 
 KERNEL = 0  # the kernel's port
 BUFFER_SIZE = 1 << 16  # bytes; the kernel fills 32 KiB at most (netlink_recvmsg)
+SEND_BUFFER = 1 << 16  # bytes that every socket takes at once (net.core.wmem_default is larger)
+SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
 ANSWER_TIMEOUT = 5.0  # seconds
 DUMP_ATTEMPTS = 10  # a dump is repeated if something changed in the meantime
 
@@ -86,6 +88,36 @@ class Netlink:
             raise _malformed()
         _raise_error(content)
 
+    def transact(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
+        """Send messages as one batch, which has an effect as a whole or not at all.
+
+        The last message is acknowledged, and so are those that fail; a failed commit is reported for the first one
+        (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
+
+        Args:
+            messages: type, flags besides those of every request, and body of each; the first and the last one are the
+                begin and the end of a batch.
+
+        Raises:
+            ReadError: it is unknown whether the changes were made.
+            OSError: the kernel refused; `errno` says why.
+        """
+        first, last = self._sequence + 1, self._sequence + len(messages) - 1
+        data = b""
+        for number, (kind, chosen, body) in enumerate(messages, first):
+            flags = NLM_F_REQUEST | chosen | (NLM_F_ACK if number == last else 0)
+            data += MESSAGE.pack(MESSAGE.size + len(body), kind, flags, number, self._port) + body
+        self._sequence += len(messages)
+        if len(data) > SEND_BUFFER:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data))
+        self._socket.send(data)
+        for (kind, _, number, _), content in self._records(range(first, last + 1)):
+            if kind != NLMSG_ERROR:
+                raise _malformed()
+            _raise_error(content)
+            if number == last:
+                break
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Request all objects of a kind, and return the messages of the answer without their headers.
 
@@ -126,11 +158,17 @@ class Netlink:
 
     def _answers(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield type, flags and content of each answer to the last request; the caller detects the last one."""
+        for (kind, flags, _, _), content in self._records((self._sequence,)):
+            yield kind, flags, content
+
+    def _records(self, expected: Collection[int]) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Yield header and content of each answer to the requests with the expected numbers."""
         while True:
-            for (kind, flags, *identity), content in records(self._receive(), MESSAGE):
-                if identity != [self._sequence, self._port]:
+            for header, content in records(self._receive(), MESSAGE):
+                _, _, sequence, port = header
+                if sequence not in expected or port != self._port:
                     raise _malformed()
-                yield kind, flags, content
+                yield header, content
 
     def _receive(self) -> bytes:
         try:

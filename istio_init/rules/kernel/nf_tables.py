@@ -1,42 +1,176 @@
-"""Lists the chains in nf_tables, whichever program created them, by netlink.
+"""What nf_tables holds, read from and written to the kernel directly, so that rules made by any program can be seen.
 
-`nft list` would cost a process on every pod start.
+iptables' own programs omit a table in which they do not understand a rule (`iptables-nft-save` prints a comment about it,
+and exits with 0), or give up. The kernel lists every chain and every rule.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
 
-from istio_init.core.errors import Unsupported
-from istio_init.rules.kernel.netlink import NETLINK_NETFILTER, Netlink, ReadError, parse
+from istio_init.core.errors import NotPermitted, Unsupported
+from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
+from istio_init.rules.kernel.netlink import NETLINK_NETFILTER, Netlink, ReadError, attribute, parse
+from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
 from istio_init.rules.model import Family
 
-NFT_MSG_GETCHAIN = 10 << 8 | 4  # linux/netfilter/nfnetlink.h: NFNL_SUBSYS_NFTABLES; nf_tables.h
-NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3  # linux/netfilter/nf_tables.h
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# linux/netfilter/nfnetlink.h and nf_tables.h: messages of nf_tables, which the batch of a transaction encloses.
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = (
+    NFNL_SUBSYS_NFTABLES << 8 | number for number in (3, 4, 5, 6, 7, 8)
+)
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_COMPAT = 1, 2, 3, 4, 5
+NFTA_RULE_USERDATA = 7
+NFTA_RULE_COMPAT_PROTO, NFTA_RULE_COMPAT_FLAGS = 1, 2
+NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800  # linux/netlink.h
 NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}  # linux/netfilter.h
 
 BODY = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
+NUMBER, HANDLE = struct.Struct("!I"), struct.Struct("!Q")
+
+# Answers of a kernel without nfnetlink, nf_tables or this family: there is nothing that could be read.
+ABSENT = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
+
+Message = tuple[int, int, bytes]  # type, flags, and body
+
+
+class NativeRule(NamedTuple):
+    """One rule of nf_tables as the kernel lists it.
+
+    Attributes:
+        table: the name of its table, such as `nat`.
+        chain: the name of its chain.
+        handle: its number, which no other rule of the table ever has.
+        expressions: the attribute NFTA_RULE_EXPRESSIONS, which the kernel takes back as it is.
+        userdata: what the program that made it stored with it.
+    """
+
+    table: str
+    chain: str
+    handle: int
+    expressions: bytes
+    userdata: bytes
 
 
 def chains(family: Family) -> frozenset[tuple[str, str]]:
-    """Return the chains of one family in nf_tables, as `(table, chain)`.
-
-    The result is empty if the kernel has no nf_tables or does not permit the request: there is nothing this process could
-    change.
+    """List the chains of one family in nf_tables, whichever program created them, as `(table, chain)`.
 
     Raises:
+        NotPermitted: this process may not ask.
         Unsupported: the kernel's answer could not be read.
     """
+    listed = _dump(NFT_MSG_GETCHAIN, family, "chains")
+    return frozenset(_names(body, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) for body in listed)
+
+
+def rules(family: Family) -> list[NativeRule]:
+    """List the rules of one family in nf_tables, those of each chain in order.
+
+    Raises:
+        NotPermitted, Unsupported: as for `chains`.
+    """
+    return [_rule(body) for body in _dump(NFT_MSG_GETRULE, family, "rules")]
+
+
+def change(messages: Sequence[Message]) -> None:
+    """Make changes in one transaction.
+
+    Raises:
+        NotPermitted, Unsupported: nothing was changed, or, where the kernel's answer was lost, nobody knows.
+    """
+    boundary = BODY.pack(0, 0, NFNL_SUBSYS_NFTABLES)
+    with _explained("the rules of nf_tables cannot be changed"), Netlink(NETLINK_NETFILTER) as kernel:
+        kernel.transact(((NFNL_MSG_BATCH_BEGIN, 0, boundary), *messages, (NFNL_MSG_BATCH_END, 0, boundary)))
+
+
+def create_chain(family: Family, table: str, chain: str) -> Message:
+    """Return the message that ensures that a chain exists."""
+    body = attribute(NFTA_CHAIN_TABLE, _text(table)) + attribute(NFTA_CHAIN_NAME, _text(chain))
+    return NFT_MSG_NEWCHAIN, NLM_F_CREATE, _body(family, body)
+
+
+def delete_chain(family: Family, table: str, chain: str) -> Message:
+    """Return the message that deletes an empty chain."""
+    body = attribute(NFTA_CHAIN_TABLE, _text(table)) + attribute(NFTA_CHAIN_NAME, _text(chain))
+    return NFT_MSG_DELCHAIN, 0, _body(family, body)
+
+
+def delete_rules(family: Family, table: str, chain: str, handle: int | None = None) -> Message:
+    """Return the message that deletes one rule of a chain, or without a handle all of them."""
+    body = attribute(NFTA_RULE_TABLE, _text(table)) + attribute(NFTA_RULE_CHAIN, _text(chain))
+    if handle is not None:
+        body += attribute(NFTA_RULE_HANDLE, HANDLE.pack(handle))
+    return NFT_MSG_DELRULE, 0, _body(family, body)
+
+
+def add_rule(family: Family, rule: NativeRule, protocol: int = 0, *, at_head: bool = False) -> Message:
+    """Return the message that adds a rule that was listed before to its chain.
+
+    Args:
+        family: whose table it is.
+        rule: the rule; its handle does not count.
+        protocol: the IP protocol that it asks for, which extensions of iptables check (nft_parse_compat in
+            net/netfilter/nft_compat.c); the kernel does not list it.
+        at_head: whether to put it at the head of the chain, instead of its end.
+    """
+    body = attribute(NFTA_RULE_TABLE, _text(rule.table)) + attribute(NFTA_RULE_CHAIN, _text(rule.chain))
+    body += attribute(NFTA_RULE_EXPRESSIONS, rule.expressions)
+    if protocol:
+        compat = attribute(NFTA_RULE_COMPAT_PROTO, NUMBER.pack(protocol)) + attribute(NFTA_RULE_COMPAT_FLAGS, NUMBER.pack(0))
+        body += attribute(NFTA_RULE_COMPAT, compat)
+    if rule.userdata:
+        body += attribute(NFTA_RULE_USERDATA, rule.userdata)
+    return NFT_MSG_NEWRULE, NLM_F_CREATE if at_head else NLM_F_CREATE | NLM_F_APPEND, _body(family, body)
+
+
+def _dump(kind: int, family: Family, what: str) -> list[bytes]:
+    with _explained(f"the {what} of nf_tables for {family} cannot be read"):
+        try:
+            with Netlink(NETLINK_NETFILTER) as kernel:
+                return kernel.dump(kind, _body(family, b""))
+        except ReadError:
+            raise
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+            return []
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
     try:
-        with Netlink(NETLINK_NETFILTER) as kernel:
-            return frozenset(map(_names, kernel.dump(NFT_MSG_GETCHAIN, BODY.pack(NFPROTO[family], 0, 0))))
-    except ReadError as error:
-        raise Unsupported(f"the chains of nf_tables for {family} cannot be read: {error.strerror}") from error
-    except OSError:
-        return frozenset()
+        yield
+    except OSError as error:
+        if not isinstance(error, ReadError) and error.errno in (errno.EPERM, errno.EACCES):
+            raise NotPermitted(f"{problem}: {error.strerror}; {missing_capability() or OTHER_REFUSAL}") from error
+        raise Unsupported(f"{problem}: {error.strerror}") from error
 
 
-def _names(chain: bytes) -> tuple[str, str]:
-    _, attributes = parse(chain, BODY)
-    table, name = (attributes.get(kind, b"").rstrip(b"\0") for kind in (NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME))
-    return table.decode(errors="replace"), name.decode(errors="replace")
+def _rule(body: bytes) -> NativeRule:
+    table, chain = _names(body, NFTA_RULE_TABLE, NFTA_RULE_CHAIN)
+    _, attributes = parse(body, BODY)
+    handle = attributes.get(NFTA_RULE_HANDLE, b"")
+    if len(handle) != HANDLE.size:
+        raise Unsupported(f"a rule of nf_tables in table {table}, chain {chain}, has no handle")
+    expressions, userdata = (attributes.get(kind, b"") for kind in (NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA))
+    return NativeRule(table, chain, HANDLE.unpack(handle)[0], expressions, userdata)
+
+
+def _names(body: bytes, *kinds: int) -> tuple[str, str]:
+    _, attributes = parse(body, BODY)
+    table, name = (attributes.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in kinds)
+    return table, name
+
+
+def _body(family: Family, attributes: bytes) -> bytes:
+    return BODY.pack(NFPROTO[family], 0, 0) + attributes
+
+
+def _text(name: str) -> bytes:
+    return name.encode() + b"\0"

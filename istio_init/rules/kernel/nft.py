@@ -10,11 +10,11 @@ because it has a schema, while text has wrapped lines.
 
 from __future__ import annotations
 
-from istio_init.core.errors import CommandError, IstioInitError, NotPermitted
+from istio_init.core.errors import CommandError, IstioInitError, NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.runner import Command, Result, run_all
 from istio_init.rules.changes import TableChange, compare
-from istio_init.rules.kernel.backend import Backend, Changes, Snapshots
+from istio_init.rules.kernel.backend import Backend, Changes, Readings, Unread, Whole
 from istio_init.rules.kernel.locks import LOCK_WAIT
 from istio_init.rules.kernel.modules import missing_of_nft
 from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
@@ -61,21 +61,21 @@ class NftBackend(Backend):
         """Return nf_tables, the only kernel interface that nft uses."""
         return dict.fromkeys(families, Variant.NFT)
 
-    def read(self, families: tuple[Family, ...]) -> Snapshots:
+    def read(self, families: tuple[Family, ...]) -> Readings:
         """Read our tables, both families in parallel; a missing table reads as empty."""
-        found: Snapshots = {}
+        found: Readings = {}
         self._absent.clear()
         results = self._run([Command(("nft", "-j", "list", "table", FAMILIES[family], NFT_TABLE)) for family in families])
         for family, result in zip(families, results, strict=True):
             if result.status == 0:
                 from istio_init.rules.render.nft_listing import parse_listing
 
-                found[family] = parse_listing(result.stdout)
+                found[family] = Whole(parse_listing(result.stdout))
             elif NO_TABLE_MESSAGE in result.stderr:
-                found[family] = {}
+                found[family] = Whole({})
                 self._absent.add(family)
             else:
-                raise _failure(result)
+                found[family] = Unread(_failure(result))
         return found
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
@@ -114,8 +114,9 @@ def _failure(result: Result) -> IstioInitError:
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {message}; {remedy}")
     if result.missing:
         remedy = "install Debian's package `nftables`, or use --backend restore"
-    elif result.status is None:
+    elif result.is_fault:
         remedy = "run this again; -v logs the input of nft"
     elif not (remedy := missing_of_nft(result.stderr, result.stdin)):
         remedy = "the kernel may lack nf_tables or a part of it (see `dmesg`); -v logs the input of nft"
-    return CommandError(result.argv, result.status, message, remedy)
+    kind = ToolFault if result.is_fault else CommandError
+    return kind(result.argv, result.status, message, remedy)

@@ -109,4 +109,10 @@ def open_rule_set(rule_set: RuleSet, lock_wait: int, observe: Observer) -> Backe
     """Create the backend that reads and writes one of the kernel's rule sets."""
     if rule_set is RuleSet.NATIVE:
         return _nft(None, lock_wait, observe)
-    return _restore(Variant.LEGACY if rule_set is RuleSet.LEGACY else Variant.NFT, lock_wait, observe)
+    if rule_set is RuleSet.LEGACY:
+        from istio_init.rules.kernel.restore import RestoreBackend
+
+        return RestoreBackend(None, lock_wait, observe, (RuleSet.LEGACY,))
+    from istio_init.rules.kernel.native import NativeBackend
+
+    return NativeBackend(lock_wait)

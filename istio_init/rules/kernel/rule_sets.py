@@ -7,10 +7,11 @@ here for the rule sets that its own backend does not read.
 
 from __future__ import annotations
 
+from istio_init.core.errors import NotPermitted
 from istio_init.core.light import TYPE_CHECKING, StrEnum
 from istio_init.rules.kernel.legacy import legacy_tables
 from istio_init.rules.kernel.nf_tables import chains
-from istio_init.rules.model import NFT_TABLE, OWN_CHAINS, Table, Variant
+from istio_init.rules.model import NFT_TABLE, OWN_CHAINS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,32 +24,29 @@ TABLES = frozenset(table.value for table in Table)
 class RuleSet(StrEnum):
     """A rule set of the kernel that can hold our rules."""
 
-    LEGACY = "iptables-legacy"
     IPTABLES_NFT = "iptables-nft"
     NATIVE = "nft"
-
-
-OF_VARIANT = {
-    Variant.LEGACY: frozenset({RuleSet.LEGACY}),
-    Variant.NFT: frozenset({RuleSet.IPTABLES_NFT}),
-    Variant.PLAIN: frozenset({RuleSet.LEGACY, RuleSet.IPTABLES_NFT}),  # one of the two; which one is unknown
-}
+    LEGACY = "iptables-legacy"
 
 
 def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[RuleSet, tuple[Family, ...]]:
     """Return the rule sets, other than `known`, that may hold rules of ours, each with the families concerned.
+
+    Where this process may not ask the kernel, but programs with capabilities of their own may, each may hold some.
 
     Raises:
         Unsupported: the chains of nf_tables could not be read.
     """
     found: dict[RuleSet, tuple[Family, ...]] = {}
     for family in families:
-        in_nf_tables = chains(family)
-        present = {
-            RuleSet.LEGACY: RuleSet.LEGACY not in known and bool(legacy_tables(family)),
-            RuleSet.IPTABLES_NFT: any(table in TABLES and name in OWN_CHAINS for table, name in in_nf_tables),
-            RuleSet.NATIVE: any(table == NFT_TABLE for table, _ in in_nf_tables),
-        }
+        present = dict.fromkeys(RuleSet, True)
+        present[RuleSet.LEGACY] = RuleSet.LEGACY not in known and bool(legacy_tables(family))
+        try:
+            listed = chains(family)
+            present[RuleSet.IPTABLES_NFT] = any(table in TABLES and name in OWN_CHAINS for table, name in listed)
+            present[RuleSet.NATIVE] = any(table == NFT_TABLE for table, _ in listed)
+        except NotPermitted:
+            pass
         for rule_set, is_there in present.items():
             if is_there and rule_set not in known:
                 found[rule_set] = (*found.get(rule_set, ()), family)

@@ -145,6 +145,17 @@ def parse_save(text: str) -> Snapshot:
     return {name: table.state() for name, table in tables.items()}
 
 
+def complete_tables(text: str) -> frozenset[Table]:
+    """Return the tables that iptables-save printed to their end; where it fails, the last one breaks off."""
+    tables, current = set(), ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            current = line[1:]
+        elif line == "COMMIT" and current in TABLES:
+            tables.add(TABLES[current])
+    return frozenset(tables)
+
+
 def parse_rule(text: str) -> KernelRule:
     """Parse one rule as iptables-save prints it, without `-A CHAIN`; a rule that the model cannot express is opaque."""
     if '"' in text:
@@ -215,7 +226,7 @@ class TableReader:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
         target = _target_name(text)
-        if chain in BUILTIN_CHAINS and (target in OWN_CHAINS or OUR_COMMENT in _unquoted(text)):
+        if is_ours(chain, text):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
             self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
@@ -233,6 +244,13 @@ class TableReader:
         return TableState(
             chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), tuple(self._endings)
         )
+
+
+def is_ours(chain: str, text: str) -> bool:
+    """Return whether a rule, as iptables-save prints it, is in a chain of ours, or leads there, or bears our comment."""
+    if chain in OWN_CHAINS:
+        return True
+    return chain in BUILTIN_CHAINS and (_target_name(text) in OWN_CHAINS or OUR_COMMENT in _unquoted(text))
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:

@@ -1,0 +1,142 @@
+"""The expressions of nf_tables' rules in the words of iptables-save, as far as a rule of ours, or a jump to one, needs them.
+
+What is not understood is written out as numbers in brackets, so that two rules read the same only if they are the same.
+Counters do not count. Expressions: linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.rules.kernel.netlink import ATTRIBUTE, NLA_TYPE_MASK, records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
+NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
+NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
+NFTA_IMMEDIATE_DATA = 2
+NFTA_META_DREG, NFTA_META_KEY = 1, 2
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
+NFTA_CMP_OP, NFTA_CMP_DATA = 2, 3
+NFTA_XT_NAME, NFTA_XT_INFO = 1, 3  # NFTA_MATCH_* and NFTA_TARGET_*
+NFT_META_L4PROTO = 16
+NFT_PAYLOAD_NETWORK_HEADER = 1
+NFT_CMP_EQ = 0
+PROTOCOL_OF_IPV4 = (NFT_PAYLOAD_NETWORK_HEADER, 9, 1)  # base, offset and length of the protocol in an IPv4 header
+PROTOCOLS = {6: "tcp", 17: "udp"}
+# Verdicts are negative, apart from those of netfilter itself: linux/netfilter.h.
+VERDICTS = {0: "DROP", 1: "ACCEPT", 3: "QUEUE", -3: "jump", -4: "goto", -5: "RETURN"}
+# Expressions that are the target of a rule, with the targets of iptables that do the same.
+TARGETS = {
+    "nat": "DNAT",
+    "redir": "REDIRECT",
+    "masq": "MASQUERADE",
+    "reject": "REJECT",
+    "queue": "NFQUEUE",
+    "tproxy": "TPROXY",
+}
+NUMBER = struct.Struct("!I")
+MARK = struct.Struct("=II")  # xt_mark_tginfo2: mark, mask
+
+
+class Described(NamedTuple):
+    """A rule in words.
+
+    Attributes:
+        text: as iptables-save would print it, or with what is not understood in brackets.
+        protocol: the number of the IP protocol that it asks for, 0 for none.
+    """
+
+    text: str
+    protocol: int
+
+
+def describe(expressions: bytes) -> Described:
+    """Put the expressions of a rule (the attribute NFTA_RULE_EXPRESSIONS) into words.
+
+    Raises:
+        ReadError: they are malformed.
+    """
+    conditions: list[str] = []
+    goals: list[str] = []
+    protocol = 0
+    loaded = False  # whether the last expression loaded the protocol
+    for name, data in _expressions(expressions):
+        if name == "counter":
+            continue
+        number = _compared(data) if loaded and name == "cmp" else 0
+        loaded = _loads_protocol(name, data)
+        if number in PROTOCOLS:
+            protocol = number
+            conditions[-1] = f"-p {PROTOCOLS[number]}"
+        elif goal := _goal(name, data):
+            goals.append(goal)
+        elif comment := _comment(name, data):
+            conditions.append(f"-m comment --comment {comment}")
+        else:
+            conditions.append(f"[{name} {data.hex()}]")
+    return Described(" ".join((*conditions, *goals)), protocol)
+
+
+def _expressions(nested: bytes) -> Iterator[tuple[str, bytes]]:
+    for _, element in records(nested, ATTRIBUTE):
+        parts = _parts(element)
+        yield _string(parts.get(NFTA_EXPR_NAME, b"")), parts.get(NFTA_EXPR_DATA, b"")
+
+
+def _parts(data: bytes) -> dict[int, bytes]:
+    return {kind & NLA_TYPE_MASK: value for (kind,), value in records(data, ATTRIBUTE)}
+
+
+def _loads_protocol(name: str, data: bytes) -> bool:
+    parts = _parts(data)
+    if name == "meta":
+        return _number(parts, NFTA_META_KEY) == NFT_META_L4PROTO and NFTA_META_DREG in parts
+    wanted = (NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN)
+    return name == "payload" and tuple(_number(parts, kind) for kind in wanted) == PROTOCOL_OF_IPV4
+
+
+def _compared(data: bytes) -> int:
+    """Return the byte that a comparison asks for; 0 if it asks for anything else."""
+    parts = _parts(data)
+    value = _parts(parts.get(NFTA_CMP_DATA, b"")).get(NFTA_DATA_VALUE, b"")
+    return value[0] if _number(parts, NFTA_CMP_OP) == NFT_CMP_EQ and len(value) == 1 else 0
+
+
+def _goal(name: str, data: bytes) -> str:
+    """Return the target of a rule in iptables' words; an empty text if the expression is a condition."""
+    parts = _parts(data)
+    if name == "immediate":
+        verdict = _parts(_parts(parts.get(NFTA_IMMEDIATE_DATA, b"")).get(NFTA_DATA_VERDICT, b""))
+        if NFTA_VERDICT_CODE not in verdict:
+            return ""
+        (code,) = struct.unpack("!i", verdict[NFTA_VERDICT_CODE])
+        chain = _string(verdict.get(NFTA_VERDICT_CHAIN, b""))
+        return f"-{'g' if VERDICTS.get(code) == 'goto' else 'j'} {chain or VERDICTS.get(code, code)}"
+    if name == "target":
+        target, info = _string(parts.get(NFTA_XT_NAME, b"")), parts.get(NFTA_XT_INFO, b"")
+        if target == "MARK" and len(info) >= MARK.size:
+            return "-j MARK --set-xmark {:#x}/{:#x}".format(*MARK.unpack_from(info))
+        return f"[{target} {info.hex()}] -j {target}"
+    return f"[{name} {data.hex()}] -j {TARGETS[name]}" if name in TARGETS else ""
+
+
+def _comment(name: str, data: bytes) -> str:
+    """Return the comment of iptables' extension of that name, if it is one word; else an empty text."""
+    parts = _parts(data)
+    if name != "match" or _string(parts.get(NFTA_XT_NAME, b"")) != "comment":
+        return ""
+    text = parts.get(NFTA_XT_INFO, b"").partition(b"\0")[0].decode(errors="replace")
+    return text if text.replace("-", "").replace("_", "").isalnum() else ""
+
+
+def _number(parts: dict[int, bytes], kind: int) -> int | None:
+    value = parts.get(kind, b"")
+    return NUMBER.unpack(value)[0] if len(value) == NUMBER.size else None
+
+
+def _string(data: bytes) -> str:
+    return data.partition(b"\0")[0].decode(errors="replace")
