@@ -15,6 +15,7 @@ from istio_init.rules.environment import read_settings
 from istio_init.rules.layout import CURRENT, ISTIO_1_0, find
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Variant
+from istio_init.rules.options import ENABLE_INBOUND_IPV6
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR.
 def apply(given: Given, log: Log) -> None:
     """Write or print the rules that a command line and its environment ask for."""
     started = time.perf_counter()
-    run = Run.of(given)
+    run = Run.of(given, os.environ)
     values = read_values((layout_option(ISTIO_1_0), FORMAT), given)
     dry_run = bool(given.get("dry_run"))
     check_format(values["output_format"], dry_run=dry_run)
@@ -105,11 +106,14 @@ def write_plan(run: Run, log: Log, plan: Plan, started: float) -> None:
     report = run.open_engine(log.debug).apply(plan, run.families)
     for warning in report.warnings:
         log.write(Level.WARNING, warning)
-    log.write(Level.INFO, _summary(plan, report, time.perf_counter() - started))
+    in_place = plan.only(tuple(family for family in run.families if family not in report.left_out))
+    log.write(Level.INFO, _summary(in_place, report, time.perf_counter() - started))
 
 
 def _summary(plan: Plan, report: Report, seconds: float) -> str:
     took = f"{seconds * 1000:.0f} ms"
+    if plan.closes_ipv6():
+        took = f"IPv6 from outside is closed ({ENABLE_INBOUND_IPV6} opens it), {took}"
     layout = find(plan.layout).name
     if not report.changed:
         return f"layout {layout} is already in place ({report.means}): nothing written, {took}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from istio_init.cli.command import Subcommand
@@ -27,7 +28,7 @@ Examples:
 
 def clean(given: Given, log: Log) -> None:
     """Remove all that is ours."""
-    remove_ours(Run.of(given), log)
+    remove_ours(Run.of(given, os.environ), log)
 
 
 def remove_ours(run: Run, log: Log) -> None:

@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 
 COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
 PROGRAM = "istio-init"
+COMPLETIONS = tuple(f"{shell}_{what}" for shell in ("bash", "zsh", "fish") for what in ("source", "complete"))
 
 EPILOG = """\b
 `apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`,
-and `istio-init` alone applies the defaults, as the old image did. Flags stand behind the command.
+and `istio-init` alone applies the defaults, as the old image did; at a machine's own terminal it shows
+this help. Flags stand behind the command. A machine's own network namespace, and a Kubernetes node's,
+are only written to with --host.
 `istio-init apply --help` lists those of apply. `istio-iptables` takes the flags of today's Istio.
 
 \b
 Exit codes:
   0  done, or already in place
   1  any other error
-  2  bad input: a flag, a variable or an environment file; nothing was touched
+  2  bad input: a flag, a variable or an environment file, or a host without --host; nothing was touched
   3  not permitted: the capability NET_ADMIN (or, for legacy tables, NET_RAW) is missing
   4  the kernel or a tool cannot do what the plan needs
   5  another program holds the lock
@@ -89,7 +92,7 @@ def run_group(words: Sequence[str], log: Log) -> int:
         log: for messages about its usage.
     """
     if COMPLETION in os.environ:
-        return shell_complete(group, {}, PROGRAM, COMPLETION, os.environ[COMPLETION])
+        return complete(os.environ[COMPLETION], log)
     try:
         with group.make_context(PROGRAM, list(words), obj=log) as context:
             status = group.invoke(context)
@@ -104,6 +107,21 @@ def run_group(words: Sequence[str], log: Log) -> int:
     except (IstioInitError, OSError, KeyboardInterrupt) as error:
         return report(error, log)
     return int(status or 0)
+
+
+def complete(instruction: str, log: Log) -> int:
+    """Print a shell's completion script, or what it may offer; nothing else is done while the variable is set."""
+    if instruction not in COMPLETIONS:
+        problem = f"{instruction!r} is not a request of a shell; nothing was changed"
+        return report(InvalidInput(f"${COMPLETION}", problem, ", ".join(COMPLETIONS)), log)
+    return shell_complete(group, {}, PROGRAM, COMPLETION, instruction)
+
+
+def show_help() -> int:
+    """Show on standard error what there is, and return the exit code of a command line that asks for nothing."""
+    with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
+        click.echo(context.get_help(), err=True)
+    return click.UsageError.exit_code
 
 
 def make_command(command: Subcommand) -> click.Command:

@@ -85,7 +85,7 @@ def istio_iptables(given: Given, log: Log) -> None:
 
 def _take_run(given: Given, flags: RunFlags) -> Run:
     """Take the options that all commands have, and those of today's tool that mean the same."""
-    run = Run.of(given)
+    run = Run.of(given, os.environ)
     return run._replace(backend=flags.backend(run.backend), variant=flags.variant(run.variant))
 
 

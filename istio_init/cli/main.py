@@ -26,6 +26,10 @@ GROUP_FLAGS = frozenset({"-h", "--help", "--version"})
 
 def run(words: Sequence[str]) -> int:
     """Run one command line, and return the exit code."""
+    if COMPLETION not in os.environ and _is_only_curious(words):
+        from istio_init.cli.group import show_help
+
+        return show_help()
     name, *rest = words = with_command(words)
     # Until the options are read, only the words themselves say how to log.
     line = " ".join(words).replace("=", " ")
@@ -51,6 +55,19 @@ def with_command(words: Sequence[str]) -> list[str]:
     if not words or (words[0].startswith("-") and words[0] not in GROUP_FLAGS):
         return [DEFAULT, *words]
     return list(words)
+
+
+def _is_only_curious(words: Sequence[str]) -> bool:
+    """Return whether someone types the bare name at a machine's own terminal, to see what it does.
+
+    A pod may have a terminal, too (`tty: true`), and there it means `apply`; so it does where a host is meant.
+    """
+    if words or not (os.isatty(0) or os.isatty(2)):
+        return False
+    from istio_init.rules.commands import is_host_meant
+    from istio_init.rules.kernel.host import is_machine
+
+    return is_machine() and not is_host_meant({}, os.environ)
 
 
 def _quick(name: str) -> Subcommand | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import log_options
-from istio_init.core.option import Kind, Option, read_values, whole_number
+from istio_init.core.option import Kind, Option, Value, read_chosen, read_values, whole_number
+from istio_init.rules import values as parse
+from istio_init.rules.environment import choose, has_environment_file
+from istio_init.rules.kernel.host import HOST_FLAG, HOST_VARIABLE
 from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
-from istio_init.rules.layout import ALIASES, CURRENT, ISTIO_1_0
+from istio_init.rules.layout import ALIASES, CURRENT, ISTIO_1_0, find
 from istio_init.rules.layout import NAMES as LAYOUT_NAMES
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.options import OPTIONS
@@ -24,6 +27,13 @@ FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)
 FORMATS = ("restore", "commands", "nft", "json", "table")
 LOCK_WAIT_MAX = 3600  # seconds
 
+HOST = Option(
+    "host", (HOST_FLAG,), (HOST_VARIABLE,), "BOOL",
+    "Write even if this is a machine's own network namespace, or a Kubernetes node's (hostNetwork), which is otherwise "
+    "refused. Default: false; true where an environment file of Istio 1.0 is readable, as on its VMs.",
+    kind=Kind.SWITCH, parse=parse.boolean,
+)  # fmt: skip
+
 RUN_OPTIONS = (
     Option("family", ("--family",), metavar="FAMILY", choices=tuple(FAMILIES), default="all",
            help="Address families to work on. Default: all."),
@@ -34,6 +44,7 @@ RUN_OPTIONS = (
            help="Which iptables to use. Default: auto, the one that already has rules, else the one that works."),
     Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, LOCK_WAIT_MAX), default="10",
            help="How long to wait for another program to release a lock. Default: 10."),
+    HOST,
 )  # fmt: skip
 
 FORMAT = Option(
@@ -65,6 +76,21 @@ ISTIO_IPTABLES = (layout_option(CURRENT), *RUN_FLAGS, *OPTIONS, FORMAT, *RUN_OPT
 CLEAN = (*RUN_OPTIONS, *log_options())
 
 
+def is_host_meant(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Return whether the user says that rules may be meant for the host itself, not for a pod.
+
+    Args:
+        given: values by `Option.name`.
+        environ: the environment variables.
+
+    Raises:
+        InvalidInput: the value is not allowed.
+    """
+    variables = {name: Value(environ[name], f"${name}") for name in HOST.variables if name in environ}
+    meant: bool | None = read_chosen((HOST,), choose((HOST,), given, variables, find(CURRENT)))[HOST.name]
+    return has_environment_file(environ) if meant is None else meant
+
+
 class Run(NamedTuple):
     """How rules are read and written: the values of `RUN_OPTIONS`.
 
@@ -73,26 +99,30 @@ class Run(NamedTuple):
         backend: a name of `istio_init.rules.kernel.registry.NAMES`.
         variant: the iptables variant; None detects it.
         lock_wait: seconds to wait for another program that holds a lock.
+        host: whether a machine's own network namespace, or a Kubernetes node's, may be written to.
     """
 
     families: tuple[Family, ...]
     backend: str
     variant: Variant | None
     lock_wait: int
+    host: bool
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Run:
+    def of(cls, given: Mapping[str, Any], environ: Mapping[str, str]) -> Run:
         """Read and validate the options.
 
         Args:
             given: values by `Option.name`.
+            environ: the environment variables.
 
         Raises:
             InvalidInput: a value is not allowed.
         """
         values = read_values(RUN_OPTIONS, given)
         variant = VARIANTS[values["iptables_variant"]]
-        return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"])
+        host = is_host_meant(given, environ)
+        return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"], host)
 
     def open_engine(self, observe: Observer) -> Engine:
         """Create the engine for these options; its modules are imported only here.
@@ -102,4 +132,4 @@ class Run(NamedTuple):
         """
         from istio_init.rules.kernel.engine import open_engine
 
-        return open_engine(self.backend, self.variant, self.lock_wait, observe)
+        return open_engine(self.backend, self.variant, self.lock_wait, observe, self.host)

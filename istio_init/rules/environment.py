@@ -56,6 +56,11 @@ def read_settings(flags: Mapping[str, str | None], environ: Mapping[str, str], l
     return parse_settings(values, Accounts(_uid_of, _gid_of), layout, facts)
 
 
+def has_environment_file(environ: Mapping[str, str]) -> bool:
+    """Return whether one of the environment files is readable: only VMs, as Istio 1.0 sets them up, have them."""
+    return any(os.access(environ.get(name) or default, os.R_OK) for name, default in ENVIRONMENT_FILES)
+
+
 def has_capability(number: int, which: str = "CapEff") -> bool:
     """Return whether one of this thread's capability sets contains a capability; see `status` in proc(5).
 

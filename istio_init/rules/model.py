@@ -250,6 +250,15 @@ class Plan(NamedTuple):
         """Return the families that have chains, IPv4 first."""
         return tuple(family for family in Family if any(chain.family is family for chain in self.chains))
 
+    def closes_ipv6(self) -> bool:
+        """Return whether the plan rejects connections from outside over IPv6."""
+        return any(
+            rule.target.kind is TargetKind.REJECT
+            for chain in self.chains
+            if chain.family is Family.IPV6
+            for rule in chain.rules
+        )
+
     def only(self, families: tuple[Family, ...]) -> "Plan":
         """Return the part of the plan for `families`; a family that was requested explicitly is no longer optional."""
         return self._replace(

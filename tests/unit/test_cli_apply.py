@@ -56,7 +56,7 @@ def test_an_apply_logs_one_line_with_what_it_did(backend: FakeBackend, capsys: p
     assert out == ""
     assert re.fullmatch(
         r"istio-init: layout istio-1\.0 applied \(fake; ipv4 plain, ipv6 plain\): "
-        r"5 chains and \d+ rules written, \d+ ms\n",
+        r"5 chains and \d+ rules written, IPv6 from outside is closed \(ENABLE_INBOUND_IPV6 opens it\), \d+ ms\n",
         err,
     )
     assert set(backend.kernel[Family.IPV4][Table.NAT].chains) == {

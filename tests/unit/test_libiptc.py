@@ -33,11 +33,11 @@ def read(monkeypatch: pytest.MonkeyPatch, function: Callable[[Family], object]) 
 
 
 def test_what_a_copy_reads_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read(monkeypatch, lambda _: HELD) == {Family.IPV6: Whole(HELD)}
+    assert read(monkeypatch, lambda _: (HELD, set())) == {Family.IPV6: Whole(HELD)}
 
 
 def test_each_family_is_read_in_a_copy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libiptc, "_read_family", lambda _: os.getpid())
+    monkeypatch.setattr(libiptc, "_read_family", lambda _: (os.getpid(), set()))
     pids = LibiptcBackend().read(tuple(Family)).values()
     assert len({str(os.getpid()), *map(str, pids)}) == 1 + len(Family)
 
@@ -73,9 +73,9 @@ def test_a_copy_that_ends_without_a_word_is_an_error_with_what_libxtables_said(
 def test_what_libxtables_says_of_a_copy_that_did_its_work_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def warn(_: Family) -> Snapshot:
+    def warn(_: Family) -> tuple[Snapshot, set[str]]:
         os.write(2, b"Warning: Extension owner revision 0 not supported, missing kernel module?\n")
-        return HELD
+        return HELD, set()
 
     assert read(monkeypatch, warn) == {Family.IPV6: Whole(HELD)}
     assert capfd.readouterr() == ("", "")

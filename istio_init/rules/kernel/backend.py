@@ -81,6 +81,7 @@ class Backend(ABC):
         rule_sets: the kernel's rule sets that `read` covers.
         all_or_nothing: whether `commit` uses one transaction for all families.
         notices: additional warnings for the next report.
+        node_chains: chains that only a Kubernetes node has, of those in legacy tables that `read` came across.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Backend(ABC):
     def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
         self.lock_wait = lock_wait
         self.notices: list[str] = []
+        self.node_chains: set[str] = set()
 
     @abstractmethod
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:

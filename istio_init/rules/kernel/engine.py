@@ -10,6 +10,7 @@ from istio_init.core.errors import IstioInitError, NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.changes import desired, shadows
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
+from istio_init.rules.kernel.host import refuse_machine, refuse_node
 from istio_init.rules.kernel.locks import LOCK_WAIT
 from istio_init.rules.kernel.parts import Part, put_back, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
@@ -47,6 +48,7 @@ def open_engine(
     variant: Variant | None = None,
     lock_wait: int = LOCK_WAIT,
     observe: Observer = lambda _: None,
+    host: bool = False,  # noqa: FBT001, FBT002 - a value of the command line, in the order of its options
 ) -> Engine:
     """Create an engine from the names that the command line uses.
 
@@ -56,18 +58,19 @@ def open_engine(
         variant: the iptables variant to use; None detects it.
         lock_wait: seconds to wait for another program that holds a lock.
         observe: receives progress messages.
+        host: whether a machine's own network namespace, or a Kubernetes node's, may be written to.
 
     Raises:
         InvalidInput: there is no such backend, or it contradicts the variant.
     """
     if name != AUTO:
-        return Engine(open_backend(name, variant, lock_wait, observe), observe)
+        return Engine(open_backend(name, variant, lock_wait, observe), observe, host=host)
 
     def fall_back() -> Backend:
         return open_backend(FALLBACK, None, lock_wait, observe)
 
     preferred = open_backend(PREFERRED, variant, lock_wait, observe)
-    return Engine(preferred, observe, fall_back if variant is None else None)
+    return Engine(preferred, observe, fall_back if variant is None else None, host=host)
 
 
 class Engine:
@@ -77,6 +80,8 @@ class Engine:
         backend: reads and writes rules.
         observe: receives progress messages.
         fall_back: creates the backend for families in which `backend` does not work here; None for no fallback.
+        host: whether a machine's own network namespace, or a Kubernetes node's, may be written to; without it, either is
+            refused (see `istio_init.rules.kernel.host`).
     """
 
     def __init__(
@@ -84,10 +89,13 @@ class Engine:
         backend: Backend,
         observe: Observer = lambda _: None,
         fall_back: Callable[[], Backend] | None = None,
+        *,
+        host: bool = True,
     ) -> None:
         self._backend = backend
         self._observe = observe
         self._fall_back = fall_back
+        self._host = host
 
     def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Apply `plan`: afterwards either all of it is in place, or everything is as it was.
@@ -100,12 +108,12 @@ class Engine:
         """
         plan = plan.only(families)
         wanted = {family: desired(plan, family) for family in families}
-        with self._backend.locked():
+        with self._opened():
             readings = self._backend.read(families)
+            others, hidden = self._read_others(families)
             left_out = self._unreadable(readings, wanted, plan.optional)
             before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
             part = Part(self._backend, before, wanted)
-            others, hidden = self._read_others(families)
             with self._surroundings_added(plan) as added:
                 written = self._write(part, wanted, plan.optional, others)
             gone = self._tidy([part, *others], families, plan)
@@ -123,7 +131,7 @@ class Engine:
                 *(line for family, state in before.items() for line in _shadowed(family, wanted[family], state)),
             )
             used = [one for one in written.parts if any(map(wanted.get, one.before))] or [part]
-            return _report(used, families, [*used, *replaced], warnings, added, gone)
+            return _report(used, families, [*used, *replaced], warnings, added, gone)._replace(left_out=frozenset(skipped))
 
     def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
         """Remove everything of ours and nothing else, whichever backend wrote it; this is idempotent.
@@ -131,14 +139,23 @@ class Engine:
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
-        with self._backend.locked():
-            before, unseen = seen(self._backend.read(families))
-            part = Part(self._backend, before, {})
+        with self._opened():
+            readings = self._backend.read(families)
             others, hidden = self._read_others(families)
+            before, unseen = seen(readings)
+            part = Part(self._backend, before, {})
             self._write(part, {}, frozenset(), others)
             gone = self._tidy([part, *others], families, NO_PLAN)
             parts = [one for one in (part, *others) if one.changes] or [part]
             return _report(parts, families, parts, (*unseen, *hidden), gone)
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Hold the writer's lock on a network namespace that may be written to."""
+        if not self._host:
+            refuse_machine()
+        with self._backend.locked():
+            yield
 
     def _unreadable(
         self, readings: Readings, wanted: Mapping[Family, Snapshot], optional: frozenset[Family]
@@ -225,10 +242,14 @@ class Engine:
     def _read_others(self, families: tuple[Family, ...]) -> tuple[list[Part], list[str]]:
         """Read our rules that were made through other backends; also return warnings about what this user may not see.
 
+        All rule sets have then been read, so this is where a Kubernetes node is recognized, before anything is written.
+
         Raises:
+            InvalidInput: this is a node.
             IstioInitError: a rule set that may hold rules of ours could not be read.
         """
         found, hidden = [], []
+        noted = set(self._backend.node_chains)
         for backend, where in self._others(families):
             try:
                 before, unseen = seen(backend.read(where))
@@ -236,7 +257,10 @@ class Engine:
                 hidden += [f"there may be {family} rules of ours that were not seen: {error}" for family in where]
                 continue
             hidden += unseen
+            noted |= backend.node_chains
             found.append(Part(backend, before, {}))
+        if not self._host:
+            refuse_node(noted)
         return found, hidden
 
     def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:

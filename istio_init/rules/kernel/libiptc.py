@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from istio_init.core.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.rules.kernel import iptc_library
 from istio_init.rules.kernel.backend import Backend, Changes, Reading, Readings, Unread, Whole
+from istio_init.rules.kernel.host import NODE_CHAINS
 from istio_init.rules.kernel.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK,
@@ -84,7 +85,15 @@ class LibiptcBackend(Backend):
 
     def read(self, families: tuple[Family, ...]) -> Readings:
         """Read the tables that exist, without creating any."""
-        return {family: _reading(family) for family in families}
+        return {family: self._read(family) for family in families}
+
+    def _read(self, family: Family) -> Reading:
+        try:
+            tables, noted = _apart(_read_family, family)
+        except Unsupported as error:
+            return Unread(error)
+        self.node_chains |= noted
+        return Whole(tables)
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Add an empty chain to each table, and remove it again."""
@@ -113,13 +122,6 @@ class LibiptcBackend(Backend):
         with super().locked(), _lock_file(path, self.notices.append) as lock:
             flock(lock, self.lock_wait, f"the xtables lock {path}")
             yield
-
-
-def _reading(family: Family) -> Reading:
-    try:
-        return Whole(_apart(_read_family, family))
-    except Unsupported as error:
-        return Unread(error)
 
 
 @contextmanager
@@ -203,9 +205,11 @@ def _open(family: Family, name: Table) -> Any:
     return table
 
 
-def _read_family(family: Family) -> Snapshot:
+def _read_family(family: Family) -> tuple[Snapshot, set[str]]:
+    """Return our rules, and the chains that only a Kubernetes node has."""
+    noted: set[str] = set()
     try:
-        return {name: _read_table(family, name) for name in legacy_tables(family)}
+        return {name: _read_table(family, name, noted) for name in legacy_tables(family)}, noted
     except _errors() as error:
         raise _failure(error, family, "") from error
 
@@ -220,10 +224,11 @@ def _try(family: Family, name: Table) -> None:
         raise _failure(error, family, name) from error
 
 
-def _read_table(family: Family, name: Table) -> TableState:
+def _read_table(family: Family, name: Table, noted: set[str]) -> TableState:
     table = _open(family, name)
     reader = TableReader()
     for chain in table.chains:
+        noted.update(NODE_CHAINS & {chain.name})
         reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
         for rule in chain.rules:
             text = _text(rule)

@@ -29,6 +29,7 @@ class Report(NamedTuple):
         routed: whether a policy route was added or removed.
         addressed: whether an address of lo was added or removed.
         warnings: what was left out or done differently, and why.
+        left_out: the families of the plan that are not in place, because they do not work here.
     """
 
     backend: str
@@ -39,6 +40,7 @@ class Report(NamedTuple):
     routed: bool
     addressed: bool
     warnings: tuple[str, ...]
+    left_out: frozenset[Family] = frozenset()
 
     @property
     def means(self) -> str:

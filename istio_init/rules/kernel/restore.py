@@ -13,6 +13,7 @@ from istio_init.core.runner import NOT_FOUND, Command
 from istio_init.rules.changes import compare
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Partial, Reading, Readings, Unread, Whole
+from istio_init.rules.kernel.host import node_chains_in
 from istio_init.rules.kernel.iptables_programs import Programs, failure, is_installed
 from istio_init.rules.kernel.legacy import are_tables_known, legacy_tables
 from istio_init.rules.kernel.locks import LOCK_WAIT
@@ -97,6 +98,7 @@ class RestoreBackend(Backend):
         )
         results = self._programs.run([Command((self._name(f, one, "save"),)) for f, one in asked], unsure)
         for (family, one), result in zip(asked, results, strict=True):
+            self.node_chains |= node_chains_in(result.stdout)
             looks[family, one] = self._read_legacy(result) if one is RuleSet.LEGACY else self._read_nft(family, result)
         return {family: self._settle(family, {one: looks[family, one] for one in self._order}) for family in families}
 
