@@ -107,7 +107,7 @@ def _validate(run: Run, log: Log, settings: Settings, plan: Plan, flags: RunFlag
 
     started = time.perf_counter()
     plan = plan.only(run.families)
-    verdicts = validate(settings, plan, flags.probe_port, flags.probe_timeout, run.lock_wait)
+    verdicts = validate(settings, plan, flags.probe_port, flags.probe_timeout, run.waits.lock)
     for verdict in verdicts:
         level = Level.WARNING if verdict.ok is None else Level.INFO if verdict.ok else Level.ERROR
         log.write(level, str(verdict))

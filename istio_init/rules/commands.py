@@ -5,6 +5,7 @@ from __future__ import annotations
 from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import log_options
 from istio_init.core.option import Kind, Option, read_values, whole_number
+from istio_init.rules.kernel.locks import Waits
 from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
 from istio_init.rules.layout import ALIASES, CURRENT, ISTIO_1_0
 from istio_init.rules.layout import NAMES as LAYOUT_NAMES
@@ -22,7 +23,7 @@ IPTABLES_COMMAND = "istio-iptables"
 VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 FORMATS = ("restore", "commands", "nft", "json", "table")
-LOCK_WAIT_MAX = 3600  # seconds
+WAIT_MAX = 3600  # seconds
 
 RUN_OPTIONS = (
     Option("family", ("--family",), metavar="FAMILY", choices=tuple(FAMILIES), default="all",
@@ -32,8 +33,10 @@ RUN_OPTIONS = (
            f"Default: {AUTO}: {PREFERRED}, or {FALLBACK} where no iptables works."),
     Option("iptables_variant", ("--iptables-variant",), metavar="VARIANT", choices=tuple(VARIANTS), default="auto",
            help="Which iptables to use. Default: auto, the one that already has rules, else the one that works."),
-    Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, LOCK_WAIT_MAX), default="10",
+    Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, WAIT_MAX), default="10",
            help="How long to wait for another program to release a lock. Default: 10."),
+    Option("tool_timeout", ("--tool-timeout",), metavar="SECONDS", parse=whole_number(1, WAIT_MAX), default="30",
+           help="How long each iptables or nft program may take before it is killed. Default: 30."),
 )  # fmt: skip
 
 FORMAT = Option(
@@ -72,13 +75,13 @@ class Run(NamedTuple):
         families: the address families to work on.
         backend: a name of `istio_init.rules.kernel.registry.NAMES`.
         variant: the iptables variant; None detects it.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
     """
 
     families: tuple[Family, ...]
     backend: str
     variant: Variant | None
-    lock_wait: int
+    waits: Waits
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Run:
@@ -92,7 +95,8 @@ class Run(NamedTuple):
         """
         values = read_values(RUN_OPTIONS, given)
         variant = VARIANTS[values["iptables_variant"]]
-        return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"])
+        waits = Waits(values["lock_wait"], values["tool_timeout"])
+        return cls(FAMILIES[values["family"]], values["backend"], variant, waits)
 
     def open_engine(self, observe: Observer) -> Engine:
         """Create the engine for these options; its modules are imported only here.
@@ -102,4 +106,4 @@ class Run(NamedTuple):
         """
         from istio_init.rules.kernel.engine import open_engine
 
-        return open_engine(self.backend, self.variant, self.lock_wait, observe)
+        return open_engine(self.backend, self.variant, self.waits, observe)

@@ -10,7 +10,7 @@ from istio_init.core.errors import IstioInitError, NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.changes import desired, shadows
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.parts import Part, put_back, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
 from istio_init.rules.kernel.report import Report, RoutesChanged
@@ -45,7 +45,7 @@ class Written(NamedTuple):
 def open_engine(
     name: str = AUTO,
     variant: Variant | None = None,
-    lock_wait: int = LOCK_WAIT,
+    waits: Waits = USUAL_WAITS,
     observe: Observer = lambda _: None,
 ) -> Engine:
     """Create an engine from the names that the command line uses.
@@ -54,19 +54,19 @@ def open_engine(
         name: a backend of `registry.BACKENDS`, or `auto`: iptables where one of its variants works, else native nftables.
             iptables comes first because that is where people look for our rules.
         variant: the iptables variant to use; None detects it.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives progress messages.
 
     Raises:
         InvalidInput: there is no such backend, or it contradicts the variant.
     """
     if name != AUTO:
-        return Engine(open_backend(name, variant, lock_wait, observe), observe)
+        return Engine(open_backend(name, variant, waits, observe), observe)
 
     def fall_back() -> Backend:
-        return open_backend(FALLBACK, None, lock_wait, observe)
+        return open_backend(FALLBACK, None, waits, observe)
 
-    preferred = open_backend(PREFERRED, variant, lock_wait, observe)
+    preferred = open_backend(PREFERRED, variant, waits, observe)
     return Engine(preferred, observe, fall_back if variant is None else None)
 
 
@@ -100,12 +100,13 @@ class Engine:
         """
         plan = plan.only(families)
         wanted = {family: desired(plan, family) for family in families}
-        with self._backend.locked():
+        with self._backend.locked() as hold:
             readings = self._backend.read(families)
             left_out = self._unreadable(readings, wanted, plan.optional)
             before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
             part = Part(self._backend, before, wanted)
             others, hidden = self._read_others(families)
+            hold()
             with self._surroundings_added(plan) as added:
                 written = self._write(part, wanted, plan.optional, others)
             gone = self._tidy([part, *others], families, plan)
@@ -131,10 +132,11 @@ class Engine:
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
-        with self._backend.locked():
+        with self._backend.locked() as hold:
             before, unseen = seen(self._backend.read(families))
             part = Part(self._backend, before, {})
             others, hidden = self._read_others(families)
+            hold()
             self._write(part, {}, frozenset(), others)
             gone = self._tidy([part, *others], families, NO_PLAN)
             parts = [one for one in (part, *others) if one.changes] or [part]
@@ -243,7 +245,7 @@ class Engine:
         """Yield backends that may hold rules of ours that the last `read` did not return, with the families concerned."""
         yield from self._backend.besides()
         for rule_set, where in occupied(families, self._backend.rule_sets).items():
-            yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
+            yield open_rule_set(rule_set, self._backend.waits, self._observe), where
 
     def _tidy(self, parts: Sequence[Part], families: tuple[Family, ...], keep: Plan) -> RoutesChanged:
         """Remove the policy routes and addresses of ours that a plan does not have."""

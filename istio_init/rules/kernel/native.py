@@ -11,7 +11,7 @@ from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Whole
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.nf_tables_text import describe
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, OpaqueRule, Snapshot, Table, Variant
@@ -33,15 +33,15 @@ class NativeBackend(Backend):
     """Reads, removes and puts back rules through netlink.
 
     Args:
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
     """
 
     name = "netlink"
     rule_sets = frozenset({RuleSet.IPTABLES_NFT})
     all_or_nothing = True
 
-    def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
-        super().__init__(lock_wait)
+    def __init__(self, waits: Waits = USUAL_WAITS) -> None:
+        super().__init__(waits)
         # What a change calls a rule, and the rules of the kernel that this was last read from.
         self._places: dict[Place, list[NativeRule]] = {}
         self._forms: dict[Place, NativeRule] = {}  # the same for all that was ever read, to put it back

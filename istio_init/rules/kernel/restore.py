@@ -15,7 +15,7 @@ from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Partial, Reading, Readings, Unread, Whole
 from istio_init.rules.kernel.iptables_programs import Programs, failure, is_installed
 from istio_init.rules.kernel.legacy import are_tables_known, legacy_tables
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import OWN_CHAINS, Family, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import command_name, complete_tables, parse_save, render_changes
@@ -44,7 +44,7 @@ class RestoreBackend(Backend):
 
     Args:
         variant: which programs to use; None detects it for each family.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives each command that is run.
         rule_sets: those to read and write, if no variant says so.
     """
@@ -54,12 +54,12 @@ class RestoreBackend(Backend):
     def __init__(
         self,
         variant: Variant | None = None,
-        lock_wait: int = LOCK_WAIT,
+        waits: Waits = USUAL_WAITS,
         observe: Observer = lambda _: None,
         rule_sets: Iterable[RuleSet] = RULE_SETS,
     ) -> None:
-        super().__init__(lock_wait)
-        self._programs = Programs(lock_wait, observe, self.notices)
+        super().__init__(waits)
+        self._programs = Programs(waits, observe, self.notices)
         self._observe = observe
         self._variant = variant
         self._variants: dict[tuple[Family, RuleSet], Variant | None] = {}  # found out when needed
@@ -105,7 +105,7 @@ class RestoreBackend(Backend):
         from istio_init.rules.kernel.registry import open_rule_set
 
         for rule_set, where in self._besides.items():
-            yield open_rule_set(rule_set, self.lock_wait, self._observe), where
+            yield open_rule_set(rule_set, self.waits, self._observe), where
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Write and remove a rule; a family works if one of its rule sets accepts the rule."""
