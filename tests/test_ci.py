@@ -29,7 +29,8 @@ def checkout(tmp_path: Path) -> Path:
     for directory in (".ci", "scripts", "temporary"):
         (tmp_path / directory).mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
-    for name, text in {"check": "#!/bin/sh\n", **dict.fromkeys(PARTS, ENDLESS)}.items():
+    nothing = dict.fromkeys(("setup", "check"), "#!/bin/sh\n")
+    for name, text in {**nothing, **dict.fromkeys(PARTS, ENDLESS)}.items():
         script = tmp_path / "scripts" / name
         script.write_text(text, encoding="ascii")
         script.chmod(0o755)
