@@ -54,6 +54,8 @@ def namespace_lock(wait: int) -> Iterator[None]:
         message = f"cannot open {NETWORK_NAMESPACE!r} to lock this network namespace: {error.strerror}; mount /proc"
         raise Unsupported(message) from None
     try:
+        # If this process is killed, a tool that it started may still be writing: it holds the lock, too, until it ends.
+        os.set_inheritable(namespace, True)  # noqa: FBT003 - the function's only parameter
         flock(namespace, wait, "the lock of this network namespace")
         yield
     finally:
