@@ -183,7 +183,7 @@ def _from_wheels() -> tuple[str, ...]:
     place = BUILD / "bench-wheels"
     if _is_outdated(place):
         shutil.rmtree(place, ignore_errors=True)
-        _pip("wheel", "--quiet", "--wheel-dir", str(place), str(ROOT))
+        _pip("wheel", "--quiet", "--use-pep517", "--wheel-dir", str(place), str(ROOT))
         _stamp(place)
     return ("--no-index", "--find-links", str(place), NAME)
 

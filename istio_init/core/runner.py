@@ -23,6 +23,7 @@ WAIT_POLL = 0.0005  # seconds
 EXIT_POLL = 0.1  # seconds
 KILL_TIMEOUT = 1.0  # seconds
 MOST_OUTPUT = 1 << 26  # bytes; 10,000 rules are about 1 MB
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 NOT_FOUND = "there is no such program on the PATH"
 # What errno(3) says of a shortage, and what iptables says.
@@ -94,6 +95,7 @@ class _Running:
                 {**os.environ, "LC_ALL": "C", **dict(command.environment)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(theirs)],
                 setpgroup=0,  # a group of its own, so that its children can be ended with it
+                setsigmask=(),
                 setsigdef=IGNORED_BY_PYTHON,
             )
         except OSError:
@@ -204,8 +206,12 @@ def run_all(commands: Sequence[Command], timeout: float, observe: Observer) -> l
     deadline = time.monotonic() + timeout
     started: list[_Running | OSError] = []
     try:
-        for command in commands:
-            started.append(_start(command, observe))  # noqa: PERF401 - those started so far are ended on an interruption
+        # A handler that raises between the start of a program and the note of it would leave it running.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+        try:
+            started += [_start(command, observe) for command in commands]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _attend([one for one in started if isinstance(one, _Running)], deadline)
         results = [_finish(command, one, timeout, deadline) for command, one in zip(commands, started, strict=True)]
     except BaseException:

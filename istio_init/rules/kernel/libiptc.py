@@ -222,7 +222,7 @@ def _try(family: Family, name: Table) -> None:
 
 def _read_table(family: Family, name: Table) -> TableState:
     table = _open(family, name)
-    reader = TableReader()
+    reader = TableReader(name)
     for chain in table.chains:
         reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
         for rule in chain.rules:

@@ -73,7 +73,7 @@ class NativeBackend(Backend):
             chains = [chain for name, chain in names if name == table]
             if not chains:
                 continue
-            reader = TableReader()
+            reader = TableReader(table)
             for chain in chains:
                 # The policy of a built-in chain is not looked at here, nor by anything that removes rules.
                 reader.add_chain(chain, "ACCEPT" if chain in BUILTIN_CHAINS else "-")
@@ -85,7 +85,7 @@ class NativeBackend(Backend):
     def _read_chain(
         self, family: Family, table: Table, rules: list[NativeRule], texts: list[str] | None, reader: TableReader
     ) -> None:
-        words = list(map(_worded, rules))
+        words = [_worded(table, rule) for rule in rules]
         if texts is not None and len(texts) == len(rules):  # else somebody changed it between the two looks
             words = texts
         for rule, text in zip(rules, words, strict=True):
@@ -131,9 +131,9 @@ class NativeBackend(Backend):
         return nf_tables.add_rule(place[0], rule, describe(rule.expressions).protocol, at_head=at_head)
 
 
-def _worded(rule: NativeRule) -> str:
+def _worded(table: Table, rule: NativeRule) -> str:
     """Put a rule into words; of a third-party one only what it leads to, with its number."""
     text = describe(rule.expressions).text
-    if "[" not in text or is_ours(rule.chain, text):
+    if "[" not in text or is_ours(table, rule.chain, text):
         return text
     return f"[rule of nft with handle {rule.handle}] {text.rpartition('] ')[2]}"

@@ -113,6 +113,10 @@ def open_rule_set(rule_set: RuleSet, waits: Waits, observe: Observer) -> Backend
         from istio_init.rules.kernel.restore import RestoreBackend
 
         return RestoreBackend(None, waits, observe, (RuleSet.LEGACY,))
+    if rule_set is RuleSet.ISTIO_NATIVE:
+        from istio_init.rules.kernel.istio_tables import IstioTables
+
+        return IstioTables(waits)
     from istio_init.rules.kernel.native import NativeBackend
 
     return NativeBackend(waits)

@@ -17,7 +17,7 @@ from istio_init.rules.kernel.iptables_programs import Programs, failure, is_inst
 from istio_init.rules.kernel.legacy import are_tables_known, legacy_tables
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.rule_sets import RuleSet
-from istio_init.rules.model import OWN_CHAINS, Family, Snapshot, Table, Variant
+from istio_init.rules.model import CHAINS_OF, Family, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import command_name, complete_tables, parse_save, render_changes
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from istio_init.core.runner import Observer, Result
     from istio_init.rules.kernel.hidden import HiddenTables
-    from istio_init.rules.model import TableState
 
 # nf_tables before legacy: merely querying a legacy table makes the kernel load it.
 RULE_SETS = (RuleSet.IPTABLES_NFT, RuleSet.LEGACY)
@@ -197,7 +196,7 @@ class RestoreBackend(Backend):
             left_out = [line.strip("# ") for line in result.stdout.splitlines() if line.startswith("# Table")]
             return Unread(_incompatible(family, left_out)) if left_out else Whole(parse_save(result.stdout))
         tables = {name: state for name, state in parse_save(result.stdout).items() if name in printed}
-        missing = {TABLES[name] for name, chain in chains if name in TABLES and not _shows(tables.get(TABLES[name]), chain)}
+        missing = {TABLES[name] for name, chain in chains if name in TABLES and not _shows(tables, TABLES[name], chain)}
         if missing:
             tables |= self._hidden_tables().read(family, missing, self._name(family, RuleSet.IPTABLES_NFT, ""))
         return Whole(tables)
@@ -279,9 +278,9 @@ def _trial(table: Table) -> str:
     return f"*{table}\n:{chain} - [0:0]\n-A {chain} {rule}\n-F {chain}\n-X {chain}\nCOMMIT\n"
 
 
-def _shows(state: TableState | None, chain: str) -> bool:
+def _shows(tables: Snapshot, table: Table, chain: str) -> bool:
     """Return whether what was printed of a table has a chain, if that is one of ours."""
-    return state is not None and (chain not in OWN_CHAINS or chain in state.chains)
+    return table in tables and (chain not in CHAINS_OF[table] or chain in tables[table].chains)
 
 
 def _has_ours(tables: Snapshot) -> bool:
