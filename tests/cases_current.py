@@ -251,6 +251,14 @@ CASES_CURRENT = (
         out(SERVICE, 80, ENVOY),
         into(9080, INBOUND),
     ),
+    case(
+        "virtual-interfaces-tproxy",
+        ("-m", "TPROXY", "-i", "10.0.0.0/8", "-b", "*", "-k", "vm0,vm1"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY),
+        into(9080, INBOUND),
+    ),
     case("virtual-interfaces-all", (*USUAL, "-k", "vm+"), *ALWAYS, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
     case("drop-invalid", (*USUAL, "--drop-invalid"), *ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
     case(

@@ -20,6 +20,7 @@ class Packet(NamedTuple):
         source_port: the sender's port.
         mark: the mark that the packet bears when it begins its way.
         connmark: that of its connection.
+        ctdir: its direction within the connection.
     """
 
     destination: str
@@ -35,3 +36,4 @@ class Packet(NamedTuple):
     source_port: int = 0
     mark: int = 0
     connmark: int = 0
+    ctdir: str = "ORIGINAL"

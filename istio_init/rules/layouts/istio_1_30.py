@@ -133,11 +133,25 @@ def _tproxy_chains(settings: Settings, net: Net) -> Iterator[Piece]:
     yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.ACCEPT), reasons.TPROXY_ACCEPTED)
     target = Target(TargetKind.TPROXY, port=settings.inbound_capture_port, mark=mark)
     yield _mangle("ISTIO_TPROXY", (not_to(net.loopback), TCP), target, reasons.TPROXY_NEW)
+    yield from _forwarded(settings)
     yield _mangle("ISTIO_INBOUND", (TCP, _marked(mark)), RETURN, reasons.TPROXY_OWN_MARK)
     own_source = (from_cidr(net.proxy_source), IN_LO, TCP)
     yield _mangle("ISTIO_INBOUND", own_source, RETURN, reasons.TPROXY_OWN_SOURCE.of(net.proxy_source))
     unmarked = Match(MatchKind.MARK, LOOP_MARK, negated=True)
     yield _mangle("ISTIO_INBOUND", (IN_LO, TCP, unmarked), RETURN, reasons.TPROXY_LOOPBACK)
+
+
+def _forwarded(settings: Settings) -> Iterator[Piece]:
+    """Keep TPROXY from what the pod forwards between interfaces that are not its own network's.
+
+    Today's tool has no such rules. There, mangle takes a virtual machine's connections as inbound before nat sees them, and
+    the replies on connections that are forwarded end in this pod, which does not know them.
+    """
+    for name in settings.virtual_interfaces:
+        yield _mangle("ISTIO_INBOUND", (_in(name),), RETURN, reasons.VIRTUAL_NOT_INBOUND.of(name))
+    if settings.virtual_interfaces or settings.exclude_interfaces:
+        reply = Match(MatchKind.CTDIR, "REPLY")
+        yield _mangle("ISTIO_INBOUND", (reply,), RETURN, reasons.TPROXY_REPLY)
 
 
 def _inbound(settings: Settings) -> Iterator[Piece]:

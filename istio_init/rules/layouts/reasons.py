@@ -78,6 +78,7 @@ GROUP_EXCLUDED = Reason(
 )
 # Layout current, TPROXY.
 TPROXY_KNOWN = Reason("tproxy-known", "packets of a known connection stay with its socket")
+TPROXY_REPLY = Reason("tproxy-reply", "a reply goes back to who opened its connection, behind an interface of -c or -k, too")
 TPROXY_OWN_MARK = Reason("tproxy-own-mark", "traffic of the proxy to its app has this mark")
 TPROXY_OWN_SOURCE = Reason("tproxy-own-source", "traffic of the proxy to its app comes from {value}")
 TPROXY_LOOPBACK = Reason("tproxy-loopback", "traffic of the app to itself is not captured")
