@@ -83,7 +83,7 @@ NOT_IPV6 = (out(SERVICE_IPV6, 80, DIRECT), into(9080, DIRECT, POD_IPV6))
 CAPTURED_IPV6 = (out(SERVICE_IPV6, 80, ENVOY), out(INTERNET_IPV6, 443, ENVOY), into(9080, INBOUND, POD_IPV6))
 
 ENVIRONMENT = {
-    "ENVOY_PORT": "15201",
+    "ENVOY_PORT": "tcp://10.96.0.20:80",  # of the other layout: not looked at
     "INBOUND_CAPTURE_PORT": "15206",
     "INBOUND_TUNNEL_PORT": "15208",
     "PROXY_UID": "1337",
@@ -105,7 +105,8 @@ ENVIRONMENT = {
     "DUAL_STACK": "true",
     "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "4000",
     "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.0/30",
-    "ENABLE_INBOUND_IPV6": "",  # of the other layout: not looked at
+    "ISTIO_INBOUND_EXCLUDE_PORTS": "none",  # of the other layout, as the next one
+    "ENABLE_INBOUND_IPV6": "",
 }
 
 
@@ -132,6 +133,7 @@ CASES_CURRENT = (
         out(SERVICE, 80, ENVOY, ROOT),
         out(SECOND_LOCALHOST, 9080, DIRECT),
         out(SERVICE, 53, ENVOY),
+        out(POD, 9080, INBOUND, (0, 1337)),
         into(9080, INBOUND),
         into(22, INBOUND),
         *TUNNEL,
@@ -260,6 +262,7 @@ CASES_CURRENT = (
         into(9080, INBOUND),
     ),
     case("virtual-interfaces-all", (*USUAL, "-k", "vm+"), *ALWAYS, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
+    case("flag-with-an-equals-sign", ("-u", "1337", "-i", "*", "-c=eth1"), *ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY)),
     case("drop-invalid", (*USUAL, "--drop-invalid"), *ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
     case(
         "tproxy",
@@ -355,6 +358,15 @@ CASES_CURRENT = (
         *TUNNEL_IPV6,
     ),
     case(
+        "dual-stack-without-ipv6",
+        ("-u", "1337", "-i", "*", "-b", "*", "--dual-stack"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY),
+        into(9080, INBOUND),
+        facts=HostFacts(has_ipv6=False),
+    ),
+    case(
         "dual-stack-lists",
         (
             *("--dual-stack", "-b", "9080", "-i", "10.96.0.0/16,fd96::/64,2001:db8::7", "-x", "fd96::53,10.96.0.53"),
@@ -411,6 +423,61 @@ CASES_CURRENT = (
         environment={"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2000,3000"},
     ),
     case(
+        "owner-groups-before-exclude",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY, (2000, 202)),
+        out(SERVICE, 80, ENVOY, (2000, 203)),
+        out(SERVICE, 80, DIRECT, APP),
+        environment={"ISTIO_OUTBOUND_OWNER_GROUPS": "202,203", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "203"},
+    ),
+    case(
+        "owner-groups-none",
+        (*USUAL, "--redirect-dns"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, DIRECT),
+        out(SERVICE, 80, DIRECT, ROOT),
+        out(NAMESERVER, 53, DIRECT, protocol="udp"),
+        into(9080, INBOUND),
+        environment={"ISTIO_OUTBOUND_OWNER_GROUPS": ""},
+        facts=SERVERS,
+    ),
+    case(
+        "later-variable",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        out(OTHER_NAMESERVER, 53, DIRECT, protocol="udp"),
+        environment={"ISTIO_META_DNS_CAPTURE": "true", "REDIRECT_DNS": "false"},
+        facts=SERVERS,
+    ),
+    case(
+        "later-variables",
+        (*USUAL, "--capture-all-dns"),
+        *ALWAYS,
+        *NOT_IPV6,
+        out(NAMESERVER, 53, DIRECT, protocol="udp"),
+        environment={
+            "REDIRECT_DNS": "true",
+            "ISTIO_META_DNS_CAPTURE": "false",
+            "DROP_INVALID": "false",
+            "INVALID_DROP": "true",
+            "DUAL_STACK": "true",
+            "ISTIO_DUAL_STACK": "false",
+        },
+    ),
+    case(
+        "loopback-cidr-with-host-bits",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        out(SERVICE, 80, ENVOY),
+        out(SECOND_LOCALHOST, 9080, DIRECT),
+        out(SECOND_LOCALHOST, 9080, DIRECT, PROXY),
+        environment={"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.1/8"},
+    ),
+    case(
         "loopback-cidr",
         USUAL,
         *ALWAYS,
@@ -432,10 +499,10 @@ CASES_CURRENT = (
         (),
         *ALWAYS,
         *ALWAYS_IPV6,
-        out(SERVICE, 80, "envoy:15201"),
-        out(SERVICE_IPV6, 80, "envoy:15201"),
+        out(SERVICE, 80, ENVOY),
+        out(SERVICE_IPV6, 80, ENVOY),
         out(DATABASE, 3306, DIRECT),
-        out(INTERNET, 443, "envoy:15201"),
+        out(INTERNET, 443, ENVOY),
         out(SERVICE, 9999, DIRECT),
         out(SERVICE, 80, DIRECT, (1000, 4000)),
         out(OTHER_NAMESERVER, 53, RESOLVER, protocol="udp"),

@@ -36,7 +36,8 @@ Examples:
   istio-init istio-iptables -i '*' -b '*' --skip-rule-apply --run-validation
 
 \b
-Values: default < environment variable [in brackets] < flag. There are environment files with --layout istio-1.0 only.
+Values: default < environment variable [in brackets; of several, the last one wins] < flag. What a flag overrides is
+not checked. There are environment files with --layout istio-1.0 only.
 A switch alone means true; a value stands behind =, as in --redirect-dns=false.
 Variables without a flag: ENVOY_USER (the user of the default of -u), ISTIO_OUTBOUND_OWNER_GROUPS,
 ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR; with --layout istio-1.0 also ENABLE_INBOUND_IPV6.

@@ -34,6 +34,7 @@ class Layout(NamedTuple):
         is_root_proxy: whether root is among the proxy's users by default.
         reserves_loop_mark: whether `LOOP_MARK` marks packets, so that TPROXY needs another mark.
         reads_environment_files: whether variables come from environment files, too.
+        reads_old_variables: whether it reads the variables that only Istio 1.0 knows.
         asks_host_facts: whether the plan depends on `HostFacts` of `istio_init.rules.settings`.
         has_validation: whether `istio_init.rules.validation` can check its paths.
     """
@@ -45,12 +46,20 @@ class Layout(NamedTuple):
     is_root_proxy: bool
     reserves_loop_mark: bool
     reads_environment_files: bool
+    reads_old_variables: bool
     asks_host_facts: bool
     has_validation: bool
 
     def has(self, option: Option) -> bool:
         """Return whether it can express a setting."""
         return self.version >= option.since
+
+    def variables_of(self, option: Option) -> tuple[str, ...]:
+        """Return the environment variables that set an option in this layout; the last one wins."""
+        if not self.has(option):
+            return ()
+        ignored = () if self.reads_old_variables else option.old_variables
+        return tuple(variable for variable in option.variables if variable not in ignored)
 
 
 LAYOUTS = {
@@ -64,6 +73,7 @@ LAYOUTS = {
             is_root_proxy=True,  # its agent fetches certificates as root in a virtual machine
             reserves_loop_mark=False,
             reads_environment_files=True,
+            reads_old_variables=True,
             asks_host_facts=False,
             has_validation=False,  # a path ends at a listener or goes on there; this layout also rejects (inbound IPv6)
         ),
@@ -75,6 +85,7 @@ LAYOUTS = {
             is_root_proxy=False,
             reserves_loop_mark=True,
             reads_environment_files=False,
+            reads_old_variables=False,  # a Service named `envoy` sets ENVOY_PORT=tcp://...
             asks_host_facts=True,
             has_validation=True,
         ),

@@ -20,13 +20,13 @@ from istio_init.rules.model import (
 )
 
 V1_30 = (1, 30)
-MAX_GROUPS = 64  # Istio's own limit
+MAX_GROUPS = 64  # Istio's own limit of those to capture, whose rule names them all
 
 
 OPTIONS = (
     Option("envoy_port", ("-p", "--envoy-port"), ("ENVOY_PORT",), "PORT",
-           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}.",
-           parse=parse.port, default=str(ENVOY_PORT)),
+           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}. The variable: istio-1.0 only.",
+           parse=parse.port, default=str(ENVOY_PORT), old_variables=("ENVOY_PORT",)),
     Option("inbound_capture_port", ("-z", "--inbound-capture-port"), ("INBOUND_CAPTURE_PORT",), "PORT",
            f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}.",
            parse=parse.port),
@@ -55,9 +55,10 @@ OPTIONS = (
            is_list=True,
            parse=parse.listed(parse.port_range, all_allowed=True), default=""),
     Option("inbound_exclude_ports", ("-d", "--istio-local-exclude-ports"),
-           ("ISTIO_LOCAL_EXCLUDE_PORTS", "ISTIO_INBOUND_EXCLUDE_PORTS"), "PORTS",
-           "Inbound ports to leave alone; counts only with -b '*'. Default: none.", is_list=True,
-           parse=parse.listed(parse.port_range), default=""),
+           ("ISTIO_INBOUND_EXCLUDE_PORTS", "ISTIO_LOCAL_EXCLUDE_PORTS"), "PORTS",
+           "Inbound ports to leave alone; counts only with -b '*'. Default: none. The first variable: istio-1.0 only.",
+           is_list=True,
+           parse=parse.listed(parse.port_range), default="", old_variables=("ISTIO_INBOUND_EXCLUDE_PORTS",)),
     Option("service_cidrs", ("-i", "--istio-service-cidr"), ("ISTIO_SERVICE_CIDR",), "CIDRS",
            "Destinations whose outbound connections to capture: a list of CIDRs, '*' for all, empty for none. "
            "Default: none.", is_list=True,
@@ -90,14 +91,14 @@ OPTIONS = (
            "Drop packets that conntrack finds invalid. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
-           "Capture IPv6 as well, whatever addresses the pod has. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           "Capture IPv6 as well, where the pod has an address of it. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
-           f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
+           f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, '*' for all, empty for none. Default: '*'.",
            is_list=True, since=V1_30,
-           parse=parse.listed(parse.owner, all_allowed=True), default=""),
+           parse=parse.listed(parse.owner, all_allowed=True), default=parse.ALL),
     Option("owner_groups_exclude", (), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",), "GIDS",
-           f"Groups whose outbound traffic is left alone, at most {MAX_GROUPS}. Default: none.",
+           "Groups whose outbound traffic is left alone; counts only where all groups are captured. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner), default=""),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",

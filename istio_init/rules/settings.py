@@ -60,10 +60,13 @@ class HostFacts(NamedTuple):
     Attributes:
         nameservers: the servers of resolv.conf, IPv4 and IPv6, canonical.
         is_ipv6: whether the pod's first address, loopback and link-local ones aside, is one of IPv6.
+        has_ipv6: whether any such address is one of IPv6; where the pod's addresses are not known, dual stack is taken at
+            its word.
     """
 
     nameservers: tuple[str, ...] = ()
     is_ipv6: bool = False
+    has_ipv6: bool = True
 
 
 NO_ACCOUNTS = Accounts(uid=lambda _: None, gid=lambda _: None)
@@ -73,7 +76,7 @@ CIDRS = ("service_cidrs", "service_exclude_cidrs")
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
-    *("drop_invalid", "loopback_cidr"),
+    "drop_invalid",
 )
 
 
@@ -87,7 +90,8 @@ class Settings(NamedTuple):
         service_exclude_cidrs: canonical CIDRs.
         close_inbound_ipv6: whether connections from outside over IPv6 are rejected (nothing could capture them).
         layout: which rules these settings are for; never an alias.
-        owner_groups: `("*",)` for all, else group ids.
+        owner_groups: `("*",)` for all, else group ids, or empty for none.
+        owner_groups_exclude: group ids; empty unless all groups are captured.
         ipv6: whether IPv6 is captured, too.
         nameservers: those whose requests are captured with `redirect_dns`, unless `capture_all_dns` captures all.
         warnings: what the user should know about values that were accepted.
@@ -159,6 +163,7 @@ def parse_settings(
     found = read_chosen(OPTIONS, values)
     facts = facts if chosen.asks_host_facts else NO_FACTS
     uids = _ids(found, values, "proxy_uids", accounts.users) or _default_uids(values, accounts, chosen)
+    groups, excluded_groups = _groups(found, values, accounts)
     settings = Settings(
         **{name: found[name] for name in AS_READ},
         inbound_capture_port=found["inbound_capture_port"] or chosen.inbound_port or found["envoy_port"],
@@ -169,9 +174,10 @@ def parse_settings(
         close_inbound_ipv6=not (chosen.captures_ipv6 or _is_set(values, ENABLE_INBOUND_IPV6)),
         layout=layout,
         redirect_dns=found["redirect_dns"] and bool(found["capture_all_dns"] or facts.nameservers),
-        ipv6=found["dual_stack"] or facts.is_ipv6,
-        owner_groups=_groups(found, values, "owner_groups", accounts) or (ALL,),
-        owner_groups_exclude=_groups(found, values, "owner_groups_exclude", accounts),
+        ipv6=facts.is_ipv6 or (found["dual_stack"] and facts.has_ipv6),
+        owner_groups=groups,
+        owner_groups_exclude=excluded_groups,
+        loopback_cidr=_canonical(found["loopback_cidr"]),
         nameservers=facts.nameservers,
     )
     _refuse_contradictions(settings, values, chosen)
@@ -221,6 +227,10 @@ def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str,
     if settings.mode is not Mode.TPROXY:
         given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
         yield from (f"{where} has no effect: it counts only with -m {Mode.TPROXY}" for where in given)
+    if found["owner_groups_exclude"] and settings.owner_groups != (ALL,):
+        yield f"{values['owner_groups_exclude'].where} has no effect: {values['owner_groups'].where} says which are captured"
+    if found["dual_stack"] and not settings.ipv6:
+        yield f"{values['dual_stack'].where} has no effect: this pod has no IPv6 address"
     if found["redirect_dns"] and not settings.redirect_dns:
         yield "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any"
     if settings.capture_all_dns and not settings.redirect_dns:
@@ -234,13 +244,14 @@ def _cidr_warnings(
     settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout
 ) -> Iterator[str]:
     """Tell of host bits, and of lists that have CIDRs of IPv6 where IPv6 is off."""
-    for name in CIDRS:
-        where = values[name].where if name in values else ""
-        for one in found[name]:
+    for name in (*CIDRS, "loopback_cidr"):
+        for one in (found[name],) if isinstance(found[name], parse.Cidr) else found[name]:
             if one != ALL and one.masked:
-                yield f"{where}: {one.written!r} has host bits set and is taken as {one.canonical}"
-        if layout.captures_ipv6 and not settings.ipv6 and any(":" in cidr for cidr in getattr(settings, name)):
-            yield f"{where}: IPv6 is off here, so its CIDRs of IPv6 have no effect; --dual-stack turns it on"
+                yield f"{values[name].where}: {one.written!r} has host bits set and is taken as {one.canonical}"
+    for name in CIDRS if layout.captures_ipv6 and not settings.ipv6 else ():
+        if any(":" in cidr for cidr in getattr(settings, name)):
+            remedy = "" if found["dual_stack"] else "; --dual-stack turns it on"
+            yield f"{values[name].where}: IPv6 is off here, so its CIDRs of IPv6 have no effect{remedy}"
 
 
 def _canonical(cidr: parse.Cidr | str) -> str:
@@ -267,14 +278,26 @@ def _resolved(owners: Iterable[int | str], where: str, kind: AccountKind) -> tup
     return tuple(dict.fromkeys(ids))
 
 
-def _groups(found: Mapping[str, Any], values: Mapping[str, Value], name: str, accounts: Accounts) -> tuple[str, ...]:
-    if found[name] in ((), (ALL,)):
-        return tuple(found[name])
-    where = values[name].where
-    groups = _resolved(found[name], where, accounts.groups)
-    if len(groups) > MAX_GROUPS:
-        raise InvalidInput(where, f"{len(groups)} groups are too many", f"at most {MAX_GROUPS}")
-    return tuple(map(str, groups))
+def _groups(
+    found: Mapping[str, Any], values: Mapping[str, Value], accounts: Accounts
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the groups to capture and those to leave alone; the latter count only where all are captured.
+
+    Raises:
+        InvalidInput: a group does not exist, or more are to be captured than one rule can name.
+    """
+    names = ("owner_groups", "owner_groups_exclude")
+    captured, excluded = (
+        tuple(found[name])
+        if found[name] in ((), (ALL,))
+        else tuple(map(str, _resolved(found[name], values[name].where, accounts.groups)))
+        for name in names
+    )
+    if captured == (ALL,):
+        return captured, excluded
+    if len(captured) > MAX_GROUPS:
+        raise InvalidInput(values["owner_groups"].where, f"{len(captured)} groups are too many", f"at most {MAX_GROUPS}")
+    return captured, ()
 
 
 def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: Layout) -> tuple[int, ...]:

@@ -208,11 +208,10 @@ def boolean(text: str, where: str) -> bool:
     return BOOLS[text]
 
 
-def loopback(text: str, where: str) -> str:
+def loopback(text: str, where: str) -> Cidr:
     """Read a part of loopback in IPv4."""
     found = cidr(text, where)
     address, _, prefix = found.canonical.partition("/")
-    if found.masked or not address.startswith("127.") or int(prefix) < LOOPBACK_PREFIX:
-        problem = f"{text!r} is not a part of loopback"
-        raise InvalidInput(where, problem, f"a CIDR inside {LOOPBACK_NETWORK}, without host bits")
-    return found.canonical
+    if not address.startswith("127.") or int(prefix) < LOOPBACK_PREFIX:
+        raise InvalidInput(where, f"{text!r} is not a part of loopback", f"a CIDR inside {LOOPBACK_NETWORK}")
+    return found

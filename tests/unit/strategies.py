@@ -91,9 +91,9 @@ WITHOUT_FLAG: dict[str, st.SearchStrategy[str]] = {ENVOY_USER: ids.map(str), ENA
 
 
 machines = st.builds(
-    lambda nameservers, is_ipv6: HostFacts(tuple(dict.fromkeys(nameservers)), is_ipv6),
+    lambda nameservers, families: HostFacts(tuple(dict.fromkeys(nameservers)), *families),
     st.lists(addresses | ipv6_addresses, max_size=3),
-    st.booleans(),
+    st.sampled_from(((False, False), (False, True), (True, True))),  # IPv4, both, IPv6
 )
 
 

@@ -162,11 +162,12 @@ def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -
         *(("drop_invalid", text, False) for text in ("0", "f", "F", "false", "FALSE", "False")),
         ("owner_groups", "5,6,5", ("5", "6")),
         ("owner_groups", " * ", ("*",)),
-        ("owner_groups", "", ("*",)),
+        ("owner_groups", "", ()),
         ("owner_groups_exclude", "5", ("5",)),
         ("owner_groups_exclude", " , ", ()),
         ("loopback_cidr", "127.0.0.0/8", "127.0.0.0/8"),
         ("loopback_cidr", "127.1.2.3", "127.1.2.3/32"),
+        ("loopback_cidr", "127.0.0.1/8", "127.0.0.0/8"),
     ],
 )
 def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value: object) -> None:
@@ -188,11 +189,32 @@ def test_a_layout_that_does_not_exist_is_refused() -> None:
     assert (caught.value.where, caught.value.allowed) == ("--layout", "istio-1.0 or istio-1.30 or current")
 
 
-@pytest.mark.parametrize(("flag", "first_is_ipv6"), [("true", False), ("false", True), ("true", True), ("false", False)])
-def test_ipv6_is_captured_where_it_was_asked_for_or_the_machine_has_nothing_else(flag: str, *, first_is_ipv6: bool) -> None:
-    settings = parse(NO_ACCOUNTS, ISTIO_1_30, HostFacts(is_ipv6=first_is_ipv6), dual_stack=flag)
-    assert settings.ipv6 is (flag == "true" or first_is_ipv6)
+@pytest.mark.parametrize("flag", ["true", "false"])
+@pytest.mark.parametrize(
+    ("facts", "ipv6"),
+    [
+        (HostFacts(is_ipv6=True), {"true", "false"}),
+        (HostFacts(), {"true"}),
+        (HostFacts(has_ipv6=False), set()),
+    ],
+    ids=["ipv6 only", "both", "ipv4 only"],
+)
+def test_ipv6_is_captured_where_the_machine_has_it_alone_or_has_it_and_it_was_asked_for(
+    flag: str, facts: HostFacts, ipv6: set[str]
+) -> None:
+    settings = parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack=flag)
+    assert settings.ipv6 is (flag in ipv6)
     assert not settings.close_inbound_ipv6
+
+
+def test_dual_stack_without_an_ipv6_address_is_a_warning() -> None:
+    facts = HostFacts(has_ipv6=False)
+    settings = parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack="true", service_cidrs="10.0.0.0/8,fd00::/8")
+    assert settings.warnings == (
+        "--service_cidrs: IPv6 is off here, so its CIDRs of IPv6 have no effect",
+        "--dual_stack has no effect: this pod has no IPv6 address",
+    )
+    assert parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack="false").warnings == ()
 
 
 def test_layout_istio_1_0_does_not_look_at_the_machine() -> None:
@@ -215,12 +237,21 @@ def test_all_dns_without_dns_is_a_warning() -> None:
     assert warning == "--capture_all_dns has no effect: it counts only with --redirect-dns"
 
 
-def test_there_is_a_limit_of_groups() -> None:
+def test_there_is_a_limit_of_groups_to_capture() -> None:
     groups = [str(gid) for gid in range(65)]
-    for name in GROUPS:
-        assert getattr(current(**{name: ",".join(groups[:64])}), name) == tuple(groups[:64])
-        error = refusal(name, ",".join(groups), ISTIO_1_30)
-        assert (error.problem, error.allowed) == ("65 groups are too many", "at most 64")
+    assert current(owner_groups=",".join(groups[:64])).owner_groups == tuple(groups[:64])
+    error = refusal("owner_groups", ",".join(groups), ISTIO_1_30)
+    assert (error.problem, error.allowed) == ("65 groups are too many", "at most 64")
+    assert current(owner_groups_exclude=",".join(groups)).owner_groups_exclude == tuple(groups)
+
+
+@pytest.mark.parametrize(("captured", "count"), [("*", 1), ("202,203", 0), ("", 0)])
+def test_groups_to_exclude_count_only_where_all_are_captured_and_a_warning_says_so(captured: str, count: int) -> None:
+    settings = current(owner_groups=captured, owner_groups_exclude="203")
+    assert len(settings.owner_groups_exclude) == count
+    assert settings.warnings == (
+        ("--owner_groups_exclude has no effect: --owner_groups says which are captured",) if count == 0 else ()
+    )
 
 
 BAD_NUMBERS = (
@@ -296,7 +327,7 @@ BAD_VALUES = {
         ),
     ),
     **dict.fromkeys(SWITCHES, ("", "yes", "on", "2", "TrUe", " true", "true;reboot")),
-    "loopback_cidr": ("127.0.0.1/7", "127.0.0.1/8", "128.0.0.1", "10.0.0.0/8", "::1", "127.0.0.1/33", "localhost", "*", ""),
+    "loopback_cidr": ("127.0.0.1/7", "126.0.0.0/8", "128.0.0.1", "10.0.0.0/8", "::1", "127.0.0.1/33", "localhost", "*", ""),
     **dict.fromkeys(
         CIDR_LISTS,
         (
@@ -431,6 +462,8 @@ def test_values_that_take_something_from_each_other_are_refused() -> None:
 
 
 def test_host_bits_are_masked_with_a_warning() -> None:
+    (warning,) = current(loopback_cidr="127.0.0.1/8").warnings
+    assert warning == "--loopback_cidr: '127.0.0.1/8' has host bits set and is taken as 127.0.0.0/8"
     settings = parse(service_cidrs="10.1.2.3/8,10.0.0.0/8", service_exclude_cidrs="10.9.9.9/16")
     assert settings.service_cidrs == ("10.0.0.0/8",)
     assert settings.service_exclude_cidrs == ("10.9.0.0/16",)

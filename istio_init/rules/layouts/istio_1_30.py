@@ -227,7 +227,8 @@ def _not_ports(settings: Settings, owner: Match) -> Match:
 def _groups(settings: Settings) -> Iterator[Piece]:
     if settings.owner_groups != (ALL,):
         none = tuple(Match(MatchKind.GID_OWNER, int(gid), negated=True) for gid in settings.owner_groups)
-        yield _nat("ISTIO_OUTPUT", none, RETURN, reasons.GROUPS_ONLY.of(", ".join(settings.owner_groups)))
+        why = reasons.GROUPS_ONLY.of(", ".join(settings.owner_groups)) if none else reasons.NO_GROUP
+        yield _nat("ISTIO_OUTPUT", none, RETURN, why)
     for gid in settings.owner_groups_exclude:
         yield _nat("ISTIO_OUTPUT", (Match(MatchKind.GID_OWNER, int(gid)),), RETURN, reasons.GROUP_EXCLUDED.of(gid))
 

@@ -71,6 +71,7 @@ PROXY_HAIRPIN_GID = Reason(
 )
 APP_HAIRPIN = Reason("app-hairpin", "hairpin: an app that calls its own pod's address does so directly")
 GROUPS_ONLY = Reason("groups-only", "only groups {value} are captured (ISTIO_OUTBOUND_OWNER_GROUPS)")
+NO_GROUP = Reason("no-group", "no group is captured (ISTIO_OUTBOUND_OWNER_GROUPS is empty)")
 GROUP_EXCLUDED = Reason(
     "group-excluded",
     "group {value} is excluded (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)",
