@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 
-from istio_init.cli.command import Subcommand
+from istio_init.cli.command import Subcommand, print_text
+from istio_init.core.errors import IstioInitError
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
 from istio_init.rules.commands import CLEAN, Run
+from istio_init.rules.model import Family
 
 if TYPE_CHECKING:
     from istio_init.cli.command import Given
     from istio_init.core.log import Log
+    from istio_init.rules.changes import TableChange
+    from istio_init.rules.kernel.rule_sets import RuleSet
+    from istio_init.rules.model import Snapshot
 
 HELP = """Remove the chains, jumps and routes that an apply made, whatever its flags were.
 
@@ -23,6 +28,11 @@ Examples:
   istio-init clean
   istio-init clean --family ipv6
 """
+
+UNSEEN = (
+    "what is there cannot be seen; a clean removes our chains (ISTIO_*), the jumps to them, our tables of nftables "
+    "(istio-init), our policy routes, and the address ::6/128 of lo"
+)
 
 
 def clean(given: Given, log: Log) -> None:
@@ -44,6 +54,51 @@ def remove_ours(run: Run, log: Log) -> None:
     removed += ["the address of lo"] * report.addressed
     what = f"{' and '.join(removed)} removed" if removed else "nothing to remove"
     log.write(Level.INFO, f"clean ({report.means}): {what}, {(time.perf_counter() - started) * 1000:.0f} ms")
+
+
+def show_ours(run: Run, log: Log) -> None:
+    """Print the scripts that would remove all that is ours, and change nothing.
+
+    What this user may not read is a warning, for a dry run needs no privileges.
+
+    Raises:
+        Unsupported: a third-party chain uses one of ours, so that a clean would fail, too.
+    """
+    from istio_init.rules.environment import CAP_NET_ADMIN, has_capability
+    from istio_init.rules.kernel import surroundings
+    from istio_init.rules.kernel.rule_sets import RuleSet, occupied
+    from istio_init.rules.render.removal import diverting_marks, render_removal, render_surroundings
+
+    if not has_capability(CAP_NET_ADMIN):
+        log.write(Level.WARNING, f"without the capability NET_ADMIN, {UNSEEN}")
+        return
+    text = ""
+    marks: set[tuple[Family, int]] = set()
+    for rule_set, families in occupied(run.families, ()).items():
+        for family, (tables, changes) in _read(rule_set, families, run, log).items():
+            text += render_removal(rule_set, family, changes, is_native=rule_set is RuleSet.NATIVE)
+            marks.update((family, mark) for mark in diverting_marks(tables))
+    routes = [route for route in surroundings.find(frozenset(marks)) if route.family in run.families]
+    text += render_surroundings(routes, surroundings.addresses() if Family.IPV6 in run.families else ())
+    print_text(text)
+    log.write(Level.INFO, f"clean, dry run: nothing was changed{'' if text else ', and there is nothing to remove'}")
+
+
+def _read(
+    rule_set: RuleSet, families: tuple[Family, ...], run: Run, log: Log
+) -> dict[Family, tuple[Snapshot, list[TableChange]]]:
+    """Read one of the kernel's rule sets: our rules by family, and the changes that would remove them."""
+    from istio_init.rules.kernel.registry import open_rule_set
+
+    backend = open_rule_set(rule_set, run.lock_wait, log.debug)
+    try:
+        before = backend.read(families)
+        unread = backend.unread()
+    except IstioInitError as error:
+        before, unread = {}, dict.fromkeys(families, error)
+    for family, why in unread.items():
+        log.write(Level.WARNING, f"there may be {family} rules of ours in {rule_set} that were not seen: {why}")
+    return {family: (tables, backend.difference({}, tables)) for family, tables in before.items()}
 
 
 COMMAND = Subcommand("clean", HELP, EPILOG, CLEAN, clean)
