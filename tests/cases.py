@@ -186,6 +186,28 @@ CASES = (
         (*ALWAYS, out(SERVICE, 80, DIRECT, (1000, 9)), out(SERVICE, 80, DIRECT, (9, 3000)), out(SERVICE, 80, ENVOY, (9, 9))),
     ),
     Case(
+        "excluded-senders",
+        ("-u", "1337", "-b", "*", "--exclude-inbound-cidrs", f"{CLIENT}/30,198.51.100.0/24"),
+        (*ALWAYS, into(9080, DIRECT), into(22, DIRECT)),
+    ),
+    Case(
+        "excluded-senders-of-others",
+        ("-u", "1337", "-m", "TPROXY", "-b", "9080", "--exclude-inbound-cidrs", "198.51.100.0/24"),
+        (*ALWAYS, into(9080, ENVOY), into(9081, DIRECT)),
+    ),
+    Case(
+        "excluded-ports-of-users",
+        ("-u", "1337", "-i", "*", "--exclude-outbound-ports-for-uids", "tcp:5432-5433:1000,tcp:443:0"),
+        (
+            *ALWAYS,
+            out(DATABASE, 5432, DIRECT),
+            out(DATABASE, 5434, ENVOY),
+            out(DATABASE, 5432, ENVOY, ROOT),
+            out(INTERNET, 443, DIRECT, ROOT),
+            out(POD, 5432, DIRECT),
+        ),
+    ),
+    Case(
         "tproxy-list",
         ("-u", "1337", "-m", "TPROXY", "-i", "*", "-b", "9080,9100-9105"),
         (*ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, ENVOY), into(9102, ENVOY), into(9081, DIRECT)),

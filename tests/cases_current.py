@@ -46,7 +46,7 @@ OUTSIDE_ADDRESSES = (SERVICE, DATABASE, INTERNET, NAMESERVER, OTHER_NAMESERVER)
 OUTSIDE_ADDRESSES_IPV6 = (SERVICE_IPV6, DATABASE_IPV6, INTERNET_IPV6, NAMESERVER_IPV6, OTHER_NAMESERVER_IPV6)
 
 INBOUND = "envoy:15006"
-RESOLVER = "envoy:15053"
+RESOLVER, OTHER_RESOLVER = RESOLVERS = ("envoy:15053", "envoy:15153")
 SECOND_PROXY = (1338, 4000)
 THIRD_PROXY_GROUP = (2000, 3000)
 SERVERS = HostFacts(nameservers=(NAMESERVER,))
@@ -229,6 +229,43 @@ CASES_CURRENT = (
         out(DATABASE, 3307, ENVOY),
         out(SERVICE, 9003, DIRECT),
         out(POD, 3306, DIRECT, PROXY),
+    ),
+    case(
+        "excluded-senders",
+        (*USUAL, "--dual-stack", "--exclude-inbound-cidrs", f"{CLIENT_IPV6},198.51.100.0/24"),
+        *ALWAYS,
+        *ALWAYS_IPV6,
+        into(9080, INBOUND),
+        into(9080, DIRECT, POD_IPV6),
+    ),
+    case(
+        "excluded-senders-tproxy",
+        ("-m", "TPROXY", "-b", "*", "--exclude-inbound-cidrs", f"{CLIENT}/24"),
+        *ALWAYS,
+        *SELF_CALL[:1],
+        into(9080, DIRECT),
+    ),
+    case(
+        "excluded-ports-of-users",
+        (*USUAL, "--redirect-dns", "--exclude-outbound-ports-for-uids", "tcp:5432-5433:1000,tcp:443:0,udp:53:0"),
+        *ALWAYS,
+        out(DATABASE, 5432, DIRECT),
+        out(DATABASE, 5434, ENVOY),
+        out(DATABASE, 5432, ENVOY, ROOT),
+        out(INTERNET, 443, DIRECT, ROOT),
+        out(NAMESERVER, 53, DIRECT, ROOT, "udp"),
+        out(NAMESERVER, 53, RESOLVER, ROOT),
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        facts=SERVERS,
+    ),
+    case(
+        "dns-port",
+        (*USUAL, "--redirect-dns", "--dns-port", "15153"),
+        *ALWAYS,
+        out(NAMESERVER, 53, OTHER_RESOLVER, protocol="udp"),
+        out(NAMESERVER, 53, OTHER_RESOLVER),
+        out(NAMESERVER, 53, DIRECT, PROXY, "udp"),
+        facts=SERVERS,
     ),
     case(
         "exclude-interfaces",
@@ -551,6 +588,9 @@ VALUES: dict[str, tuple[str | None, ...]] = {
     "-x": (None, "", "10.1.0.0/16,fd01::/64"),
     "-q": (None, "8443,9000-9010"),
     "-o": (None, "3306,27017"),
+    "--exclude-inbound-cidrs": (None, "198.51.100.0/24,fd98::/64"),
+    "--exclude-outbound-ports-for-uids": (None, "tcp:5432:1000,udp:53:2000"),
+    "--dns-port": (None, "15153"),
     "-c": (None, "eth1,net+"),
     "-k": (None, "vm0", "vm0,vm1"),
     "--redirect-dns": (None, "true"),

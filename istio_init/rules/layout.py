@@ -30,6 +30,7 @@ class Layout(NamedTuple):
         version: of the Istio whose rules they are, and whose settings it can express.
         captures_ipv6: whether IPv6 can be captured; if not, what comes in over IPv6 is rejected, unless
             ENABLE_INBOUND_IPV6 opens it.
+        captures_udp: whether anything of UDP can be captured.
         inbound_port: the default of `inbound_capture_port`; None for one port for both directions.
         is_root_proxy: whether root is among the proxy's users by default.
         reserves_loop_mark: whether `LOOP_MARK` marks packets, so that TPROXY needs another mark.
@@ -42,6 +43,7 @@ class Layout(NamedTuple):
     name: str
     version: tuple[int, int]
     captures_ipv6: bool
+    captures_udp: bool
     inbound_port: int | None
     is_root_proxy: bool
     reserves_loop_mark: bool
@@ -69,6 +71,7 @@ LAYOUTS = {
             ISTIO_1_0,
             version=(1, 0),
             captures_ipv6=False,
+            captures_udp=False,
             inbound_port=None,
             is_root_proxy=True,  # its agent fetches certificates as root in a virtual machine
             reserves_loop_mark=False,
@@ -81,6 +84,7 @@ LAYOUTS = {
             ISTIO_1_30,
             version=(1, 30),
             captures_ipv6=True,
+            captures_udp=True,  # DNS
             inbound_port=INBOUND_PORT,
             is_root_proxy=False,
             reserves_loop_mark=True,

@@ -71,12 +71,12 @@ class HostFacts(NamedTuple):
 
 NO_ACCOUNTS = Accounts(uid=lambda _: None, gid=lambda _: None)
 NO_FACTS = HostFacts()
-CIDRS = ("service_cidrs", "service_exclude_cidrs")
+CIDRS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 # Settings that are the values of their rows, and depend on nothing else.
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
-    "drop_invalid",
+    *("drop_invalid", "dns_port"),
 )
 
 
@@ -86,6 +86,7 @@ class Settings(NamedTuple):
     Attributes:
         inbound_ports: `("*",)` for all, else ports `"80"` and ranges `"8000:8100"`, or empty for none.
         inbound_exclude_ports: as `inbound_ports`, without `"*"`; so are the other lists of ports.
+        inbound_exclude_cidrs: canonical CIDRs of senders.
         service_cidrs: `("*",)` for all, else canonical CIDRs, or empty for none.
         service_exclude_cidrs: canonical CIDRs.
         close_inbound_ipv6: whether connections from outside over IPv6 are rejected (nothing could capture them).
@@ -93,6 +94,7 @@ class Settings(NamedTuple):
         owner_groups: `("*",)` for all, else group ids, or empty for none.
         owner_groups_exclude: group ids; empty unless all groups are captured.
         ipv6: whether IPv6 is captured, too.
+        outbound_exclude_ports_for_uids: with ids, not names.
         nameservers: those whose requests are captured with `redirect_dns`, unless `capture_all_dns` captures all.
         warnings: what the user should know about values that were accepted.
     """
@@ -106,6 +108,7 @@ class Settings(NamedTuple):
     tproxy_route_table: int = TPROXY_ROUTE_TABLE
     inbound_ports: tuple[str, ...] = ()
     inbound_exclude_ports: tuple[str, ...] = ()
+    inbound_exclude_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
     service_exclude_cidrs: tuple[str, ...] = ()
     close_inbound_ipv6: bool = True
@@ -113,9 +116,11 @@ class Settings(NamedTuple):
     tunnel_port: int = TUNNEL_PORT
     outbound_ports: tuple[str, ...] = ()
     outbound_exclude_ports: tuple[str, ...] = ()
+    outbound_exclude_ports_for_uids: tuple[parse.PortsOfUser, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
     virtual_interfaces: tuple[str, ...] = ()
     redirect_dns: bool = False
+    dns_port: int = DNS_PORT
     capture_all_dns: bool = False
     drop_invalid: bool = False
     ipv6: bool = False
@@ -164,13 +169,14 @@ def parse_settings(
     facts = facts if chosen.asks_host_facts else NO_FACTS
     uids = _ids(found, values, "proxy_uids", accounts.users) or _default_uids(values, accounts, chosen)
     groups, excluded_groups = _groups(found, values, accounts)
+    cidrs: dict[str, Any] = {name: tuple(dict.fromkeys(map(_canonical, found[name]))) for name in CIDRS}
     settings = Settings(
         **{name: found[name] for name in AS_READ},
+        **cidrs,
         inbound_capture_port=found["inbound_capture_port"] or chosen.inbound_port or found["envoy_port"],
         proxy_uids=uids,
         proxy_gids=_ids(found, values, "proxy_gids", accounts.groups) or uids,
-        service_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_cidrs"])),
-        service_exclude_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_exclude_cidrs"])),
+        outbound_exclude_ports_for_uids=_ports_of_users(found, values, accounts),
         close_inbound_ipv6=not (chosen.captures_ipv6 or _is_set(values, ENABLE_INBOUND_IPV6)),
         layout=layout,
         redirect_dns=found["redirect_dns"] and bool(found["capture_all_dns"] or facts.nameservers),
@@ -182,6 +188,7 @@ def parse_settings(
     )
     _refuse_contradictions(settings, values, chosen)
     _refuse_ipv6(found, values, chosen)
+    _refuse_udp(found, values, chosen)
     return settings._replace(warnings=tuple(_warnings(settings, found, values, chosen)))
 
 
@@ -208,15 +215,26 @@ def _refuse_ipv6(found: Mapping[str, Any], values: Mapping[str, Value], layout: 
                 raise InvalidInput(values[name].where, problem, f"{parse.IPV4_CIDR}; layout {others} takes IPv6, too")
 
 
+def _refuse_udp(found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> None:
+    """Refuse ports of UDP where nothing of it is captured."""
+    name = "outbound_exclude_ports_for_uids"
+    if not layout.captures_udp and any(one.protocol == "udp" for one in found[name]):
+        others = " or ".join(names_with(lambda other: other.captures_udp))
+        problem = f"it lists ports of UDP, of which layout {layout.name} captures nothing"
+        raise InvalidInput(values[name].where, problem, f"tcp:PORT:UID; layout {others} takes udp:PORT:UID, too")
+
+
 def _refuse_contradictions(settings: Settings, values: Mapping[str, Value], layout: Layout) -> None:
     """Refuse values that are allowed by themselves, and take something from each other."""
     if layout.reserves_loop_mark and settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
         problem = f"{LOOP_MARK} is the mark of what the proxy sends to its own pod"
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
-        if settings.redirect_dns and port == DNS_PORT:
+        if settings.redirect_dns and port == settings.dns_port:
             problem = f"{port} is the port of the proxy's resolver, to which {values['redirect_dns'].where} leads"
-            raise InvalidInput(values[name].where, problem, "any other port")
+            if name not in values:
+                problem = f"{port} is the port of the proxy's listener"
+            raise InvalidInput(values[name if name in values else "dns_port"].where, problem, "any other port")
 
 
 def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> Iterator[str]:
@@ -231,13 +249,25 @@ def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str,
         yield f"{values['owner_groups_exclude'].where} has no effect: {values['owner_groups'].where} says which are captured"
     if found["dual_stack"] and not settings.ipv6:
         yield f"{values['dual_stack'].where} has no effect: this pod has no IPv6 address"
-    if found["redirect_dns"] and not settings.redirect_dns:
-        yield "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any"
-    if settings.capture_all_dns and not settings.redirect_dns:
-        yield f"{values['capture_all_dns'].where} has no effect: it counts only with --redirect-dns"
+    if not settings.redirect_dns:
+        yield from _dns_warnings(settings, found, values)
+    if settings.inbound_exclude_cidrs and not settings.inbound_ports:
+        yield f"{values['inbound_exclude_cidrs'].where} has no effect: nothing inbound is captured (-b)"
     ipv6 = values.get(ENABLE_INBOUND_IPV6)
     if ipv6 and not layout.captures_ipv6 and ipv6.text.strip().lower() in ("0", "false", "no", "off"):
         yield f"{ipv6.where} is {ipv6.text!r}, but any value opens inbound IPv6; leave it out to keep IPv6 closed"
+
+
+def _dns_warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value]) -> Iterator[str]:
+    """Tell of what is asked for of DNS, which is not captured."""
+    if found["redirect_dns"]:
+        yield "DNS is not captured: resolv.conf has no nameserver; --capture-all-dns captures requests to any"
+        return
+    given = [values[name].where for name in ("capture_all_dns", "dns_port") if name in values and found[name]]
+    yield from (f"{where} has no effect: it counts only with --redirect-dns" for where in given)
+    if any(one.protocol == "udp" for one in settings.outbound_exclude_ports_for_uids):
+        where = values["outbound_exclude_ports_for_uids"].where
+        yield f"{where}: its ports of UDP have no effect: UDP is captured only with --redirect-dns"
 
 
 def _cidr_warnings(
@@ -276,6 +306,25 @@ def _resolved(owners: Iterable[int | str], where: str, kind: AccountKind) -> tup
             raise InvalidInput(where, f"there is no {kind.noun} {owner!r}", kind.allowed)
         ids.append(found)
     return tuple(dict.fromkeys(ids))
+
+
+def _ports_of_users(
+    found: Mapping[str, Any], values: Mapping[str, Value], accounts: Accounts
+) -> tuple[parse.PortsOfUser, ...]:
+    """Return ports of single users with the users' ids.
+
+    Raises:
+        InvalidInput: a user does not exist.
+    """
+    name = "outbound_exclude_ports_for_uids"
+    items: dict[parse.PortsOfUser, None] = {}
+    for one in found[name]:
+        try:
+            (uid,) = _resolved((one.user,), values[name].where, accounts.users)
+        except InvalidInput as error:
+            raise InvalidInput(error.where, f"{str(one)!r}: {error.problem}", error.allowed) from None
+        items[one._replace(user=uid)] = None
+    return tuple(items)
 
 
 def _groups(

@@ -306,7 +306,7 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 # Kinds that no rule of a layout has.
 UNUSED_MATCHES = {
     ISTIO_1_0: {
-        *(MatchKind.SOURCE, MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
+        *(MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
         *(MatchKind.CTDIR, MatchKind.MARK, MatchKind.CONNMARK, MatchKind.COMMENT),
     },
     ISTIO_1_30: {MatchKind.SOCKET},

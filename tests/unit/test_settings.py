@@ -26,6 +26,8 @@ DEFAULTS = {
     "tproxy_route_table": 133,
     "inbound_ports": (),
     "inbound_exclude_ports": (),
+    "inbound_exclude_cidrs": (),
+    "outbound_exclude_ports_for_uids": (),
     "service_cidrs": (),
     "service_exclude_cidrs": (),
 }
@@ -39,6 +41,7 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "exclude_interfaces": (),
     "virtual_interfaces": (),
     "redirect_dns": False,
+    "dns_port": 15053,
     "capture_all_dns": False,
     "drop_invalid": False,
     "dual_stack": False,
@@ -47,9 +50,9 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "loopback_cidr": "127.0.0.1/32",
 }
 FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
-PORTS = ("envoy_port", "inbound_capture_port", "tunnel_port")
+PORTS = ("envoy_port", "inbound_capture_port", "tunnel_port", "dns_port")
 PORT_LISTS = ("inbound_ports", "inbound_exclude_ports", "outbound_ports", "outbound_exclude_ports")
-CIDR_LISTS = ("service_cidrs", "service_exclude_cidrs")
+CIDR_LISTS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 OWNERS = ("proxy_uids", "proxy_gids")
 GROUPS = ("owner_groups", "owner_groups_exclude")
 INTERFACES = ("exclude_interfaces", "virtual_interfaces")
@@ -131,6 +134,10 @@ def test_without_values_there_is_nothing_to_warn_of() -> None:
         ("inbound_ports", "80-80,80:80", ("80",)),
         ("inbound_ports", "1-65535", ("1:65535",)),
         ("inbound_exclude_ports", "22,8000-8001", ("22", "8000:8001")),
+        ("inbound_exclude_cidrs", "10.1.2.3, 10.2.0.0/16,10.2.3.4/16", ("10.1.2.3/32", "10.2.0.0/16")),
+        ("outbound_exclude_ports_for_uids", "tcp:80:5", (("tcp", "80", 5),)),
+        ("outbound_exclude_ports_for_uids", " tcp:80-90:5,,tcp:80:90:5,tcp:443:6", (("tcp", "80:90", 5), ("tcp", "443", 6))),
+        ("outbound_exclude_ports_for_uids", "", ()),
         ("service_cidrs", "*", ("*",)),
         ("service_cidrs", "", ()),
         ("service_cidrs", "10.0.0.0/8, 192.168.0.0/16,10.0.0.0/8", ("10.0.0.0/8", "192.168.0.0/16")),
@@ -152,6 +159,9 @@ def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -
         ("service_cidrs", "FD00:0::1", ("fd00::1/128",)),
         ("service_exclude_cidrs", "::/0,::1/128", ("::/0", "::1/128")),
         ("tunnel_port", "15008", 15008),
+        ("dns_port", "15153", 15153),
+        ("inbound_exclude_cidrs", "fd00::1,10.0.0.0/8", ("fd00::1/128", "10.0.0.0/8")),
+        ("outbound_exclude_ports_for_uids", "udp:53:0", (("udp", "53", 0),)),
         ("outbound_ports", "80,8000-8001", ("80", "8000:8001")),
         ("outbound_exclude_ports", " 25, ,25", ("25",)),
         ("exclude_interfaces", "eth0, net1,eth0.100,tap+,", ("eth0", "net1", "eth0.100", "tap+")),
@@ -302,6 +312,10 @@ BAD_VALUES = {
     **dict.fromkeys(
         OWNERS,
         ("", " , ", "nobody-of-this-name", "4294967295", "-1", "+5", "1_0", "\u0665", "1;reboot", "*", "1" * 11),
+    ),
+    "outbound_exclude_ports_for_uids": (
+        *("tcp:80", "80:1000", "tcp::1000", "tcp:80:", "sctp:80:1000", ":80:1000", "TCP:80:1000", "tcp:0:1000"),
+        *("tcp:90-80:1000", "tcp:80:4294967295", "tcp:80:nobody-of-this-name", "tcp:80:-1", "tcp:80:1;reboot", "*"),
     ),
     "mode": ("", "REDIRCT", "redirect", "NONE", "TPROXY ", "REDIRECT,TPROXY", "__class__"),
     "tproxy_mark": (
@@ -471,6 +485,36 @@ def test_host_bits_are_masked_with_a_warning() -> None:
         "--service_cidrs: '10.1.2.3/8' has host bits set and is taken as 10.0.0.0/8",
         "--service_exclude_cidrs: '10.9.9.9/16' has host bits set and is taken as 10.9.0.0/16",
     )
+
+
+def test_users_of_ports_are_resolved() -> None:
+    settings = parse(ACCOUNTS, outbound_exclude_ports_for_uids="tcp:80:envoy,tcp:80:101")
+    assert settings.outbound_exclude_ports_for_uids == (("tcp", "80", 101),)
+
+
+def test_ports_of_udp_are_refused_where_none_is_captured_and_without_dns_are_a_warning() -> None:
+    error = refusal("outbound_exclude_ports_for_uids", "tcp:80:5,udp:53:5")
+    assert error.problem == "it lists ports of UDP, of which layout istio-1.0 captures nothing"
+    assert error.allowed == "tcp:PORT:UID; layout istio-1.30 takes udp:PORT:UID, too"
+    (warning,) = current(outbound_exclude_ports_for_uids="udp:53:5").warnings
+    assert warning.endswith("its ports of UDP have no effect: UDP is captured only with --redirect-dns")
+
+
+def test_senders_to_leave_alone_and_a_port_of_dns_have_no_effect_where_nothing_is_captured() -> None:
+    (warning,) = parse(inbound_exclude_cidrs="10.0.0.0/8").warnings
+    assert warning == "--inbound_exclude_cidrs has no effect: nothing inbound is captured (-b)"
+    assert parse(inbound_exclude_cidrs="10.0.0.0/8", inbound_ports="80").warnings == ()
+    assert current(dns_port="15153").warnings == ("--dns_port has no effect: it counts only with --redirect-dns",)
+
+
+def test_the_port_of_dns_must_be_free() -> None:
+    dns = {"redirect_dns": "true", "capture_all_dns": "true"}
+    with pytest.raises(InvalidInput, match="--envoy_port: 15153 is the port of the proxy's resolver"):
+        current(envoy_port="15153", dns_port="15153", **dns)
+    for port in ("15001", "15006"):
+        with pytest.raises(InvalidInput, match=f"--dns_port: {port} is the port of the proxy's listener"):
+            current(dns_port=port, **dns)
+    assert current(envoy_port="15053", dns_port="15153", **dns).envoy_port == 15053
 
 
 @pytest.mark.parametrize("inbound", ["", "80", "80,443"])

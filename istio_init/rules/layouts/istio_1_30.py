@@ -17,9 +17,11 @@ from istio_init.rules.layouts.parts import (
     UDP,
     Piece,
     from_cidr,
+    from_cidrs,
     gather,
     jump,
     not_to,
+    of_user,
     owner_matches,
     redirect,
     to_cidr,
@@ -101,7 +103,7 @@ def _pieces(settings: Settings, net: Net) -> Iterator[Piece]:
     yield _nat("ISTIO_IN_REDIRECT", (TCP,), redirect(settings.inbound_capture_port), reasons.TO_INBOUND_PORT)
     if settings.inbound_ports:
         yield from _tproxy_chains(settings, net) if tproxy else ()
-        yield from _inbound(settings)
+        yield from _inbound(settings, net)
     yield from _outbound(settings, net)
     yield from dns_pieces(settings, net.family, net.of_family(settings.nameservers)) if settings.redirect_dns else ()
     yield from _marks(settings, net) if tproxy else ()
@@ -154,9 +156,11 @@ def _forwarded(settings: Settings) -> Iterator[Piece]:
         yield _mangle("ISTIO_INBOUND", (reply,), RETURN, reasons.TPROXY_REPLY)
 
 
-def _inbound(settings: Settings) -> Iterator[Piece]:
+def _inbound(settings: Settings, net: Net) -> Iterator[Piece]:
     make = _mangle if settings.mode is Mode.TPROXY else _nat
     yield make("PREROUTING", (TCP,), jump("ISTIO_INBOUND"), reasons.INBOUND)
+    for cidr in net.of_family(settings.inbound_exclude_cidrs):
+        yield make("ISTIO_INBOUND", (*from_cidrs(cidr), TCP), RETURN, reasons.INBOUND_CIDR_EXCLUDED.of(cidr))
     if settings.inbound_ports != (ALL,):
         for port in settings.inbound_ports:
             yield from _capture(settings, (to_port(port),), reasons.INBOUND_PORT_CAPTURED.of(port))
@@ -182,6 +186,8 @@ def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
     for port in settings.outbound_exclude_ports:
         for protocol in (TCP, UDP):
             yield _nat(chain, (protocol, to_port(port)), RETURN, reasons.OUTBOUND_PORT_EXCLUDED.of(port))
+    for item in settings.outbound_exclude_ports_for_uids:
+        yield _nat(chain, of_user(item), RETURN, reasons.OUTBOUND_PORT_OF_UID_EXCLUDED.of(item.user))
     yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, reasons.PROXY_SOURCE)
     if settings.mode is Mode.TPROXY:
         # Today's tool has no such rule: there, a proxy of user 0 and group 1337 gets by with the rule for others' traffic,

@@ -8,6 +8,11 @@ TO_INBOUND_PORT = Reason("inbound-redirected", "inbound connections go to Envoy'
 INBOUND = Reason("inbound", "connections from outside the pod are looked at")
 INBOUND_PORT_CAPTURED = Reason("inbound-port-captured", "port {value} is captured (-b)", plural="{ports} are captured (-b)")
 INBOUND_PORT_EXCLUDED = Reason("inbound-port-excluded", "port {value} is excluded (-d)", plural="{ports} are excluded (-d)")
+INBOUND_CIDR_EXCLUDED = Reason(
+    "inbound-cidr-excluded",
+    "sender {value} is excluded (--exclude-inbound-cidrs)",
+    plural="{senders} are excluded (--exclude-inbound-cidrs)",
+)
 INBOUND_ALL_CAPTURED = Reason("inbound-all-captured", "every other port is captured (-b '*')")
 OUTBOUND = Reason("outbound", "connections that this pod opens are looked at")
 PROXY_UID = Reason(
@@ -21,6 +26,11 @@ PROXY_GID = Reason(
     plural="the proxy's own traffic ({gids}) must not loop",
 )
 LOCALHOST = Reason("localhost", "containers of a pod talk to each other directly over localhost")
+OUTBOUND_PORT_OF_UID_EXCLUDED = Reason(
+    "outbound-port-of-uid-excluded",
+    "this destination port is excluded for uid {value} (--exclude-outbound-ports-for-uids)",
+    plural="this destination port is excluded for {uids} (--exclude-outbound-ports-for-uids)",
+)
 OUTBOUND_CIDR_EXCLUDED = Reason(
     "outbound-cidr-excluded", "destination {value} is excluded (-x)", plural="{destinations} are excluded (-x)"
 )
