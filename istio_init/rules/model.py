@@ -77,6 +77,7 @@ class MatchKind(StrEnum):
     GID_OWNER = "gid-owner"
     SOCKET = "socket"
     CTSTATE = "ctstate"
+    CTDIR = "ctdir"
     MARK = "mark"
     CONNMARK = "connmark"
     COMMENT = "comment"
@@ -86,8 +87,8 @@ class Match(NamedTuple):
     """One condition of a rule.
 
     Attributes:
-        kind: what is examined.
-        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a comment or a
+        kind: what is looked at.
+        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a direction, a comment or a
             `first:last` port range as text; an id or a mark as a number; empty for `SOCKET`, which has no value.
         negated: whether the condition holds if `value` does *not* match.
     """

@@ -155,6 +155,9 @@ GOOD = {
     f"{TRAFFIC_PREFIX}includeOutboundPorts": ("443", "-q"),
     f"{TRAFFIC_PREFIX}excludeOutboundPorts": ("3306,6379", "-o"),
     f"{TRAFFIC_PREFIX}excludeInterfaces": ("eth1,net+", "-c"),
+    "istio-init/excludeInboundCIDRs": ("10.2.0.0/16", "--exclude-inbound-cidrs"),
+    "istio-init/excludeOutboundPortsForUIDs": ("tcp:5432:1000", "--exclude-outbound-ports-for-uids"),
+    "istio-init/dnsPort": ("15153", "--dns-port"),
 }
 BAD = {
     "sidecar.istio.io/interceptionMode": "NONE",
@@ -165,6 +168,9 @@ BAD = {
     f"{TRAFFIC_PREFIX}includeOutboundPorts": "0",
     f"{TRAFFIC_PREFIX}excludeOutboundPorts": "65536",
     f"{TRAFFIC_PREFIX}excludeInterfaces": "eth 0",
+    "istio-init/excludeInboundCIDRs": "*",
+    "istio-init/excludeOutboundPortsForUIDs": "tcp:5432",
+    "istio-init/dnsPort": "0",
     STATUS_PORT: "15090",
     PROXY_IMAGE_ANNOTATION: "my proxy",
     "sidecar.istio.io/inject": "maybe",
@@ -181,7 +187,7 @@ def test_every_annotation_of_the_rules_has_a_good_and_a_bad_value() -> None:
 def test_an_annotation_decides_its_flag(annotation: str) -> None:
     text, name = GOOD[annotation]
     assert flag(init_of(injected(template({annotation: text}), TODAY)), name) == text
-    if name in "-q-o-c":
+    if name in ("-q", "-o", "-c", "--dns-port"):
         with pytest.raises(InvalidInput, match=f"annotation {annotation}: layout istio-1.0 does not support it"):
             injected(template({annotation: text}))
     else:
@@ -221,10 +227,9 @@ def test_an_annotation_without_effect_is_told() -> None:
 
 
 def test_an_annotation_that_is_misspelled_is_told() -> None:
-    for name in ("excludeoutboundports", "excludeOutboundIPRange"):
-        of = template({f"{TRAFFIC_PREFIX}{name}": "80"})
-        note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
-        assert f"annotation {TRAFFIC_PREFIX}{name} is unknown" in note
+    for name in (f"{TRAFFIC_PREFIX}excludeoutboundports", f"{TRAFFIC_PREFIX}excludeOutboundIPRange", "istio-init/dnsport"):
+        note = inject_template(template({name: "80"}), TODAY, Workload("x", "y"), WHERE).note
+        assert f"annotation {name} is unknown" in note
 
 
 @pytest.mark.parametrize("settings", [ISTIO_1_0, TODAY], ids=["istio-1.0", "current"])

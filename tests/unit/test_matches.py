@@ -121,6 +121,14 @@ CONDITIONS = (
         OUT._replace(ctstate="ESTABLISHED"),
     ),
     Condition(
+        Match(MatchKind.CTDIR, "ORIGINAL"),
+        "-m conntrack --ctdir ORIGINAL",
+        "ct direction original",
+        (ct("direction"), "==", "original"),
+        OUT,
+        OUT._replace(ctdir="REPLY"),
+    ),
+    Condition(
         Match(MatchKind.MARK, 7), "-m mark --mark 0x7", "meta mark 0x7", (meta("mark"), "==", 7), OUT, OUT._replace(mark=0)
     ),
     Condition(
