@@ -97,7 +97,7 @@ OWNERS = {
     "_collections": {"istio_init.core.light"},
     "ruamel": {f"istio_init.kubernetes.inject.{name}" for name in ("fragments", "text", "tree")},
     "watchdog": {"istio_init.core.watch"},
-    "aiohttp": {"istio_init.kubernetes.webhook.connections", "istio_init.kubernetes.webhook.server"},
+    "aiohttp": {f"istio_init.kubernetes.webhook.{name}" for name in ("bodies", "connections", "server")},
     "prometheus_client": {"istio_init.kubernetes.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from time import process_time
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from istio_init.kubernetes.inject import (
 )
 from istio_init.kubernetes.inject.documents import NEVER_ENDS
 from istio_init.kubernetes.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
+from istio_init.kubernetes.inject.template import MAX_ANNOTATIONS
 from istio_init.kubernetes.manifest import KINDS, read_manifest
 from istio_init.rules.layout import find
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -211,6 +213,22 @@ def test_a_value_that_is_no_text_is_refused_and_the_annotation_named() -> None:
     no_text: Any = {"sidecar.istio.io/inject": False}
     with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation sidecar.istio.io/inject: False is not a string"):
         injected(template(no_text))
+
+
+def test_annotations_that_kubernetes_refuses_for_their_size_are_not_read() -> None:
+    largest = {"a": "é" * (MAX_ANNOTATIONS // 2 - 1), "b": ""}
+    assert injected(template(largest))["metadata"]["annotations"]["b"] == ""
+    with pytest.raises(InvalidInput, match=rf"document 2: annotations: they have {MAX_ANNOTATIONS + 1} bytes"):
+        injected(template({**largest, "b": "x"}))
+
+
+@pytest.mark.parametrize("part", ["a", "a/", "-", "a.a:"])
+def test_an_image_of_any_length_is_refused_at_once(part: str) -> None:
+    of = template({PROXY_IMAGE_ANNOTATION: part * (250_000 // len(part)) + "!"})
+    started = process_time()
+    with pytest.raises(InvalidInput, match="is not an image reference"):
+        injected(of)
+    assert process_time() - started < 0.1
 
 
 def test_excluded_inbound_ports_stand_beside_the_proxys_own() -> None:

@@ -62,6 +62,7 @@ IMAGE = re.compile(
     r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,})?"
 )
+IMAGE_LENGTH = 600  # characters; a name has up to 255, a tag up to 128, and the longest digest 136
 
 
 class InjectLayout(NamedTuple):
@@ -206,7 +207,7 @@ def image(text: str, where: str) -> str:
     Raises:
         InvalidInput: it is malformed.
     """
-    if not IMAGE.fullmatch(text):
+    if len(text) > IMAGE_LENGTH or not IMAGE.fullmatch(text):
         raise InvalidInput(where, f"{text!r} is not an image reference", "[HOST[:PORT]/]NAME[:TAG][@DIGEST]")
     return text
 
