@@ -146,10 +146,11 @@ def make_skeleton(root: Path) -> None:
 
 
 def copy_program(root: Path) -> None:
-    """Copy the virtual environment, and link its Envoy, if there is one, to the path used by pods."""
+    """Copy the virtual environment, and link the names that pods use: `istio-iptables`, and Envoy's path, if it is there."""
     shutil.copytree(VENV, root / VENV.relative_to("/"), symlinks=True, ignore=_other_programs)
     (packages,) = VENV.glob("lib/python*/site-packages")
     write_start(root / VENV.relative_to("/") / "bin/istio-init", PYTHON, str(packages))
+    (root / VENV.relative_to("/") / "bin/istio-iptables").symlink_to("istio-init")
     for program in packages.glob("envoy/_bin/envoy"):
         link = root / "usr/local/bin/envoy"
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,9 @@ def main() -> None:
     """Run the command line of this process, and end the process with its exit code."""
     gc.disable()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with an inherited SIG_IGN, no program's exit status could be known
-    from istio_init.cli.main import run
+    from istio_init.cli.main import as_called, run
 
-    os._exit(run(sys.argv[1:]))
+    os._exit(run(as_called(sys.argv)))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def make_image_form() -> tuple[str, ...]:
     place = BUILD / "bench-image"
     if _is_outdated(place):
         shutil.rmtree(place, ignore_errors=True)
-        _pip("install", "--quiet", "--no-compile", "--target", str(place), str(ROOT))
+        _pip("install", "--quiet", "--no-compile", "--target", str(place), *_from_wheels())
         subprocess.run([PYTHON, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", place], check=True)
         write_start(place / NAME, PYTHON, str(place))
         _stamp(place)
@@ -173,9 +173,19 @@ def make_venv_form() -> tuple[str, ...]:
     place = BUILD / "bench-venv"
     if _is_outdated(place):
         subprocess.run([PYTHON, "-m", "venv", "--clear", "--without-pip", place], check=True)
-        _pip("--python", str(place / "bin" / "python3"), "install", "--quiet", str(ROOT))
+        _pip("--python", str(place / "bin" / "python3"), "install", "--quiet", *_from_wheels())
         _stamp(place)
     return (str(place / "bin" / "istio-init"),)
+
+
+def _from_wheels() -> tuple[str, ...]:
+    """Build this checkout and fetch what it needs, once for both forms, and give the words that tell pip to install that."""
+    place = BUILD / "bench-wheels"
+    if _is_outdated(place):
+        shutil.rmtree(place, ignore_errors=True)
+        _pip("wheel", "--quiet", "--use-pep517", "--wheel-dir", str(place), str(ROOT))
+        _stamp(place)
+    return ("--no-index", "--find-links", str(place), NAME)
 
 
 def _is_outdated(place: Path) -> bool:
@@ -183,7 +193,7 @@ def _is_outdated(place: Path) -> bool:
     stamp = place / "made-from"
     outdated = not stamp.is_file() or stamp.read_text(encoding="ascii") != _digest()
     if outdated:
-        print(f"scripts/bench: installing this checkout into build/{place.name}", file=sys.stderr, flush=True)  # noqa: T201 - progress
+        print(f"scripts/bench: making build/{place.name} of this checkout", file=sys.stderr, flush=True)  # noqa: T201 - progress
     return outdated
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_init.core.argv import read
 from istio_init.rules.environment import collect
 from istio_init.rules.layout import ISTIO_1_0
 from istio_init.rules.layouts import build_plan
@@ -74,15 +75,8 @@ class Case(NamedTuple):
 
     def plan(self) -> Plan:
         """Make the plan as the command line would, on a machine that has no user or group by name."""
-        values = collect(parse_flags(self.flags), self.environment, self.layout)
+        values = collect(read(OPTIONS, self.flags, "apply"), self.environment, self.layout)
         return build_plan(parse_settings(values, NO_ACCOUNTS, self.layout, self.facts))
-
-
-def parse_flags(flags: tuple[str, ...]) -> dict[str, str | None]:
-    """Pair flags with their values; the table always writes them apart, and switches alone."""
-    options = {flag: option for option in OPTIONS for flag in option.flags}
-    words = iter(flags)
-    return {options[flag].name: "true" if options[flag].is_switch else next(words) for flag in words}
 
 
 def out(address: str, port: int, outcome: str, owner: tuple[int, int] = APP, protocol: str = "tcp") -> Connection:
@@ -192,6 +186,28 @@ CASES = (
         (*ALWAYS, out(SERVICE, 80, DIRECT, (1000, 9)), out(SERVICE, 80, DIRECT, (9, 3000)), out(SERVICE, 80, ENVOY, (9, 9))),
     ),
     Case(
+        "excluded-senders",
+        ("-u", "1337", "-b", "*", "--exclude-inbound-cidrs", f"{CLIENT}/30,198.51.100.0/24"),
+        (*ALWAYS, into(9080, DIRECT), into(22, DIRECT)),
+    ),
+    Case(
+        "excluded-senders-of-others",
+        ("-u", "1337", "-m", "TPROXY", "-b", "9080", "--exclude-inbound-cidrs", "198.51.100.0/24"),
+        (*ALWAYS, into(9080, ENVOY), into(9081, DIRECT)),
+    ),
+    Case(
+        "excluded-ports-of-users",
+        ("-u", "1337", "-i", "*", "--exclude-outbound-ports-for-uids", "tcp:5432-5433:1000,tcp:443:0"),
+        (
+            *ALWAYS,
+            out(DATABASE, 5432, DIRECT),
+            out(DATABASE, 5434, ENVOY),
+            out(DATABASE, 5432, ENVOY, ROOT),
+            out(INTERNET, 443, DIRECT, ROOT),
+            out(POD, 5432, DIRECT),
+        ),
+    ),
+    Case(
         "tproxy-list",
         ("-u", "1337", "-m", "TPROXY", "-i", "*", "-b", "9080,9100-9105"),
         (*ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, ENVOY), into(9102, ENVOY), into(9081, DIRECT)),
@@ -216,6 +232,12 @@ CASES = (
         ("-u", "1337", "-i", "*", "-b", "*"),
         (*ALWAYS, out(SERVICE, 80, ENVOY), into(9080, ENVOY), into(9080, DIRECT, POD_IPV6)),
         {"ENABLE_INBOUND_IPV6": "1"},
+    ),
+    Case(
+        "flag-beside-a-bad-variable",  # a Service named `envoy` gives its namespace's pods such a variable
+        ("-p", "15001", "-u", "1337", "-i", "*"),
+        (*ALWAYS, out(SERVICE, 80, ENVOY)),
+        {"ENVOY_PORT": "tcp://10.96.0.20:80"},
     ),
     Case(
         "environment",

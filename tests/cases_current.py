@@ -46,7 +46,7 @@ OUTSIDE_ADDRESSES = (SERVICE, DATABASE, INTERNET, NAMESERVER, OTHER_NAMESERVER)
 OUTSIDE_ADDRESSES_IPV6 = (SERVICE_IPV6, DATABASE_IPV6, INTERNET_IPV6, NAMESERVER_IPV6, OTHER_NAMESERVER_IPV6)
 
 INBOUND = "envoy:15006"
-RESOLVER = "envoy:15053"
+RESOLVER, OTHER_RESOLVER = RESOLVERS = ("envoy:15053", "envoy:15153")
 SECOND_PROXY = (1338, 4000)
 THIRD_PROXY_GROUP = (2000, 3000)
 SERVERS = HostFacts(nameservers=(NAMESERVER,))
@@ -83,7 +83,7 @@ NOT_IPV6 = (out(SERVICE_IPV6, 80, DIRECT), into(9080, DIRECT, POD_IPV6))
 CAPTURED_IPV6 = (out(SERVICE_IPV6, 80, ENVOY), out(INTERNET_IPV6, 443, ENVOY), into(9080, INBOUND, POD_IPV6))
 
 ENVIRONMENT = {
-    "ENVOY_PORT": "15201",
+    "ENVOY_PORT": "tcp://10.96.0.20:80",  # of the other layout: not looked at
     "INBOUND_CAPTURE_PORT": "15206",
     "INBOUND_TUNNEL_PORT": "15208",
     "PROXY_UID": "1337",
@@ -105,7 +105,8 @@ ENVIRONMENT = {
     "DUAL_STACK": "true",
     "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "4000",
     "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.0/30",
-    "ENABLE_INBOUND_IPV6": "",  # of the other layout: not looked at
+    "ISTIO_INBOUND_EXCLUDE_PORTS": "none",  # of the other layout, as the next one
+    "ENABLE_INBOUND_IPV6": "",
 }
 
 
@@ -132,6 +133,7 @@ CASES_CURRENT = (
         out(SERVICE, 80, ENVOY, ROOT),
         out(SECOND_LOCALHOST, 9080, DIRECT),
         out(SERVICE, 53, ENVOY),
+        out(POD, 9080, INBOUND, (0, 1337)),
         into(9080, INBOUND),
         into(22, INBOUND),
         *TUNNEL,
@@ -229,6 +231,43 @@ CASES_CURRENT = (
         out(POD, 3306, DIRECT, PROXY),
     ),
     case(
+        "excluded-senders",
+        (*USUAL, "--dual-stack", "--exclude-inbound-cidrs", f"{CLIENT_IPV6},198.51.100.0/24"),
+        *ALWAYS,
+        *ALWAYS_IPV6,
+        into(9080, INBOUND),
+        into(9080, DIRECT, POD_IPV6),
+    ),
+    case(
+        "excluded-senders-tproxy",
+        ("-m", "TPROXY", "-b", "*", "--exclude-inbound-cidrs", f"{CLIENT}/24"),
+        *ALWAYS,
+        *SELF_CALL[:1],
+        into(9080, DIRECT),
+    ),
+    case(
+        "excluded-ports-of-users",
+        (*USUAL, "--redirect-dns", "--exclude-outbound-ports-for-uids", "tcp:5432-5433:1000,tcp:443:0,udp:53:0"),
+        *ALWAYS,
+        out(DATABASE, 5432, DIRECT),
+        out(DATABASE, 5434, ENVOY),
+        out(DATABASE, 5432, ENVOY, ROOT),
+        out(INTERNET, 443, DIRECT, ROOT),
+        out(NAMESERVER, 53, DIRECT, ROOT, "udp"),
+        out(NAMESERVER, 53, RESOLVER, ROOT),
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        facts=SERVERS,
+    ),
+    case(
+        "dns-port",
+        (*USUAL, "--redirect-dns", "--dns-port", "15153"),
+        *ALWAYS,
+        out(NAMESERVER, 53, OTHER_RESOLVER, protocol="udp"),
+        out(NAMESERVER, 53, OTHER_RESOLVER),
+        out(NAMESERVER, 53, DIRECT, PROXY, "udp"),
+        facts=SERVERS,
+    ),
+    case(
         "exclude-interfaces",
         (*USUAL, "-c", "eth0,net+"),
         *ALWAYS,
@@ -251,7 +290,16 @@ CASES_CURRENT = (
         out(SERVICE, 80, ENVOY),
         into(9080, INBOUND),
     ),
+    case(
+        "virtual-interfaces-tproxy",
+        ("-m", "TPROXY", "-i", "10.0.0.0/8", "-b", "*", "-k", "vm0,vm1"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY),
+        into(9080, INBOUND),
+    ),
     case("virtual-interfaces-all", (*USUAL, "-k", "vm+"), *ALWAYS, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
+    case("flag-with-an-equals-sign", ("-u", "1337", "-i", "*", "-c=eth1"), *ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY)),
     case("drop-invalid", (*USUAL, "--drop-invalid"), *ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, INBOUND)),
     case(
         "tproxy",
@@ -347,6 +395,15 @@ CASES_CURRENT = (
         *TUNNEL_IPV6,
     ),
     case(
+        "dual-stack-without-ipv6",
+        ("-u", "1337", "-i", "*", "-b", "*", "--dual-stack"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY),
+        into(9080, INBOUND),
+        facts=HostFacts(has_ipv6=False),
+    ),
+    case(
         "dual-stack-lists",
         (
             *("--dual-stack", "-b", "9080", "-i", "10.96.0.0/16,fd96::/64,2001:db8::7", "-x", "fd96::53,10.96.0.53"),
@@ -403,6 +460,61 @@ CASES_CURRENT = (
         environment={"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "2000,3000"},
     ),
     case(
+        "owner-groups-before-exclude",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY, (2000, 202)),
+        out(SERVICE, 80, ENVOY, (2000, 203)),
+        out(SERVICE, 80, DIRECT, APP),
+        environment={"ISTIO_OUTBOUND_OWNER_GROUPS": "202,203", "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "203"},
+    ),
+    case(
+        "owner-groups-none",
+        (*USUAL, "--redirect-dns"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, DIRECT),
+        out(SERVICE, 80, DIRECT, ROOT),
+        out(NAMESERVER, 53, DIRECT, protocol="udp"),
+        into(9080, INBOUND),
+        environment={"ISTIO_OUTBOUND_OWNER_GROUPS": ""},
+        facts=SERVERS,
+    ),
+    case(
+        "later-variable",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        out(OTHER_NAMESERVER, 53, DIRECT, protocol="udp"),
+        environment={"ISTIO_META_DNS_CAPTURE": "true", "REDIRECT_DNS": "false"},
+        facts=SERVERS,
+    ),
+    case(
+        "later-variables",
+        (*USUAL, "--capture-all-dns"),
+        *ALWAYS,
+        *NOT_IPV6,
+        out(NAMESERVER, 53, DIRECT, protocol="udp"),
+        environment={
+            "REDIRECT_DNS": "true",
+            "ISTIO_META_DNS_CAPTURE": "false",
+            "DROP_INVALID": "false",
+            "INVALID_DROP": "true",
+            "DUAL_STACK": "true",
+            "ISTIO_DUAL_STACK": "false",
+        },
+    ),
+    case(
+        "loopback-cidr-with-host-bits",
+        ("-u", "1337", "-i", "*"),
+        *ALWAYS,
+        out(SERVICE, 80, ENVOY),
+        out(SECOND_LOCALHOST, 9080, DIRECT),
+        out(SECOND_LOCALHOST, 9080, DIRECT, PROXY),
+        environment={"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.1/8"},
+    ),
+    case(
         "loopback-cidr",
         USUAL,
         *ALWAYS,
@@ -424,10 +536,10 @@ CASES_CURRENT = (
         (),
         *ALWAYS,
         *ALWAYS_IPV6,
-        out(SERVICE, 80, "envoy:15201"),
-        out(SERVICE_IPV6, 80, "envoy:15201"),
+        out(SERVICE, 80, ENVOY),
+        out(SERVICE_IPV6, 80, ENVOY),
         out(DATABASE, 3306, DIRECT),
-        out(INTERNET, 443, "envoy:15201"),
+        out(INTERNET, 443, ENVOY),
         out(SERVICE, 9999, DIRECT),
         out(SERVICE, 80, DIRECT, (1000, 4000)),
         out(OTHER_NAMESERVER, 53, RESOLVER, protocol="udp"),
@@ -476,6 +588,9 @@ VALUES: dict[str, tuple[str | None, ...]] = {
     "-x": (None, "", "10.1.0.0/16,fd01::/64"),
     "-q": (None, "8443,9000-9010"),
     "-o": (None, "3306,27017"),
+    "--exclude-inbound-cidrs": (None, "198.51.100.0/24,fd98::/64"),
+    "--exclude-outbound-ports-for-uids": (None, "tcp:5432:1000,udp:53:2000"),
+    "--dns-port": (None, "15153"),
     "-c": (None, "eth1,net+"),
     "-k": (None, "vm0", "vm0,vm1"),
     "--redirect-dns": (None, "true"),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
-import kubernetes_validate
-from kubernetes_validate import utils
+# With this package, jsonschema makes a parser of IRIs as it is imported: two seconds in each process that collects tests. It
+# is for checks of formats, which kubernetes_validate does not ask for.
+IRIS = "rfc3987_syntax"
+sys.modules[IRIS] = None  # type: ignore[assignment] # as if it were not installed
+import kubernetes_validate  # noqa: E402 - see above
+from kubernetes_validate import utils  # noqa: E402 - as above
+
+del sys.modules[IRIS]
 
 LATEST: str = kubernetes_validate.latest_version()
 

@@ -39,7 +39,8 @@ Examples:
   istio-init --dry-run --format table -u 1337 -i 10.0.0.0/8 -b 80,443
 
 \b
-Values: default < environment file < environment variable [in brackets] < flag.
+Values: default < environment file < environment variable [in brackets; of several, the last one wins] < flag.
+What a flag overrides is not checked.
 A variable of a setting that the layout does not have is ignored; a flag is an error.
 Environment files, layout istio-1.0 only: $ISTIO_CLUSTER_CONFIG (/var/lib/istio/envoy/cluster.env),
 then $ISTIO_SIDECAR_CONFIG (/var/lib/istio/envoy/sidecar.env).

@@ -43,6 +43,7 @@ Exit codes:
   4  the kernel or a tool cannot do what the plan needs
   5  another program holds the lock
   126  connections do not go where they should (istio-iptables --run-validation)
+  129, 143  ended by SIGHUP or SIGTERM before anything was changed
 
 \b
 Examples:

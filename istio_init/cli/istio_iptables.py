@@ -6,8 +6,9 @@ import os
 import time
 
 from istio_init.cli.apply import check_format, print_plan, warn, write_plan
-from istio_init.cli.clean import remove_ours
+from istio_init.cli.clean import remove_ours, show_ours
 from istio_init.cli.command import Subcommand, read_log
+from istio_init.core.errors import InvalidInput
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
 from istio_init.core.option import read_values
@@ -36,7 +37,8 @@ Examples:
   istio-init istio-iptables -i '*' -b '*' --skip-rule-apply --run-validation
 
 \b
-Values: default < environment variable [in brackets] < flag. There are environment files with --layout istio-1.0 only.
+Values: default < environment variable [in brackets; of several, the last one wins] < flag. What a flag overrides is
+not checked. There are environment files with --layout istio-1.0 only.
 A switch alone means true; a value stands behind =, as in --redirect-dns=false.
 Variables without a flag: ENVOY_USER (the user of the default of -u), ISTIO_OUTBOUND_OWNER_GROUPS,
 ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE, ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR; with --layout istio-1.0 also ENABLE_INBOUND_IPV6.
@@ -57,6 +59,10 @@ def istio_iptables(given: Given, log: Log) -> None:
     flags = RunFlags.of(given, os.environ, values["layout"])
     run = _take_run(given, flags)
     check_format(values["output_format"], dry_run=flags.dry_run)
+    if flags.cleanup_only and values["output_format"]:
+        raise InvalidInput(
+            FORMAT.where, f"it is for rules to write, not for {flags.wheres['cleanup_only']}", "one of the two"
+        )
     for warning in flags.warnings:
         log.write(Level.WARNING, warning)
     if flags.network_namespace:
@@ -65,7 +71,7 @@ def istio_iptables(given: Given, log: Log) -> None:
         enter_network_namespace(flags.network_namespace, flags.wheres["network_namespace"])
     settings = read_settings(given, os.environ, values["layout"])
     if flags.cleanup_only:
-        remove_ours(run, log)
+        (show_ours if flags.dry_run else remove_ours)(run, log)
         return
     warn(log, settings)
     if flags.network_namespace and settings.redirect_dns and not settings.capture_all_dns:
@@ -107,7 +113,7 @@ def _validate(run: Run, log: Log, settings: Settings, plan: Plan, flags: RunFlag
 
     started = time.perf_counter()
     plan = plan.only(run.families)
-    verdicts = validate(settings, plan, flags.probe_port, flags.probe_timeout, run.lock_wait)
+    verdicts = validate(settings, plan, flags.probe_port, flags.probe_timeout, run.waits.lock)
     for verdict in verdicts:
         level = Level.WARNING if verdict.ok is None else Level.INFO if verdict.ok else Level.ERROR
         log.write(level, str(verdict))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from istio_init.cli.command import Subcommand
 
 DEFAULT = "apply"
+LINKS = frozenset({"istio-iptables"})  # names of links to this program, each of which is a command
 COMPLETION = "_ISTIO_INIT_COMPLETE"  # the variable by which shells ask click for completion
 GROUP_FLAGS = frozenset({"-h", "--help", "--version"})
 
@@ -45,6 +46,15 @@ def run(words: Sequence[str]) -> int:
     from istio_init.cli.group import run_group
 
     return run_group(words, log)
+
+
+def as_called(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command line; a program that is called by a link's name is that command.
+
+    The images have a link `istio-iptables`, for init containers whose command that is.
+    """
+    name = os.path.basename(argv[0])
+    return [name, *argv[1:]] if name in LINKS else list(argv[1:])
 
 
 def with_command(words: Sequence[str]) -> list[str]:

@@ -111,7 +111,8 @@ def serve_webhook(options: WebhookOptions, inject: Injector, log: Log) -> None:
         OSError: the certificate's directory cannot be watched.
     """
     try:
-        from istio_init.kubernetes.webhook.server import Listeners, Logger, run
+        from istio_init.kubernetes.webhook.log import Logger
+        from istio_init.kubernetes.webhook.server import Listeners, run
     except ImportError as error:
         raise Unsupported(f"--webhook needs the module {error.name}: install istio-init[webhook]") from None
     gc.freeze()  # keeps collections short: modules never become garbage

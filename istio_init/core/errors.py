@@ -9,6 +9,7 @@
     │   └── CommandError          4  a tool failed: carries argv, exit status and standard error
     │       └── ToolFault         4  a tool was killed, hung, or ran out of something
     ├── LockHeld                  5  another program holds the lock, and the wait for it is over
+    ├── Ended                 128 and the signal's number: a signal came before anything was changed
     ├── ValidationFailed        126  rules are not what they should be: connections go elsewhere
     └── ChildFailed               its own: a program that was run for the user failed for good
 """
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 MESSAGE_LENGTH = 300  # characters; our own messages are shorter, so what is longer has a long value
+ENDING = {1: "SIGHUP", 15: "SIGTERM"}  # signal(7)
 KEPT = 80  # characters at each end of what is longer
 
 
@@ -91,6 +93,18 @@ class LockHeld(IstioInitError):
     """Another program holds the lock that a change requires, and did not release it in time."""
 
     exit_code = 5
+
+
+class Ended(IstioInitError):
+    """A signal ended a run before it changed anything.
+
+    Args:
+        number: the signal's; the exit code is 128 more, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by signal {number} ({ENDING[number]}); nothing was changed")
+        self.exit_code = 128 + number
 
 
 class ValidationFailed(IstioInitError):

@@ -48,7 +48,7 @@ class Option(NamedTuple):
     Attributes:
         name: by which programs know its value.
         flags: on the command line, the short one first; none for an argument, and for a variable without a flag.
-        variables: environment variables; the first one that is set wins.
+        variables: environment variables; of several that are set, the last one wins.
         metavar: what the help shows for the value.
         help: what it does, its default included.
         kind: how its value stands on a command line.
@@ -59,6 +59,7 @@ class Option(NamedTuple):
             `${VAR:-default}` did in Istio 1.0's script.
         is_path: whether the value is a path, which shells complete.
         since: the version of Istio that is the first to have it.
+        old_variables: those of `variables` that only Istio 1.0 reads.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Option(NamedTuple):
     is_list: bool = False
     is_path: bool = False
     since: tuple[int, int] = (1, 0)
+    old_variables: tuple[str, ...] = ()
 
     @property
     def is_switch(self) -> bool:

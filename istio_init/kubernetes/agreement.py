@@ -119,6 +119,7 @@ def _app_ports(pair: Pair) -> Iterator[str]:
         pair.rules.inbound_capture_port: f"{MESH_PORTS[INBOUND_PORT]} (-z)",
         pair.rules.envoy_port: f"{MESH_PORTS[ENVOY_PORT]} (-p)",
         **_other_ports(pair.proxy),
+        **({} if pair.rules.dns_port == DNS_PORT else {pair.rules.dns_port: f"{MESH_PORTS[DNS_PORT]} (--dns-port)"}),
     }
     used = {**own, **MESH_PORTS}
     for claim, first, last in _claims(pair):

@@ -143,7 +143,11 @@ def programs(settings: LabSettings) -> Iterator[Program]:
 
 def _resolver(settings: LabSettings) -> tuple[str, ...]:
     """Return the command line of the resolver for captured DNS queries, in place of the mesh agent's."""
-    listen = ("--port", str(DNS_PORT), *(LOCALHOSTS[family] for family in settings.families))
+    listen = (
+        "--port",
+        settings.values.get("dns_port", str(DNS_PORT)),
+        *(LOCALHOSTS[family] for family in settings.families),
+    )
     upstream = control_pod(settings).address
     return python("istio_init.lab.resolver", "--names", str(SERVICE_NAMES), "--forward-to", upstream, *listen)
 

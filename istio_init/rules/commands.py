@@ -8,6 +8,7 @@ from istio_init.core.option import Kind, Option, Value, read_chosen, read_values
 from istio_init.rules import values as parse
 from istio_init.rules.environment import choose, has_environment_file
 from istio_init.rules.kernel.host import HOST_FLAG, HOST_VARIABLE
+from istio_init.rules.kernel.locks import Waits
 from istio_init.rules.kernel.registry import AUTO, BACKENDS, FALLBACK, NAMES, PREFERRED
 from istio_init.rules.layout import ALIASES, CURRENT, ISTIO_1_0, find
 from istio_init.rules.layout import NAMES as LAYOUT_NAMES
@@ -25,7 +26,7 @@ IPTABLES_COMMAND = "istio-iptables"
 VARIANTS = {"auto": None, "legacy": Variant.LEGACY, "nft": Variant.NFT}
 FAMILIES = {"all": tuple(Family), "ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,)}
 FORMATS = ("restore", "commands", "nft", "json", "table")
-LOCK_WAIT_MAX = 3600  # seconds
+WAIT_MAX = 3600  # seconds
 
 HOST = Option(
     "host", (HOST_FLAG,), (HOST_VARIABLE,), "BOOL",
@@ -42,9 +43,11 @@ RUN_OPTIONS = (
            f"Default: {AUTO}: {PREFERRED}, or {FALLBACK} where no iptables works."),
     Option("iptables_variant", ("--iptables-variant",), metavar="VARIANT", choices=tuple(VARIANTS), default="auto",
            help="Which iptables to use. Default: auto, the one that already has rules, else the one that works."),
-    Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, LOCK_WAIT_MAX), default="10",
+    Option("lock_wait", ("--lock-wait",), metavar="SECONDS", parse=whole_number(0, WAIT_MAX), default="10",
            help="How long to wait for another program to release a lock. Default: 10."),
     HOST,
+    Option("tool_timeout", ("--tool-timeout",), metavar="SECONDS", parse=whole_number(1, WAIT_MAX), default="30",
+           help="How long each iptables or nft program may take before it is killed. Default: 30."),
 )  # fmt: skip
 
 FORMAT = Option(
@@ -98,14 +101,14 @@ class Run(NamedTuple):
         families: the address families to work on.
         backend: a name of `istio_init.rules.kernel.registry.NAMES`.
         variant: the iptables variant; None detects it.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         host: whether a machine's own network namespace, or a Kubernetes node's, may be written to.
     """
 
     families: tuple[Family, ...]
     backend: str
     variant: Variant | None
-    lock_wait: int
+    waits: Waits
     host: bool
 
     @classmethod
@@ -121,8 +124,9 @@ class Run(NamedTuple):
         """
         values = read_values(RUN_OPTIONS, given)
         variant = VARIANTS[values["iptables_variant"]]
+        waits = Waits(values["lock_wait"], values["tool_timeout"])
         host = is_host_meant(given, environ)
-        return cls(FAMILIES[values["family"]], values["backend"], variant, values["lock_wait"], host)
+        return cls(FAMILIES[values["family"]], values["backend"], variant, waits, host)
 
     def open_engine(self, observe: Observer) -> Engine:
         """Create the engine for these options; its modules are imported only here.
@@ -132,4 +136,4 @@ class Run(NamedTuple):
         """
         from istio_init.rules.kernel.engine import open_engine
 
-        return open_engine(self.backend, self.variant, self.lock_wait, observe, self.host)
+        return open_engine(self.backend, self.variant, self.waits, observe, self.host)

@@ -84,8 +84,7 @@ def _status(member: str) -> str:
 def collect(flags: Mapping[str, str | None], environ: Mapping[str, str], layout: str = ISTIO_1_0) -> dict[str, Value]:
     """Return the value of each setting that was given, by precedence, not yet validated.
 
-    Variables of settings that the layout does not support are ignored, because they may be meant for another program; flags
-    are not.
+    A variable that the layout does not read is ignored: it may be meant for another program. A flag is meant for this one.
 
     Args:
         flags: as for `read_settings`.
@@ -113,10 +112,10 @@ def choose(
     An empty variable counts as given only for a list.
 
     Args:
-        options: the table of options.
-        flags: `Option.name` → the value of its flag, or None if the flag was not given.
-        variables: by name.
-        layout: variables of options that this layout does not support are ignored.
+        options: the table.
+        flags: `Option.name` → the value of its flag, or None where the flag was not given.
+        variables: by their names.
+        layout: variables that this layout does not read are ignored.
     """
     values: dict[str, Value] = {}
     for option in options:
@@ -124,7 +123,7 @@ def choose(
         if flag is not None:
             values[option.name] = Value(flag, "/".join(option.flags))
             continue
-        for variable in option.variables if layout.has(option) else ():
+        for variable in reversed(layout.variables_of(option)):
             if variable in variables and (variables[variable].text or option.is_list):
                 values[option.name] = variables[variable]
                 break
@@ -138,10 +137,10 @@ def read_host_facts() -> HostFacts:
         Unsupported: the addresses cannot be read.
     """
     plain = [address for address, is_plain in _addresses() if is_plain]
-    # Today's tool decides by the first address that it finds. The order of interfaces is arbitrary, so here any IPv4 address
-    # decides.
-    is_ipv6 = bool(plain) and all(":" in address for address in plain)
-    return HostFacts(_nameservers(), is_ipv6)
+    # Today's tool takes the first address that it meets; interfaces come in any order, so what counts here is whether
+    # there is one of IPv4 at all.
+    of_ipv6 = [address for address in plain if ":" in address]
+    return HostFacts(_nameservers(), is_ipv6=plain == of_ipv6 != [], has_ipv6=bool(of_ipv6))
 
 
 def local_addresses() -> frozenset[str]:

@@ -26,13 +26,16 @@ class Layout(NamedTuple):
     """One layout.
 
     Attributes:
-        name: as users write it and the log shows it.
-        version: the Istio release whose rules it writes and whose settings it supports.
-        captures_ipv6: whether IPv6 can be captured; if not, inbound IPv6 is rejected unless ENABLE_INBOUND_IPV6 is set.
-        inbound_port: default of `inbound_capture_port`; None to use one port for both directions.
+        name: what users write, and what the log shows.
+        version: of the Istio whose rules they are, and whose settings it can express.
+        captures_ipv6: whether IPv6 can be captured; if not, what comes in over IPv6 is rejected, unless
+            ENABLE_INBOUND_IPV6 opens it.
+        captures_udp: whether anything of UDP can be captured.
+        inbound_port: the default of `inbound_capture_port`; None for one port for both directions.
         is_root_proxy: whether root is among the proxy's users by default.
-        reserves_loop_mark: whether `LOOP_MARK` is in use, so that TPROXY needs another mark.
-        reads_environment_files: whether variables are also read from environment files.
+        reserves_loop_mark: whether `LOOP_MARK` marks packets, so that TPROXY needs another mark.
+        reads_environment_files: whether variables come from environment files, too.
+        reads_old_variables: whether it reads the variables that only Istio 1.0 knows.
         asks_host_facts: whether the plan depends on `HostFacts` of `istio_init.rules.settings`.
         has_validation: whether `istio_init.rules.validation` can check its paths.
     """
@@ -40,16 +43,25 @@ class Layout(NamedTuple):
     name: str
     version: tuple[int, int]
     captures_ipv6: bool
+    captures_udp: bool
     inbound_port: int | None
     is_root_proxy: bool
     reserves_loop_mark: bool
     reads_environment_files: bool
+    reads_old_variables: bool
     asks_host_facts: bool
     has_validation: bool
 
     def has(self, option: Option) -> bool:
         """Return whether the layout supports a setting."""
         return self.version >= option.since
+
+    def variables_of(self, option: Option) -> tuple[str, ...]:
+        """Return the environment variables that set an option in this layout; the last one wins."""
+        if not self.has(option):
+            return ()
+        ignored = () if self.reads_old_variables else option.old_variables
+        return tuple(variable for variable in option.variables if variable not in ignored)
 
 
 LAYOUTS = {
@@ -59,10 +71,12 @@ LAYOUTS = {
             ISTIO_1_0,
             version=(1, 0),
             captures_ipv6=False,
+            captures_udp=False,
             inbound_port=None,
             is_root_proxy=True,  # on virtual machines, its agent fetches certificates as root
             reserves_loop_mark=False,
             reads_environment_files=True,
+            reads_old_variables=True,
             asks_host_facts=False,
             has_validation=False,  # validation knows only diverted and direct paths; this layout also rejects inbound IPv6
         ),
@@ -70,10 +84,12 @@ LAYOUTS = {
             ISTIO_1_30,
             version=(1, 30),
             captures_ipv6=True,
+            captures_udp=True,  # DNS
             inbound_port=INBOUND_PORT,
             is_root_proxy=False,
             reserves_loop_mark=True,
             reads_environment_files=False,
+            reads_old_variables=False,  # a Service named `envoy` sets ENVOY_PORT=tcp://...
             asks_host_facts=True,
             has_validation=True,
         ),

@@ -77,6 +77,7 @@ class MatchKind(StrEnum):
     GID_OWNER = "gid-owner"
     SOCKET = "socket"
     CTSTATE = "ctstate"
+    CTDIR = "ctdir"
     MARK = "mark"
     CONNMARK = "connmark"
     COMMENT = "comment"
@@ -86,8 +87,8 @@ class Match(NamedTuple):
     """One condition of a rule.
 
     Attributes:
-        kind: what is examined.
-        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a comment or a
+        kind: what is looked at.
+        value: a canonical CIDR, interface, protocol, comma-separated conntrack states or ports, a direction, a comment or a
             `first:last` port range as text; an id or a mark as a number; empty for `SOCKET`, which has no value.
         negated: whether the condition holds if `value` does *not* match.
     """
@@ -273,20 +274,15 @@ Marks = frozenset[tuple[Family, int]]  # packet marks, each of one family
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
-# The names of our chains, in all layouts, so that switching layouts leaves nothing behind. A third party's chain that only
-# shares the prefix (ISTIO_CUSTOM) is foreign.
-OWN_CHAINS = frozenset(
-    {
-        "ISTIO_INBOUND",
-        "ISTIO_OUTPUT",
-        "ISTIO_REDIRECT",
-        "ISTIO_IN_REDIRECT",
-        "ISTIO_DIVERT",
-        "ISTIO_TPROXY",
-        "ISTIO_DROP",
-        "ISTIO_OUTPUT_DNS",
-    },
-)
+# The names of our chains, in all layouts, by the tables in which a layout has them, so that switching layouts leaves nothing
+# behind. A third party's chain that only shares the prefix (ISTIO_CUSTOM), or has such a name elsewhere, is foreign.
+CHAINS_OF = {
+    Table.RAW: frozenset({"ISTIO_INBOUND", "ISTIO_OUTPUT_DNS"}),
+    Table.MANGLE: frozenset({"ISTIO_INBOUND", "ISTIO_DIVERT", "ISTIO_TPROXY", "ISTIO_DROP"}),
+    Table.NAT: frozenset({"ISTIO_INBOUND", "ISTIO_OUTPUT", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT_DNS"}),
+    Table.FILTER: frozenset({"ISTIO_INBOUND"}),
+}
+OWN_CHAINS = frozenset().union(*CHAINS_OF.values())
 
 
 NFT_TABLE = "istio-init"  # native nftables: one table per family, which is entirely ours

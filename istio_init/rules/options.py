@@ -20,13 +20,13 @@ from istio_init.rules.model import (
 )
 
 V1_30 = (1, 30)
-MAX_GROUPS = 64  # Istio's own limit
+MAX_GROUPS = 64  # Istio's own limit of those to capture, whose rule names them all
 
 
 OPTIONS = (
     Option("envoy_port", ("-p", "--envoy-port"), ("ENVOY_PORT",), "PORT",
-           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}.",
-           parse=parse.port, default=str(ENVOY_PORT)),
+           f"Port that Envoy accepts outbound connections on. Default: {ENVOY_PORT}. The variable: istio-1.0 only.",
+           parse=parse.port, default=str(ENVOY_PORT), old_variables=("ENVOY_PORT",)),
     Option("inbound_capture_port", ("-z", "--inbound-capture-port"), ("INBOUND_CAPTURE_PORT",), "PORT",
            f"Port that Envoy accepts inbound connections on. Default: the value of -p; current: {INBOUND_PORT}.",
            parse=parse.port),
@@ -55,9 +55,13 @@ OPTIONS = (
            is_list=True,
            parse=parse.listed(parse.port_range, all_allowed=True), default=""),
     Option("inbound_exclude_ports", ("-d", "--istio-local-exclude-ports"),
-           ("ISTIO_LOCAL_EXCLUDE_PORTS", "ISTIO_INBOUND_EXCLUDE_PORTS"), "PORTS",
-           "Inbound ports to exclude; applies only with -b '*'. Default: none.", is_list=True,
-           parse=parse.listed(parse.port_range), default=""),
+           ("ISTIO_INBOUND_EXCLUDE_PORTS", "ISTIO_LOCAL_EXCLUDE_PORTS"), "PORTS",
+           "Inbound ports to exclude; applies only with -b '*'. Default: none. The first variable: istio-1.0 only.",
+           is_list=True,
+           parse=parse.listed(parse.port_range), default="", old_variables=("ISTIO_INBOUND_EXCLUDE_PORTS",)),
+    Option("inbound_exclude_cidrs", ("--exclude-inbound-cidrs",), (), "CIDRS",
+           "Sources whose inbound connections to exclude. Default: none.", is_list=True,
+           parse=parse.listed(parse.cidr), default=""),
     Option("service_cidrs", ("-i", "--istio-service-cidr"), ("ISTIO_SERVICE_CIDR",), "CIDRS",
            "Destinations whose outbound connections to capture: a list of CIDRs, '*' for all, empty for none. "
            "Default: none.", is_list=True,
@@ -72,6 +76,10 @@ OPTIONS = (
            ("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE",), "PORTS",
            "Destination ports to exclude. Default: none.", is_list=True, since=V1_30,
            parse=parse.listed(parse.port_range), default=""),
+    Option("outbound_exclude_ports_for_uids", ("--exclude-outbound-ports-for-uids",), (), "tcp|udp:PORT:UID",
+           "Destination ports to exclude for single users: a list of tcp|udp:PORT:UID; PORT may be a range, and UID a "
+           "name. Default: none.", is_list=True,
+           parse=parse.listed(parse.ports_of_user), default=""),
     Option("exclude_interfaces", ("-c", "--istio-exclude-interfaces"), ("ISTIO_EXCLUDE_INTERFACES",), "INTERFACES",
            "Interfaces whose traffic is not captured. Default: none.", is_list=True, since=V1_30,
            parse=parse.listed(parse.interface), default=""),
@@ -80,9 +88,13 @@ OPTIONS = (
            is_list=True, since=V1_30,
            parse=parse.listed(parse.interface), default=""),
     Option("redirect_dns", ("--redirect-dns",), ("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"), "BOOL",
-           f"Redirect DNS requests to the servers in resolv.conf to the proxy's resolver on {DNS_PORT}. Default: false.",
+           "Capture DNS requests to the servers of resolv.conf, for the proxy's resolver (--dns-port). Default: false.",
            kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
+    # No variable: a Service named `dns` sets DNS_PORT=tcp://...
+    Option("dns_port", ("--dns-port",), (), "PORT",
+           f"Port of the proxy's resolver; applies only with --redirect-dns. Default: {DNS_PORT}.", since=V1_30,
+           parse=parse.port, default=str(DNS_PORT)),
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
            "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
@@ -90,14 +102,14 @@ OPTIONS = (
            "Drop packets in conntrack state INVALID. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("dual_stack", ("--dual-stack",), ("DUAL_STACK", "ISTIO_DUAL_STACK"), "BOOL",
-           "Also capture IPv6, regardless of the pod's addresses. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           "Capture IPv6 as well, where the pod has an address of it. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
     Option("owner_groups", (), ("ISTIO_OUTBOUND_OWNER_GROUPS",), "GIDS",
-           f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, or '*'. Default: '*'.",
+           f"Groups whose outbound traffic is captured, at most {MAX_GROUPS}, '*' for all, empty for none. Default: '*'.",
            is_list=True, since=V1_30,
-           parse=parse.listed(parse.owner, all_allowed=True), default=""),
+           parse=parse.listed(parse.owner, all_allowed=True), default=parse.ALL),
     Option("owner_groups_exclude", (), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",), "GIDS",
-           f"Groups whose outbound traffic is not captured, at most {MAX_GROUPS}. Default: none.",
+           "Groups whose outbound traffic is excluded; applies only where all groups are captured. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner), default=""),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",

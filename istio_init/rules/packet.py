@@ -17,9 +17,10 @@ class Packet(NamedTuple):
         gid: the sending process's group, if it is outbound.
         has_socket: whether a local socket already has this connection.
         ctstate: its conntrack state.
-        source_port: source port.
-        mark: the packet's mark before the first rule.
-        connmark: its connection's mark before the first rule.
+        source_port: the sender's port.
+        mark: the mark that the packet bears when it begins its way.
+        connmark: that of its connection.
+        ctdir: its direction within the connection.
     """
 
     destination: str
@@ -35,3 +36,4 @@ class Packet(NamedTuple):
     source_port: int = 0
     mark: int = 0
     connmark: int = 0
+    ctdir: str = "ORIGINAL"

@@ -73,8 +73,9 @@ LOG_FLAGS = (
 )  # fmt: skip
 
 RUN_FLAGS = (
-    _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges.", "-n"),
-    _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rules; with --run-validation, validate the existing ones."),
+    _switch("dry_run", "DRY_RUN", "Print the rules and change nothing; needs no privileges. With --cleanup-only: print what "
+            "would be removed.", "-n"),
+    _switch("skip_rule_apply", "SKIP_RULE_APPLY", "Write no rule; with --run-validation, validate those that are there."),
     _switch("run_validation", "RUN_VALIDATION",
             "Open connections on each path, and exit with 126 if one does not go where the rules should send it."),
     Option("probe_port", ("--iptables-probe-port",), ("IPTABLES_PROBE_PORT",), "PORT",
@@ -177,7 +178,7 @@ class RunFlags(NamedTuple):
             InvalidInput: two flags contradict each other, or the layout has no validation.
         """
         if self.cleanup_only:
-            for name in ("dry_run", "skip_rule_apply", "run_validation"):
+            for name in ("skip_rule_apply", "run_validation"):
                 if getattr(self, name):
                     problem = f"it removes rules, which contradicts {self.wheres[name]}"
                     raise InvalidInput(self.wheres["cleanup_only"], problem, "one of the two")

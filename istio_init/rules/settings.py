@@ -63,22 +63,25 @@ class HostFacts(NamedTuple):
     """Facts about the pod that layouts with `asks_host_facts` depend on.
 
     Attributes:
-        nameservers: the servers in resolv.conf, IPv4 and IPv6, as canonical addresses.
-        is_ipv6: whether the pod has only IPv6 addresses, not counting loopback and link-local ones.
+        nameservers: the servers of resolv.conf, IPv4 and IPv6, canonical.
+        is_ipv6: whether the pod's first address, loopback and link-local ones aside, is one of IPv6.
+        has_ipv6: whether any such address is one of IPv6; where the pod's addresses are not known, dual stack is taken at
+            its word.
     """
 
     nameservers: tuple[str, ...] = ()
     is_ipv6: bool = False
+    has_ipv6: bool = True
 
 
 NO_ACCOUNTS = Accounts(uid=lambda _: None, gid=lambda _: None)
 NO_FACTS = HostFacts()
-CIDRS = ("service_cidrs", "service_exclude_cidrs")
-# Settings whose value is that of their row and depends on nothing else.
+CIDRS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
+# Settings that are the values of their rows, and depend on nothing else.
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
-    *("drop_invalid", "loopback_cidr"),
+    *("drop_invalid", "dns_port"),
 )
 
 
@@ -88,14 +91,17 @@ class Settings(NamedTuple):
     Attributes:
         inbound_ports: `("*",)` for all, else ports `"80"` and ranges `"8000:8100"`; empty for none.
         inbound_exclude_ports: as `inbound_ports`, without `"*"`; so are the other lists of ports.
-        service_cidrs: `("*",)` for all, else canonical CIDRs; empty for none.
+        inbound_exclude_cidrs: canonical CIDRs of senders.
+        service_cidrs: `("*",)` for all, else canonical CIDRs, or empty for none.
         service_exclude_cidrs: canonical CIDRs.
-        close_inbound_ipv6: whether inbound IPv6 connections are rejected, because the layout cannot capture them.
-        layout: name or alias of the layout.
-        ipv6: whether IPv6 is captured too.
-        owner_groups: `("*",)` for all, else group ids.
-        nameservers: the servers whose requests `redirect_dns` captures, unless `capture_all_dns` captures all.
-        warnings: what the user should know about accepted values.
+        close_inbound_ipv6: whether connections from outside over IPv6 are rejected (nothing could capture them).
+        layout: which rules these settings are for; never an alias.
+        owner_groups: `("*",)` for all, else group ids, or empty for none.
+        owner_groups_exclude: group ids; empty unless all groups are captured.
+        ipv6: whether IPv6 is captured, too.
+        outbound_exclude_ports_for_uids: with ids, not names.
+        nameservers: those whose requests are captured with `redirect_dns`, unless `capture_all_dns` captures all.
+        warnings: what the user should know about values that were accepted.
     """
 
     envoy_port: int = ENVOY_PORT
@@ -107,6 +113,7 @@ class Settings(NamedTuple):
     tproxy_route_table: int = TPROXY_ROUTE_TABLE
     inbound_ports: tuple[str, ...] = ()
     inbound_exclude_ports: tuple[str, ...] = ()
+    inbound_exclude_cidrs: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
     service_exclude_cidrs: tuple[str, ...] = ()
     close_inbound_ipv6: bool = True
@@ -114,9 +121,11 @@ class Settings(NamedTuple):
     tunnel_port: int = TUNNEL_PORT
     outbound_ports: tuple[str, ...] = ()
     outbound_exclude_ports: tuple[str, ...] = ()
+    outbound_exclude_ports_for_uids: tuple[parse.PortsOfUser, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
     virtual_interfaces: tuple[str, ...] = ()
     redirect_dns: bool = False
+    dns_port: int = DNS_PORT
     capture_all_dns: bool = False
     drop_invalid: bool = False
     ipv6: bool = False
@@ -166,23 +175,27 @@ def parse_settings(
     found = read_chosen(OPTIONS, values)
     facts = facts if chosen.asks_host_facts else NO_FACTS
     uids = _ids(found, values, "proxy_uids", accounts.users) or _default_uids(values, accounts, chosen)
+    groups, excluded_groups = _groups(found, values, accounts)
+    cidrs: dict[str, Any] = {name: tuple(dict.fromkeys(map(_canonical, found[name]))) for name in CIDRS}
     settings = Settings(
         **{name: found[name] for name in AS_READ},
+        **cidrs,
         inbound_capture_port=found["inbound_capture_port"] or chosen.inbound_port or found["envoy_port"],
         proxy_uids=uids,
         proxy_gids=_ids(found, values, "proxy_gids", accounts.groups) or uids,
-        service_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_cidrs"])),
-        service_exclude_cidrs=tuple(dict.fromkeys(_canonical(one) for one in found["service_exclude_cidrs"])),
+        outbound_exclude_ports_for_uids=_ports_of_users(found, values, accounts),
         close_inbound_ipv6=not (chosen.captures_ipv6 or _is_set(values, ENABLE_INBOUND_IPV6)),
         layout=layout,
         redirect_dns=found["redirect_dns"] and bool(found["capture_all_dns"] or facts.nameservers),
-        ipv6=found["dual_stack"] or facts.is_ipv6,
-        owner_groups=_groups(found, values, "owner_groups", accounts) or (ALL,),
-        owner_groups_exclude=_groups(found, values, "owner_groups_exclude", accounts),
+        ipv6=facts.is_ipv6 or (found["dual_stack"] and facts.has_ipv6),
+        owner_groups=groups,
+        owner_groups_exclude=excluded_groups,
+        loopback_cidr=_canonical(found["loopback_cidr"]),
         nameservers=facts.nameservers,
     )
     _reject_contradictions(settings, values, chosen)
     _reject_ipv6(found, values, chosen)
+    _reject_udp(found, values, chosen)
     return settings._replace(warnings=tuple(_warnings(settings, found, values, chosen)))
 
 
@@ -209,15 +222,26 @@ def _reject_ipv6(found: Mapping[str, Any], values: Mapping[str, Value], layout: 
                 raise InvalidInput(values[name].where, problem, f"{parse.IPV4_CIDR}; layout {others} also captures IPv6")
 
 
+def _reject_udp(found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> None:
+    """Reject ports of UDP where nothing of it is captured."""
+    name = "outbound_exclude_ports_for_uids"
+    if not layout.captures_udp and any(one.protocol == "udp" for one in found[name]):
+        others = " or ".join(names_with(lambda other: other.captures_udp))
+        problem = f"it lists ports of UDP, of which layout {layout.name} captures nothing"
+        raise InvalidInput(values[name].where, problem, f"tcp:PORT:UID; layout {others} takes udp:PORT:UID, too")
+
+
 def _reject_contradictions(settings: Settings, values: Mapping[str, Value], layout: Layout) -> None:
     """Reject values that are each valid but conflict with each other."""
     if layout.reserves_loop_mark and settings.mode is Mode.TPROXY and settings.tproxy_mark == LOOP_MARK:
         problem = f"{LOOP_MARK} is reserved for the proxy's traffic to its own pod"
         raise InvalidInput(values["tproxy_mark"].where, problem, "any other mark")
     for name, port in (("envoy_port", settings.envoy_port), ("inbound_capture_port", settings.inbound_capture_port)):
-        if settings.redirect_dns and port == DNS_PORT:
+        if settings.redirect_dns and port == settings.dns_port:
             problem = f"{port} is the port of the proxy's resolver, which {values['redirect_dns'].where} uses"
-            raise InvalidInput(values[name].where, problem, "any other port")
+            if name not in values:
+                problem = f"{port} is the port of the proxy's listener"
+            raise InvalidInput(values[name if name in values else "dns_port"].where, problem, "any other port")
 
 
 def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout) -> Iterator[str]:
@@ -228,26 +252,43 @@ def _warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str,
     if settings.mode is not Mode.TPROXY:
         given = [values[name].where for name in ("tproxy_mark", "tproxy_route_table") if name in values]
         yield from (f"{where} has no effect: it applies only with -m {Mode.TPROXY}" for where in given)
-    if found["redirect_dns"] and not settings.redirect_dns:
-        yield "DNS is not captured, because resolv.conf has no nameserver; --capture-all-dns captures requests to any server"
-    if settings.capture_all_dns and not settings.redirect_dns:
-        yield f"{values['capture_all_dns'].where} has no effect: it applies only with --redirect-dns"
+    if found["owner_groups_exclude"] and settings.owner_groups != (ALL,):
+        yield f"{values['owner_groups_exclude'].where} has no effect: {values['owner_groups'].where} says which are captured"
+    if found["dual_stack"] and not settings.ipv6:
+        yield f"{values['dual_stack'].where} has no effect: this pod has no IPv6 address"
+    if not settings.redirect_dns:
+        yield from _dns_warnings(settings, found, values)
+    if settings.inbound_exclude_cidrs and not settings.inbound_ports:
+        yield f"{values['inbound_exclude_cidrs'].where} has no effect: nothing inbound is captured (-b)"
     ipv6 = values.get(ENABLE_INBOUND_IPV6)
     if ipv6 and not layout.captures_ipv6 and ipv6.text.strip().lower() in ("0", "false", "no", "off"):
         yield f"{ipv6.where} is {ipv6.text!r}, but any value allows inbound IPv6; leave it unset to reject inbound IPv6"
 
 
+def _dns_warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value]) -> Iterator[str]:
+    """Tell of what is asked for of DNS, which is not captured."""
+    if found["redirect_dns"]:
+        yield "DNS is not captured, because resolv.conf has no nameserver; --capture-all-dns captures requests to any server"
+        return
+    given = [values[name].where for name in ("capture_all_dns", "dns_port") if name in values and found[name]]
+    yield from (f"{where} has no effect: it applies only with --redirect-dns" for where in given)
+    if any(one.protocol == "udp" for one in settings.outbound_exclude_ports_for_uids):
+        where = values["outbound_exclude_ports_for_uids"].where
+        yield f"{where}: its ports of UDP have no effect: UDP is captured only with --redirect-dns"
+
+
 def _cidr_warnings(
     settings: Settings, found: Mapping[str, Any], values: Mapping[str, Value], layout: Layout
 ) -> Iterator[str]:
-    """Yield a warning for each CIDR with host bits, and for lists with IPv6 CIDRs while IPv6 is off."""
-    for name in CIDRS:
-        where = values[name].where if name in values else ""
-        for one in found[name]:
+    """Tell of host bits, and of lists that have CIDRs of IPv6 where IPv6 is off."""
+    for name in (*CIDRS, "loopback_cidr"):
+        for one in (found[name],) if isinstance(found[name], parse.Cidr) else found[name]:
             if one != ALL and one.masked:
-                yield f"{where}: {one.written!r} has host bits set and is read as {one.canonical}"
-        if layout.captures_ipv6 and not settings.ipv6 and any(":" in cidr for cidr in getattr(settings, name)):
-            yield f"{where}: its IPv6 CIDRs have no effect, because IPv6 is not captured here; --dual-stack turns it on"
+                yield f"{values[name].where}: {one.written!r} has host bits set and is read as {one.canonical}"
+    for name in CIDRS if layout.captures_ipv6 and not settings.ipv6 else ():
+        if any(":" in cidr for cidr in getattr(settings, name)):
+            remedy = "" if found["dual_stack"] else "; --dual-stack turns it on"
+            yield f"{values[name].where}: its IPv6 CIDRs have no effect, because IPv6 is not captured here{remedy}"
 
 
 def _canonical(cidr: parse.Cidr | str) -> str:
@@ -274,14 +315,45 @@ def _resolved(owners: Iterable[int | str], where: str, kind: AccountKind) -> tup
     return tuple(dict.fromkeys(ids))
 
 
-def _groups(found: Mapping[str, Any], values: Mapping[str, Value], name: str, accounts: Accounts) -> tuple[str, ...]:
-    if found[name] in ((), (ALL,)):
-        return tuple(found[name])
-    where = values[name].where
-    groups = _resolved(found[name], where, accounts.groups)
-    if len(groups) > MAX_GROUPS:
-        raise InvalidInput(where, f"{len(groups)} groups are too many", f"at most {MAX_GROUPS}")
-    return tuple(map(str, groups))
+def _ports_of_users(
+    found: Mapping[str, Any], values: Mapping[str, Value], accounts: Accounts
+) -> tuple[parse.PortsOfUser, ...]:
+    """Return ports of single users with the users' ids.
+
+    Raises:
+        InvalidInput: a user does not exist.
+    """
+    name = "outbound_exclude_ports_for_uids"
+    items: dict[parse.PortsOfUser, None] = {}
+    for one in found[name]:
+        try:
+            (uid,) = _resolved((one.user,), values[name].where, accounts.users)
+        except InvalidInput as error:
+            raise InvalidInput(error.where, f"{str(one)!r}: {error.problem}", error.allowed) from None
+        items[one._replace(user=uid)] = None
+    return tuple(items)
+
+
+def _groups(
+    found: Mapping[str, Any], values: Mapping[str, Value], accounts: Accounts
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the groups to capture and those to leave alone; the latter count only where all are captured.
+
+    Raises:
+        InvalidInput: a group does not exist, or more are to be captured than one rule can name.
+    """
+    names = ("owner_groups", "owner_groups_exclude")
+    captured, excluded = (
+        tuple(found[name])
+        if found[name] in ((), (ALL,))
+        else tuple(map(str, _resolved(found[name], values[name].where, accounts.groups)))
+        for name in names
+    )
+    if captured == (ALL,):
+        return captured, excluded
+    if len(captured) > MAX_GROUPS:
+        raise InvalidInput(values["owner_groups"].where, f"{len(captured)} groups are too many", f"at most {MAX_GROUPS}")
+    return captured, ()
 
 
 def _default_uids(values: Mapping[str, Value], accounts: Accounts, layout: Layout) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ALL = "*"
 IPV4_CIDR = "an IPv4 address with a prefix length of 0..32, such as 10.0.0.0/8"
 PORT_MAX = 65535
+PROTOCOLS = ("tcp", "udp")
 ID_MAX = 4294967294  # 2^32 - 1 is the kernel's "no such id"
 IPV4_BITS = 32
 OCTETS = {str(octet): octet for octet in range(256)}
@@ -26,6 +27,24 @@ RESERVED_ROUTE_TABLES = range(253, 256)  # default, main and local: iproute2's /
 # Go's strconv.ParseBool, which reads these variables in today's tool.
 BOOLS = {"1": True, "t": True, "T": True, "true": True, "TRUE": True, "True": True,
          "0": False, "f": False, "F": False, "false": False, "FALSE": False, "False": False}  # fmt: skip
+
+
+class PortsOfUser(NamedTuple):
+    """Destination ports of one user's traffic.
+
+    Attributes:
+        protocol: `tcp` or `udp`.
+        ports: a port, or a range `first:last`.
+        user: an id, or a name.
+    """
+
+    protocol: str
+    ports: str
+    user: int | str
+
+    def __str__(self) -> str:
+        """Write it as a user does."""
+        return f"{self.protocol}:{self.ports}:{self.user}"
 
 
 class Cidr(NamedTuple):
@@ -153,6 +172,19 @@ def port_range(text: str, where: str) -> str:
     return str(low) if low == high else f"{low}:{high}"
 
 
+def ports_of_user(text: str, where: str) -> PortsOfUser:
+    """Read a protocol, a port or a range of them, and a user: `tcp:5432:1000`."""
+    protocol, _, rest = text.partition(":")
+    ports, colon, user = rest.rpartition(":")
+    if protocol not in PROTOCOLS or not colon or not user:
+        allowed = "tcp|udp:PORT:UID, comma-separated, such as tcp:5432:1000; PORT may be a range, and UID a name"
+        raise InvalidInput(where, f"{text!r} is not a protocol, a port and a user", allowed)
+    try:
+        return PortsOfUser(protocol, port_range(ports, where), owner(user, where))
+    except InvalidInput as error:
+        raise InvalidInput(where, f"{text!r}: {error.problem}", error.allowed) from None
+
+
 def mode(text: str, where: str) -> Mode:
     """Parse an interception mode."""
     if text not in Mode.__members__:
@@ -208,11 +240,10 @@ def boolean(text: str, where: str) -> bool:
     return BOOLS[text]
 
 
-def loopback(text: str, where: str) -> str:
-    """Parse a CIDR within 127.0.0.0/8; return it in canonical form."""
+def loopback(text: str, where: str) -> Cidr:
+    """Read a part of loopback in IPv4."""
     found = cidr(text, where)
     address, _, prefix = found.canonical.partition("/")
-    if found.masked or not address.startswith("127.") or int(prefix) < LOOPBACK_PREFIX:
-        problem = f"{text!r} is not a loopback CIDR"
-        raise InvalidInput(where, problem, f"a CIDR within {LOOPBACK_NETWORK}, without host bits")
-    return found.canonical
+    if not address.startswith("127.") or int(prefix) < LOOPBACK_PREFIX:
+        raise InvalidInput(where, f"{text!r} is not a part of loopback", f"a CIDR inside {LOOPBACK_NETWORK}")
+    return found

@@ -14,6 +14,7 @@ from istio_init.rules.changes import desired
 from istio_init.rules.kernel.engine import Engine, open_engine
 from istio_init.rules.kernel.fake import FakeBackend
 from istio_init.rules.kernel.libiptc import LibiptcBackend
+from istio_init.rules.kernel.locks import Waits
 from istio_init.rules.kernel.nft import NftBackend
 from istio_init.rules.kernel.parts import seen
 from istio_init.rules.kernel.restore import RestoreBackend
@@ -434,7 +435,7 @@ def test_a_wait_of_no_time_for_the_xtables_lock_is_over_at_once(
 ) -> None:
     path = tmp_path / "xtables.lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
-    kernel.backend.lock_wait = 0
+    kernel.backend.waits = Waits(lock=0)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(LockHeld, match="another program holds the xtables lock"):
@@ -451,7 +452,7 @@ def test_programs_of_iptables_are_never_told_to_wait_for_no_time_which_they_take
     need_namespaces()
     said: list[str] = []
     namespace = Namespace()
-    backend = RestoreBackend(Variant.NFT, wait, said.append)
+    backend = RestoreBackend(Variant.NFT, Waits(lock=wait), said.append)
     namespace.call(lambda: Engine(backend).apply(REDIRECT))
     namespace.close()
     lines = [text.splitlines()[0] for text in said if text.startswith("running ") and "-restore" in text]

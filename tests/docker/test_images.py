@@ -68,6 +68,14 @@ def test_the_image_of_init_is_small() -> None:
     assert len(packed) <= MOST
 
 
+@each_image
+def test_each_image_has_the_command_of_todays_istio_by_its_own_name(image: str) -> None:
+    words = ["--dry-run", "-u", "1337", "-i", "*", "-b", "*"]
+    linked = docker("run", "--rm", "--entrypoint=istio-iptables", image, *words).stdout
+    assert linked == docker("run", "--rm", "--entrypoint=istio-init", image, "istio-iptables", *words).stdout
+    assert "ISTIO_OUTPUT" in linked
+
+
 def test_a_dry_run_in_a_container_prints_what_it_does_outside() -> None:
     words = ["--dry-run", *POD]
     here = [sys.executable, "-m", "istio_init", *words]

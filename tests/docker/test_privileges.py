@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NETLINK, NETFILTER = 16, 12  # AF_NETLINK, NETLINK_NETFILTER
 TABLE_INFO, MATCH_REVISION = 64, 66  # IPT_SO_GET_INFO, IPT_SO_GET_REVISION_MATCH
 EPROTONOSUPPORT, ENOPROTOOPT, ENOENT = 93, 92, 2
-USER_IMAGE = "istio-init:user"
+USER_IMAGE = "istio-init-user"  # not a tag of INIT, which `docker save` would put in beside the other
 
 
 def argument(index: int, value: int) -> dict[str, object]:

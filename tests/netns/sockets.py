@@ -10,7 +10,6 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.rules.model import DNS_PORT
 from tests import cases, cases_current
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def servers_for(pod: Pod, connections: Iterable[cases.Connection]) -> Iterator[S
             servers.listen(pod.outside, cases.DIRECT, outside, family)
             for port in envoy:
                 # The resolver of today's agent listens on localhost alone, and so answers from where requests came to it.
-                host = LOCALHOSTS[family] if port == DNS_PORT else ""
+                host = LOCALHOSTS[family] if f"envoy:{port}" in cases_current.RESOLVERS else ""
                 servers.listen(pod.inside, f"envoy:{port}", {port}, family, owner=cases.PROXY, host=host)
         servers.start()
         yield servers

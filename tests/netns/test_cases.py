@@ -83,6 +83,8 @@ def pod_for(case: Case) -> Iterator[Pod]:
     with namespaces.pod() as made:
         if case.facts.is_ipv6:
             made.inside.run("ip", "-4", "address", "flush", "dev", "eth0")
+        if not case.facts.has_ipv6:
+            made.inside.run("ip", "-6", "address", "flush", "dev", "eth0")
         yield made
 
 

@@ -85,11 +85,12 @@ def test_without_the_connections_mark_the_apps_answers_would_miss_the_proxy(pod:
     assert relay.failure
 
 
+@pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
 @pytest.mark.parametrize("cidrs", ["*", "10.96.0.0/16"])
-def test_what_comes_from_a_virtual_machine_counts_as_outbound(pod: Pod, means: Means, cidrs: str) -> None:
+def test_what_comes_from_a_virtual_machine_counts_as_outbound(pod: Pod, means: Means, cidrs: str, mode: str) -> None:
     wanted = [out(SERVICE, 80, "envoy:15001"), into(9080, INBOUND), out(DATABASE, 3306, DIRECT)]
     with virtual_machine(pod, "vm0") as machine:
-        pod.inside.istio_iptables(*means[0], "-i", cidrs, "-b", "*", "-k", "vm0")
+        pod.inside.istio_iptables(*means[0], "-i", cidrs, "-b", "*", "-k", "vm0", "-m", mode)
         with servers_for(pod, wanted):
             captured = connect_from(machine, (MACHINE, 0), SERVICE, 80)
             other = connect_from(machine, (MACHINE, 0), DATABASE, 3306)
@@ -104,6 +105,14 @@ def test_another_machines_connections_through_the_pod_count_as_inbound(pod: Pod,
         pod.inside.istio_iptables(*means[0], "-i", "*", "-b", "*", "-k", "vm1")
         with servers_for(pod, [out(SERVICE, 80, INBOUND)]):
             assert connect_from(machine, (MACHINE, 0), SERVICE, 80).server == INBOUND
+
+
+@pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
+def test_replies_to_a_machine_behind_an_excluded_interface_reach_it(pod: Pod, means: Means, mode: str) -> None:
+    with virtual_machine(pod, "vm0") as machine:
+        pod.inside.istio_iptables(*means[0], "-i", "*", "-b", "*", "-c", "vm0", "-m", mode)
+        with servers_for(pod, [out(SERVICE, 80, DIRECT)]):
+            assert connect_from(machine, (MACHINE, 0), SERVICE, 80).server == DIRECT
 
 
 def test_packets_of_no_connection_are_dropped_when_asked_for(pod: Pod, means: Means) -> None:

@@ -64,6 +64,38 @@ def test_the_route_that_both_plans_need_stays(pod: Pod) -> None:
     assert pod.inside.policy_routing() == routing
 
 
+ISTIO_NATIVE = """\
+table inet istio-proxy-nat {
+  chain output {
+    type nat hook output priority -100
+    meta l4proto tcp redirect to :15001
+  }
+}
+table inet istio-proxy-raw {
+}
+table inet theirs {
+  chain output {
+    type nat hook output priority -90
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("command", [REDIRECT, ("clean",)], ids=["apply", "clean"])
+def test_native_tables_of_istios_own_tool_are_replaced_and_cleaned(
+    pod: Pod, way: tuple[str, ...], command: tuple[str, ...]
+) -> None:
+    pod.inside.run("nft", "-f", "-", stdin=ISTIO_NATIVE)
+    alone = pod.inside.istio_init(*command, *way, "--family", "ipv4").stderr
+    assert "leave out --family to replace them" in alone
+    assert "istio-proxy-nat" in pod.inside.run("nft", "list", "tables").stdout
+    pod.inside.istio_init(*command, *way)
+    tables = pod.inside.run("nft", "list", "tables", "inet").stdout
+    assert tables == "table inet theirs\n"
+    assert "warning" not in pod.inside.istio_init(*command, *way).stderr
+
+
 def test_two_sets_that_an_older_version_left_become_one(pod: Pod) -> None:
     pod.inside.istio_init(*REDIRECT, *WAYS["restore-legacy"], "--family", "ipv4")
     script = pod.inside.istio_init(*REDIRECT, "--dry-run", "--family", "ipv4").stdout

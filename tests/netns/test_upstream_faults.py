@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from istio_init.rules.layout import ISTIO_1_30, LAYOUTS
 from istio_init.rules.model import Table
 from istio_init.rules.options import OPTIONS
 from tests.cases import CLIENT, DATABASE, DIRECT, POD, POD_IPV6, PROXY, PROXY_GROUP, SERVICE, into, out
@@ -31,7 +32,6 @@ FAMILIES = ("ipv4", "ipv6")
 TABLES_OF_IPTABLES = tuple(Table)  # iptables-nft makes tables of nf_tables, which stay when they are empty
 # What each variable may not be; where it is a list, one item of it is bad.
 MALFORMED = {
-    "ENVOY_PORT": "15001x",
     "INBOUND_CAPTURE_PORT": "65536",
     "INBOUND_TUNNEL_PORT": "0",
     "PROXY_UID": "1337,nobody-of-that-name",
@@ -122,6 +122,36 @@ def test_clean_removes_routes_rules_and_addresses_and_nothing_else(pod: Pod, mea
     assert everything(pod.inside) == before
 
 
+def test_a_dry_run_of_a_clean_prints_the_scripts_that_would_do_it_and_changes_nothing(pod: Pod) -> None:
+    empty = pod.inside.istio_iptables("--cleanup-only", "--dry-run")
+    assert (empty.stdout, "there is nothing to remove" in empty.stderr) == ("", True)
+    add_foreign_rules(pod.inside, "nft")
+    before = everything(pod.inside)
+    pod.inside.istio_iptables("--iptables-variant", "nft", *TPROXY, "-t", "77")
+    written = everything(pod.inside)
+    script = pod.inside.istio_iptables("--cleanup-only", "--dry-run").stdout
+    assert everything(pod.inside) == written
+    ipv4, _, rest = script.partition("# iptables-nft, ipv6\n")
+    ipv6, _, commands = rest.partition("# policy routes and addresses\n")
+    pod.inside.run("iptables-nft-restore", "--noflush", stdin=ipv4)
+    pod.inside.run("ip6tables-nft-restore", "--noflush", stdin=ipv6)
+    pod.inside.run("sh", "-e", stdin=commands)
+    assert everything(pod.inside) == before
+
+
+@pytest.mark.parametrize("backend", ["nft", "libiptc"])
+def test_a_dry_run_of_a_clean_finds_the_rules_of_each_backend(pod: Pod, backend: str) -> None:
+    pod.inside.istio_iptables("--backend", backend, "-i", "*", "--dual-stack")
+    written = everything(pod.inside)
+    script = pod.inside.istio_iptables("--cleanup-only", environment={"DRY_RUN": "true"}).stdout
+    assert ("delete table ip6 istio-init" if backend == "nft" else "# iptables-legacy, ipv6\n*nat\n") in script
+    assert "ip -6 addr del ::6/128 dev lo" in script
+    assert everything(pod.inside) == written
+    if backend == "nft":
+        pod.inside.run("nft", "-f", "-", stdin=script.partition("# policy")[0])
+        assert "istio-init" not in "".join(everything(pod.inside))
+
+
 def test_clean_removes_what_a_run_with_other_flags_made(pod: Pod, means: Means) -> None:
     before = everything(pod.inside)
     for flags in ((*TPROXY, "-t", "42", "-r", "4242"), ("-b", "80"), ("-k", "vm7", "-i", "*", "-c", "x+")):
@@ -158,9 +188,8 @@ def test_every_malformed_variable_is_an_error_that_names_it_and_nothing_is_touch
 
 
 def test_there_is_a_malformed_value_for_every_variable() -> None:
-    assert {option.name for option in OPTIONS} == {
-        option.name for option in OPTIONS if set(option.variables) & set(MALFORMED)
-    }
+    read = {option.name: LAYOUTS[ISTIO_1_30].variables_of(option) for option in OPTIONS}
+    assert [name for name, variables in read.items() if variables and not set(variables) & set(MALFORMED)] == []
 
 
 def test_rules_in_another_order_are_fixed(pod: Pod) -> None:

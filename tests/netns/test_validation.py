@@ -115,6 +115,22 @@ def test_rules_of_nftables_pass(pod: Pod, flags: tuple[str, ...]) -> None:
     assert (found.status, found.wrong, found.unchecked) == (0, [], [])
 
 
+def test_a_resolver_on_another_port_and_excluded_senders_and_ports_of_users_are_checked(pod: Pod) -> None:
+    flags = (*REDIRECT, *DNS, "--dns-port", "15153", "--exclude-outbound-ports-for-uids", "tcp:5432:2000")
+    apply(pod.inside, *flags)
+    found = validate(pod.inside, *flags)
+    assert (found.status, found.wrong, found.unchecked) == (0, [], [])
+    (user,) = [line for line in found.good if line.startswith("ipv4 user out tcp")]
+    assert ":5432 of uid 2000" in user
+    assert "expected its original destination" in user
+    assert [line for line in found.good if "found port 15153" in line] != []
+    excluding = (*flags, "--exclude-inbound-cidrs", "0.0.0.0/0")
+    apply(pod.inside, *excluding)
+    found = validate(pod.inside, *excluding)
+    assert (found.status, found.wrong) == (0, [])
+    assert ["the senders of --exclude-inbound-cidrs" in line for line in found.unchecked] == [True]
+
+
 def test_a_line_says_path_expectation_reason_and_finding(pod: Pod) -> None:
     apply(pod.inside, *REDIRECT)
     lines = validate(pod.inside, *REDIRECT).good

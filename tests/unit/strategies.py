@@ -54,6 +54,14 @@ port_lists = lists(ports.map(str) | port_ranges)
 cidr_lists = lists(addresses | cidrs)
 cidr_lists_of_both = lists(addresses | cidrs | ipv6_addresses | ipv6_cidrs)
 group_lists = lists(ids.map(str))
+
+
+def ports_of_users(*protocols: str) -> st.SearchStrategy[str]:
+    """Make ports of single users."""
+    one = st.builds(lambda *words: ":".join(words), st.sampled_from(protocols), ports.map(str) | port_ranges, ids.map(str))
+    return lists(one)
+
+
 assert MAX_GROUPS >= 5, "lists have up to five items"
 
 # What is allowed for each setting of layout istio-1.0.
@@ -67,6 +75,8 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "tproxy_route_table": st.integers(1, UINT32_MAX).filter(lambda table: table not in RESERVED_ROUTE_TABLES).map(str),
     "inbound_ports": st.just(ALL) | port_lists,
     "inbound_exclude_ports": port_lists,
+    "inbound_exclude_cidrs": cidr_lists,
+    "outbound_exclude_ports_for_uids": ports_of_users("tcp"),
     "service_cidrs": st.just(ALL) | cidr_lists,
     "service_exclude_cidrs": cidr_lists,
 }
@@ -74,6 +84,9 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
 VALUES_OF_CURRENT: dict[str, st.SearchStrategy[str]] = VALUES | {
     "service_cidrs": st.just(ALL) | cidr_lists_of_both,
     "service_exclude_cidrs": cidr_lists_of_both,
+    "inbound_exclude_cidrs": cidr_lists_of_both,
+    "outbound_exclude_ports_for_uids": ports_of_users("tcp", "udp"),
+    "dns_port": ports.map(str),
     "tunnel_port": ports.map(str),
     "outbound_ports": port_lists,
     "outbound_exclude_ports": port_lists,
@@ -91,9 +104,9 @@ WITHOUT_FLAG: dict[str, st.SearchStrategy[str]] = {ENVOY_USER: ids.map(str), ENA
 
 
 machines = st.builds(
-    lambda nameservers, is_ipv6: HostFacts(tuple(dict.fromkeys(nameservers)), is_ipv6),
+    lambda nameservers, families: HostFacts(tuple(dict.fromkeys(nameservers)), *families),
     st.lists(addresses | ipv6_addresses, max_size=3),
-    st.booleans(),
+    st.sampled_from(((False, False), (False, True), (True, True))),  # IPv4, both, IPv6
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from istio_init.kubernetes.agreement import MESH_PORTS, Pair, contradictions, listener_ports
+from istio_init.rules.layout import CURRENT
 from istio_init.rules.settings import Settings
 from istio_init.sidecar.bootstrap import render_bootstrap
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -139,6 +140,13 @@ def test_an_app_on_a_port_of_the_mesh_is_told_what_is_there(port: int) -> None:
     (line,) = contradictions(pair({"inbound_ports": str(port)}))
     assert line.startswith(f"-b {port}: ")
     assert line.endswith(f"{port} is {MESH_PORTS[port]}")
+
+
+def test_an_app_on_the_port_that_the_rules_give_to_dns_is_told() -> None:
+    dns = {"redirect_dns": "true", "capture_all_dns": "true", "dns_port": "15153"}
+    settings = Settings.of(CURRENT, **dns, inbound_ports="15153", inbound_capture_port="15001")
+    (line,) = contradictions(pair()._replace(rules=settings))
+    assert line == "-b 15153: an app cannot have ports of the mesh: 15153 is DNS (--dns-port)"
 
 
 def test_every_contradiction_of_a_pair_is_told() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import istio_init
 from istio_init.core.errors import IstioInitError
-from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS, find
+from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS, Layout, find
 from istio_init.rules.model import MatchKind, Mode, TargetKind
 from istio_init.rules.options import OPTIONS
 from tests.cases import CASES
@@ -97,7 +97,7 @@ OWNERS = {
     "_collections": {"istio_init.core.light"},
     "ruamel": {f"istio_init.kubernetes.inject.{name}" for name in ("fragments", "text", "tree")},
     "watchdog": {"istio_init.core.watch"},
-    "aiohttp": {"istio_init.kubernetes.webhook.connections", "istio_init.kubernetes.webhook.server"},
+    "aiohttp": {f"istio_init.kubernetes.webhook.{name}" for name in ("bodies", "connections", "server")},
     "prometheus_client": {"istio_init.kubernetes.webhook.metrics"},
     "grpc": {"istio_init.lab.control_plane"},
     "cryptography": {"istio_init.lab.certificates"},
@@ -300,14 +300,14 @@ print(status, *sorted(sys.modules))
     assert SLOW.intersection(imported) == set()
 
 
-SETTINGS_OF = [(layout.name, option) for option in OPTIONS for layout in LAYOUTS.values() if layout.has(option)]
+SETTINGS_OF = [(layout, option) for option in OPTIONS for layout in LAYOUTS.values() if layout.variables_of(option)]
 CASES_OF = {ISTIO_1_0: CASES, ISTIO_1_30: CASES_CURRENT}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 # Kinds that no rule of a layout has.
 UNUSED_MATCHES = {
     ISTIO_1_0: {
-        *(MatchKind.SOURCE, MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
-        *(MatchKind.MARK, MatchKind.CONNMARK, MatchKind.COMMENT),
+        *(MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
+        *(MatchKind.CTDIR, MatchKind.MARK, MatchKind.CONNMARK, MatchKind.COMMENT),
     },
     ISTIO_1_30: {MatchKind.SOCKET},
 }
@@ -337,8 +337,9 @@ def test_every_flag_has_a_case(layout: str, flag: str) -> None:
 
 
 @sweep(("layout", "option"), SETTINGS_OF)
-def test_every_setting_has_a_case_with_its_variable(layout: str, option: Option) -> None:
-    assert [case.name for case in CASES_OF[layout] if set(option.variables) & set(case.environment)] != []
+def test_every_setting_has_a_case_with_its_variable(layout: Layout, option: Option) -> None:
+    variables = set(layout.variables_of(option))
+    assert [case.name for case in CASES_OF[layout.name] if variables & set(case.environment)] != []
 
 
 @each_layout

@@ -54,7 +54,7 @@ def test_help_of_apply_lists_each_setting_with_flags_variables_and_default() -> 
         flags = [flag for flag in option.flags if flag != "-q"]
         if flags:
             assert f"{', '.join(flags)} {option.metavar}" in text
-            assert f"[{', '.join(option.variables)}]" in text
+            assert not option.variables or f"[{', '.join(option.variables)}]" in text
         else:
             assert [variable for variable in option.variables if variable not in text] == []
     assert text.count("Default: ") >= sum(bool(option.flags) for option in OPTIONS)

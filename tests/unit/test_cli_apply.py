@@ -15,6 +15,7 @@ from istio_init.cli.main import run
 from istio_init.core.errors import (
     ChildFailed,
     CommandError,
+    Ended,
     InvalidInput,
     IstioInitError,
     LockHeld,
@@ -162,6 +163,7 @@ ERRORS: dict[type[IstioInitError], tuple[Callable[[], IstioInitError], int]] = {
     CommandError: (lambda: CommandError(("iptables-restore", "-w"), 1, "no\n such thing", "load a module"), 4),
     ToolFault: (lambda: ToolFault(("nft", "-f", "-"), -9, "", "run this again"), 4),
     LockHeld: (lambda: LockHeld("went wrong"), 5),
+    Ended: (lambda: Ended(15), 143),
     ValidationFailed: (lambda: ValidationFailed("went wrong"), 126),
     ChildFailed: (lambda: ChildFailed("went wrong", 137), 137),
 }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,6 @@ from tests.unit.program import call, printed, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from istio_init.core.option import Option
 
@@ -105,6 +105,18 @@ def test_the_words_of_an_injected_pod_are_taken() -> None:
     text = dry("istio-iptables", "-n", *INJECTED)
     assert "--dport 5432 -j ISTIO_REDIRECT" in text
     assert "-i net1" in text
+
+
+def test_each_short_flag_takes_its_value_behind_an_equals_sign() -> None:
+    for flag, value in (("-c", "eth1"), ("-p", "15009"), ("-q", "81"), ("-x", ""), ("-b", "80,81")):
+        assert dry("istio-iptables", "-n", f"{flag}={value}") == dry("istio-iptables", "-n", flag, value)
+
+
+def test_a_link_of_its_name_is_the_command(tmp_path: Path) -> None:
+    link = tmp_path / "istio-iptables"
+    link.symlink_to(Path(sys.executable).parent / "istio-init")
+    done = subprocess.run([link, "-n", *ALL], check=True, capture_output=True, text=True)
+    assert done.stdout == dry("istio-iptables", "-n", *ALL)
 
 
 def test_q_is_a_list_of_ports_here_and_quiet_in_apply() -> None:
@@ -275,6 +287,22 @@ def test_cleanup_only_removes_what_is_ours(opened: Opened) -> None:
     assert opened.chains == set()
 
 
+def test_a_dry_run_of_a_cleanup_needs_no_privileges_and_says_what_it_cannot_see(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], opened: Opened
+) -> None:
+    monkeypatch.setattr(environment, "has_capability", lambda _: False)
+    assert run(["istio-iptables", *ALL, "--cleanup-only", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, opened.asked) == ("", None)
+    assert "without the capability NET_ADMIN, what is there cannot be seen; a clean removes" in err
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_dry_run_of_a_cleanup_has_one_form(refusal: Callable[..., str]) -> None:
+    line = refusal("--cleanup-only", "--dry-run", "--format", "json")
+    assert "--format: it is for rules to write, not for --cleanup-only (allowed: one of the two)" in line
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -359,15 +387,13 @@ def test_a_forced_binary_is_a_variant(
     assert "error: --force-iptables-binary: " in refusal(*named)
 
 
-@pytest.mark.parametrize("other", ["-n/--dry-run", "--skip-rule-apply", "--run-validation"])
+@pytest.mark.parametrize("other", ["--skip-rule-apply", "--run-validation"])
 @pytest.mark.usefixtures("opened")
 def test_a_cleanup_with_anything_else_is_refused(other: str, refusal: Callable[..., str]) -> None:
-    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal(
-        "--cleanup-only", other.rpartition("/")[2]
-    )
+    assert f"--cleanup-only: it removes rules, which contradicts {other}" in refusal("--cleanup-only", other)
 
 
-@pytest.mark.parametrize("other", ["DRY_RUN", "SKIP_RULE_APPLY", "RUN_VALIDATION"])
+@pytest.mark.parametrize("other", ["SKIP_RULE_APPLY", "RUN_VALIDATION"])
 @pytest.mark.usefixtures("opened")
 def test_variables_that_contradict_each_other_are_told_by_their_names(
     other: str, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,9 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "tproxy_route_table": ("1001", "1002", "1003"),
     "inbound_ports": ("1001", "1002", "1003"),
     "inbound_exclude_ports": ("1001", "1002", "1003"),
+    "inbound_exclude_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
+    "outbound_exclude_ports_for_uids": ("tcp:1:1001", "tcp:2:1002", "tcp:3:1003"),
+    "dns_port": ("1001", "1002", "1003"),
     "service_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "service_exclude_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "tunnel_port": ("1001", "1002", "1003"),
@@ -59,7 +62,9 @@ each_variable = sweep(
     ("option", "variable"), [(option, name) for option in OF_1_0 for name in option.variables], variable_of
 )
 each_variable_of_current = sweep(
-    ("option", "variable"), [(option, name) for option in OPTIONS for name in option.variables], variable_of
+    ("option", "variable"),
+    [(option, name) for option in OPTIONS for name in LAYOUTS[ISTIO_1_30].variables_of(option)],
+    variable_of,
 )
 CLUSTER, SIDECAR = "ISTIO_CLUSTER_CONFIG", "ISTIO_SIDECAR_CONFIG"
 
@@ -157,7 +162,8 @@ def test_an_empty_variable_is_none_for_a_list_and_not_set_for_the_others(
 ) -> None:
     file = written(tmp_path / "sidecar.env", f"{variable}=")
     expected = {option.name: ""} if option.is_list else {}
-    assert texts({}, {variable: ""}) == texts({}, {variable: ""}, ISTIO_1_30) == expected
+    assert texts({}, {variable: ""}) == expected
+    assert texts({}, {variable: ""}, ISTIO_1_30) == ({} if variable in option.old_variables else expected)
     assert texts({}, {SIDECAR: file}) == expected
 
 
@@ -171,6 +177,32 @@ def test_the_scripts_name_of_excluded_ports_comes_before_the_documented_one() ->
     assert texts({}, both) == {"inbound_exclude_ports": "1"}
     del both["ISTIO_LOCAL_EXCLUDE_PORTS"]
     assert texts({}, both) == {"inbound_exclude_ports": "2"}
+
+
+@sweep("option", [option for option in OPTIONS if len(option.variables) > 1], ids=lambda option: option.name)
+def test_of_several_variables_of_a_setting_the_last_one_that_is_set_wins(option: Option) -> None:
+    layout = ISTIO_1_0 if option.old_variables else ISTIO_1_30
+    both = dict(zip(option.variables, SAMPLES[option.name], strict=False))
+    assert texts({}, both, layout) == {option.name: both[option.variables[-1]]}
+    assert texts({}, both | {option.variables[-1]: ""}, layout)[option.name] in ("", both[option.variables[0]])
+    del both[option.variables[-1]]
+    assert texts({}, both, layout) == {option.name: both[option.variables[0]]}
+
+
+@sweep("option", [option for option in OPTIONS if option.old_variables], ids=lambda option: option.name)
+def test_a_variable_that_only_istio_1_0_reads_is_ignored_by_layout_current(option: Option) -> None:
+    environ = dict.fromkeys(option.old_variables, "tcp://10.96.0.20:80")
+    assert texts({}, environ, ISTIO_1_30) == {}
+    assert texts({}, environ) == {option.name: "tcp://10.96.0.20:80"}
+
+
+@each_variable
+def test_a_variable_that_a_flag_overrides_is_not_checked(option: Option, variable: str) -> None:
+    flag = SAMPLES[option.name][0]
+    assert as_text(getattr(read_settings({option.name: flag}, {variable: "tcp://10.96.0.20:80"}), option.name)) == flag
+    with pytest.raises(InvalidInput) as caught:
+        read_settings({}, {variable: "tcp://10.96.0.20:80"})
+    assert (caught.value.where, caught.value.exit_code) == (f"${variable}", 2)
 
 
 def test_variables_of_others_are_no_settings() -> None:

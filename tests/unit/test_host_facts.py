@@ -76,26 +76,28 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    ("ipv4", "ipv6", "is_ipv6"),
+    ("ipv4", "ipv6", "is_ipv6", "has_ipv6"),
     [
-        (ETH0_IPV4 + LO_IPV4, LO_IPV6, False),
-        (ETH0_IPV4 + LO_IPV4, LO_IPV6 + ETH0_IPV6, False),
-        (LO_IPV4, ETH0_IPV6 + LO_IPV6, True),
-        (LO_IPV4 + LINK_LOCAL_IPV4 + TPROXY_ROUTE, LINK_LOCAL_IPV6 + ETH0_IPV6, True),
-        (LO_IPV4, LO_IPV6 + LINK_LOCAL_IPV6 + OURS_IPV6, False),
-        (LO_IPV4 + LINK_LOCAL_IPV4, LO_IPV6, False),
-        ("", "", False),
+        (ETH0_IPV4 + LO_IPV4, LO_IPV6, False, False),
+        (ETH0_IPV4 + LO_IPV4, LO_IPV6 + ETH0_IPV6, False, True),
+        (LO_IPV4, ETH0_IPV6 + LO_IPV6, True, True),
+        (LO_IPV4 + LINK_LOCAL_IPV4 + TPROXY_ROUTE, LINK_LOCAL_IPV6 + ETH0_IPV6, True, True),
+        (LO_IPV4, LO_IPV6 + LINK_LOCAL_IPV6 + OURS_IPV6, False, False),
+        (LO_IPV4 + LINK_LOCAL_IPV4, LO_IPV6, False, False),
+        ("", "", False, False),
     ],
     ids=["ipv4", "both", "ipv6", "ipv6 beside link-local", "none but link-local and ours", "link-local", "no card"],
 )
-def test_a_pod_is_of_ipv6_when_its_only_ordinary_addresses_are(
+def test_a_pod_has_ipv6_by_an_ordinary_address_and_is_of_ipv6_by_having_no_others(
     ipv4: str,
     ipv6: str,
     is_ipv6: bool,  # noqa: FBT001 - a parameter of the test
+    has_ipv6: bool,  # noqa: FBT001 - as above
     machine: Machine,
 ) -> None:
     machine.has(ipv4, ipv6)
-    assert read_host_facts().is_ipv6 is is_ipv6
+    facts = read_host_facts()
+    assert (facts.is_ipv6, facts.has_ipv6) == (is_ipv6, has_ipv6)
 
 
 def test_all_addresses_are_told_canonically(machine: Machine) -> None:

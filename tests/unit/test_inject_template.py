@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from time import process_time
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from istio_init.kubernetes.inject import (
 )
 from istio_init.kubernetes.inject.documents import NEVER_ENDS
 from istio_init.kubernetes.inject.settings import PROXY_IMAGE_ANNOTATION, STATUS, STATUS_PORT, TRAFFIC
+from istio_init.kubernetes.inject.template import MAX_ANNOTATIONS
 from istio_init.kubernetes.manifest import KINDS, read_manifest
 from istio_init.rules.layout import find
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -155,6 +157,9 @@ GOOD = {
     f"{TRAFFIC_PREFIX}includeOutboundPorts": ("443", "-q"),
     f"{TRAFFIC_PREFIX}excludeOutboundPorts": ("3306,6379", "-o"),
     f"{TRAFFIC_PREFIX}excludeInterfaces": ("eth1,net+", "-c"),
+    "istio-init/excludeInboundCIDRs": ("10.2.0.0/16", "--exclude-inbound-cidrs"),
+    "istio-init/excludeOutboundPortsForUIDs": ("tcp:5432:1000", "--exclude-outbound-ports-for-uids"),
+    "istio-init/dnsPort": ("15153", "--dns-port"),
 }
 BAD = {
     "sidecar.istio.io/interceptionMode": "NONE",
@@ -165,6 +170,9 @@ BAD = {
     f"{TRAFFIC_PREFIX}includeOutboundPorts": "0",
     f"{TRAFFIC_PREFIX}excludeOutboundPorts": "65536",
     f"{TRAFFIC_PREFIX}excludeInterfaces": "eth 0",
+    "istio-init/excludeInboundCIDRs": "*",
+    "istio-init/excludeOutboundPortsForUIDs": "tcp:5432",
+    "istio-init/dnsPort": "0",
     STATUS_PORT: "15090",
     PROXY_IMAGE_ANNOTATION: "my proxy",
     "sidecar.istio.io/inject": "maybe",
@@ -181,7 +189,7 @@ def test_every_annotation_of_the_rules_has_a_good_and_a_bad_value() -> None:
 def test_an_annotation_decides_its_flag(annotation: str) -> None:
     text, name = GOOD[annotation]
     assert flag(init_of(injected(template({annotation: text}), TODAY)), name) == text
-    if name in "-q-o-c":
+    if name in ("-q", "-o", "-c", "--dns-port"):
         with pytest.raises(InvalidInput, match=f"annotation {annotation}: layout istio-1.0 does not support it"):
             injected(template({annotation: text}))
     else:
@@ -207,6 +215,22 @@ def test_a_value_that_is_no_text_is_refused_and_the_annotation_named() -> None:
         injected(template(no_text))
 
 
+def test_annotations_that_kubernetes_refuses_for_their_size_are_not_read() -> None:
+    largest = {"a": "é" * (MAX_ANNOTATIONS // 2 - 1), "b": ""}
+    assert injected(template(largest))["metadata"]["annotations"]["b"] == ""
+    with pytest.raises(InvalidInput, match=rf"document 2: annotations: they have {MAX_ANNOTATIONS + 1} bytes"):
+        injected(template({**largest, "b": "x"}))
+
+
+@pytest.mark.parametrize("part", ["a", "a/", "-", "a.a:"])
+def test_an_image_of_any_length_is_refused_at_once(part: str) -> None:
+    of = template({PROXY_IMAGE_ANNOTATION: part * (250_000 // len(part)) + "!"})
+    started = process_time()
+    with pytest.raises(InvalidInput, match="is not an image reference"):
+        injected(of)
+    assert process_time() - started < 0.1
+
+
 def test_excluded_inbound_ports_stand_beside_the_proxys_own() -> None:
     annotations = {f"{TRAFFIC_PREFIX}excludeInboundPorts": "22"}
     assert flag(init_of(injected(template(annotations), TODAY)), "-d") == "15090,15021,22,15020"
@@ -221,10 +245,9 @@ def test_an_annotation_without_effect_is_told() -> None:
 
 
 def test_an_annotation_that_is_misspelled_is_told() -> None:
-    for name in ("excludeoutboundports", "excludeOutboundIPRange"):
-        of = template({f"{TRAFFIC_PREFIX}{name}": "80"})
-        note = inject_template(of, TODAY, Workload("x", "y"), WHERE).note
-        assert f"annotation {TRAFFIC_PREFIX}{name} is unknown" in note
+    for name in (f"{TRAFFIC_PREFIX}excludeoutboundports", f"{TRAFFIC_PREFIX}excludeOutboundIPRange", "istio-init/dnsport"):
+        note = inject_template(template({name: "80"}), TODAY, Workload("x", "y"), WHERE).note
+        assert f"annotation {name} is unknown" in note
 
 
 @pytest.mark.parametrize("settings", [ISTIO_1_0, TODAY], ids=["istio-1.0", "current"])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 
 from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.layout import CURRENT, ISTIO_1_0
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.matches import MATCHES
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
+    CHAINS_OF,
     NO_REASON,
     OWN_CHAINS,
     Family,
@@ -36,14 +37,12 @@ from istio_init.rules.render.iptables import (
     render_restore,
     render_rule,
 )
+from istio_init.rules.settings import Settings
 from tests.cases import CASES, Case
 from tests.cases_current import CASES_CURRENT, PAIRS
 from tests.sweeps import sweep
 from tests.unit.strategies import valid_settings
 from tests.unit.test_matches import CONDITIONS
-
-if TYPE_CHECKING:
-    from istio_init.rules.settings import Settings
 
 
 def without_reasons(tables: Snapshot) -> Snapshot:
@@ -258,9 +257,40 @@ def test_tables_that_no_layout_uses_are_read_past(table: str) -> None:
 
 
 @pytest.mark.parametrize("table", Table)
-def test_each_table_is_read(table: Table) -> None:
-    found = parse_save(saved(table, ":ISTIO_OUTPUT - [0:0]", "-A ISTIO_OUTPUT -j RETURN"))
-    assert found == {table: TableState({"ISTIO_OUTPUT": (Rule((), Target(TargetKind.RETURN)),)})}
+@pytest.mark.parametrize("name", sorted(OWN_CHAINS))
+def test_each_table_is_read_and_only_names_that_a_plan_has_there_are_ours(table: Table, name: str) -> None:
+    found = parse_save(saved(table, f":{name} - [0:0]", f"-A {name} -j RETURN"))
+    ours = TableState({name: (Rule((), Target(TargetKind.RETURN)),)})
+    assert found == {table: ours if name in CHAINS_OF[table] else TableState({}, foreign=True)}
+
+
+@pytest.mark.parametrize("layout", [ISTIO_1_0, CURRENT])
+@pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
+def test_each_chain_of_a_plan_is_known_in_its_table(layout: str, mode: str) -> None:
+    extra = {"redirect_dns": "true", "capture_all_dns": "true", "drop_invalid": "true"} if layout == CURRENT else {}
+    plan = build_plan(Settings.of(layout, inbound_ports="*", service_cidrs="*", mode=mode, **extra))
+    made = {(chain.table, chain.name) for chain in plan.chains if chain.name not in BUILTIN_CHAINS}
+    assert made
+    assert [name for table, name in made if name not in CHAINS_OF[table]] == []
+
+
+# What istio-iptables 1.30 appends to built-in chains of mangle for TPROXY, as iptables-save prints it.
+FOR_TPROXY = (
+    ("PREROUTING", "-p tcp -m mark --mark 0x539 -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff"),
+    ("OUTPUT", "-o lo -p tcp -m mark --mark 0x539 -j RETURN"),
+    ("OUTPUT", "! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner 1337 -j MARK --set-xmark 0x53a/0xffffffff"),
+    ("OUTPUT", "! -d 127.0.0.1/32 -o lo -p tcp -m owner --gid-owner 1337 -j MARK --set-xmark 0x53a/0xffffffff"),
+    ("OUTPUT", "-p tcp -m connmark --mark 0x539 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"),
+)
+
+
+@pytest.mark.parametrize(("chain", "rule"), FOR_TPROXY)
+def test_marks_of_istios_own_tool_are_removed_with_its_chains_and_foreign_without_them(chain: str, rule: str) -> None:
+    left = parse_save(saved("mangle", *BUILTINS, ":ISTIO_DIVERT - [0:0]", f"-A {chain} {rule}"))
+    assert f"-D {chain} {rule}\n" in render_changes(compare({}, left))
+    assert parse_save(saved("mangle", *BUILTINS, f"-A {chain} {rule}"))[Table.MANGLE].foreign
+    udp = rule.replace("-p tcp", "-p udp -m udp --dport 7")
+    assert parse_save(saved("mangle", *BUILTINS, ":ISTIO_DIVERT - [0:0]", f"-A {chain} {udp}"))[Table.MANGLE].foreign
 
 
 @pytest.mark.parametrize(

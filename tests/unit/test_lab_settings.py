@@ -125,3 +125,9 @@ def test_a_resolver_runs_as_the_proxy_where_dns_is_captured(given: str | None, p
         assert "--reuid=1337" in argv
         assert argv[-4:] == ("--port", "15053", "127.0.0.1", "::1")
         assert argv[argv.index("--forward-to") + 1] == "10.244.0.2"
+
+
+def test_a_resolver_listens_where_the_rules_send_requests() -> None:
+    settings = DUAL._replace(interception=(("redirect_dns", "true"), ("dns_port", "15153")))
+    _, *found = [program.argv for program in programs(settings) if program.name == DNS]
+    assert [argv[argv.index("--port") + 1] for argv in found] == ["15153"] * 2

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 
+from istio_init.core import argv
 from istio_init.rules.changes import compare, desired
 from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.model import (
@@ -27,7 +28,7 @@ from istio_init.rules.options import OPTIONS
 from istio_init.rules.render.iptables import parse_save, render_restore, render_rule
 from istio_init.rules.settings import Settings
 from istio_init.rules.walk import Packet, walk
-from tests.cases import APP, CLIENT, DIRECT, LOCALHOST, POD, PROXY, SERVICE, Case, Connection, into, out, parse_flags
+from tests.cases import APP, CLIENT, DIRECT, LOCALHOST, POD, PROXY, SERVICE, Case, Connection, into, out
 from tests.cases_current import (
     BOTH_SERVERS,
     CASES_CURRENT,
@@ -122,7 +123,7 @@ def test_what_is_rendered_for_a_restore_reads_back_as_the_same_plan(case: Case) 
 @sweep("case", PAIRS, ids=lambda case: case.name)
 def test_whatever_is_combined_the_proxy_does_not_loop_and_localhost_and_udp_pass(case: Case) -> None:
     plan = case.plan()
-    flags = parse_flags(case.flags)
+    flags = argv.read(OPTIONS, case.flags, "apply")
     uids = str(flags.get("proxy_uids", "1337")).split(",")
     gids = str(flags.get("proxy_gids", ",".join(uids))).split(",")
     owners = [*((int(uid), 9) for uid in uids), *((9, int(gid)) for gid in gids)]

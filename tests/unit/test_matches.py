@@ -121,6 +121,14 @@ CONDITIONS = (
         OUT._replace(ctstate="ESTABLISHED"),
     ),
     Condition(
+        Match(MatchKind.CTDIR, "ORIGINAL"),
+        "-m conntrack --ctdir ORIGINAL",
+        "ct direction original",
+        (ct("direction"), "==", "original"),
+        OUT,
+        OUT._replace(ctdir="REPLY"),
+    ),
+    Condition(
         Match(MatchKind.MARK, 7), "-m mark --mark 0x7", "meta mark 0x7", (meta("mark"), "==", 7), OUT, OUT._replace(mark=0)
     ),
     Condition(
@@ -199,19 +207,19 @@ each_action = pytest.mark.parametrize("one", ACTIONS, ids=lambda one: str(one.ta
 
 
 def plan_of(rule: Rule) -> Plan:
-    return Plan("test", (Chain(Family.IPV4, Table.MANGLE, "ISTIO_OUTPUT", (rule,)),))
+    return Plan("test", (Chain(Family.IPV4, Table.MANGLE, "ISTIO_INBOUND", (rule,)),))
 
 
 def in_nft(rule: Rule) -> str:
     """Write a rule in nft, without counter and comment."""
-    body = render_nft(plan_of(rule)).split("chain mangle_ISTIO_OUTPUT {\n")[1]
+    body = render_nft(plan_of(rule)).split("chain mangle_ISTIO_INBOUND {\n")[1]
     return body.splitlines()[0].strip().partition(" comment")[0].replace("counter ", "")
 
 
 def from_listing(*rules: list[dict[str, Any]]) -> tuple[object, ...]:
-    items: list[dict[str, Any]] = [{"chain": {"name": "mangle_ISTIO_OUTPUT"}}]
-    items += [{"rule": {"chain": "mangle_ISTIO_OUTPUT", "expr": expressions}} for expressions in rules]
-    return parse_listing(json.dumps({"nftables": items}))[Table.MANGLE].chains["ISTIO_OUTPUT"]
+    items: list[dict[str, Any]] = [{"chain": {"name": "mangle_ISTIO_INBOUND"}}]
+    items += [{"rule": {"chain": "mangle_ISTIO_INBOUND", "expr": expressions}} for expressions in rules]
+    return parse_listing(json.dumps({"nftables": items}))[Table.MANGLE].chains["ISTIO_INBOUND"]
 
 
 def test_each_kind_is_known_in_the_order_of_iptables_save_and_has_an_example() -> None:

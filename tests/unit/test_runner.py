@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
 
 import pytest
 
+from istio_init.core import runner
 from istio_init.core.runner import CHUNK, NOT_FOUND, Command, Result, run_all
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def run(*argv: str, stdin: str = "", timeout: float = 60.0) -> Result:
@@ -79,7 +78,6 @@ def test_programs_run_side_by_side_and_each_has_its_own_result(tmp_path: Path) -
     [
         "sleep 60",  # its pipes stay open
         "exec >&- 2>&- <&-; sleep 60",  # they are closed, and it stays
-        "sleep 2 & exit 0",  # it ends, and a child of its own keeps them
         "trap '' TERM; sleep 60",
     ],
 )
@@ -88,8 +86,42 @@ def test_what_does_not_end_in_time_is_killed(script: str) -> None:
     assert (result.status, result.stderr) == (None, "it did not end within 0.3 s")
 
 
+def test_a_program_that_ended_is_not_waited_for_because_a_child_of_its_own_keeps_its_pipes(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    started = time.monotonic()
+    result = run("sh", "-c", f"echo out; echo no >&2; sleep 60 & echo $! > {pid}; exit 3", timeout=50.0)
+    assert (result.status, result.stdout, result.stderr) == (3, "out\n", "no")
+    assert time.monotonic() - started < 30
+    assert_ended(pid)
+
+
+def assert_ended(pid: Path) -> None:
+    """Wait until a process is gone, or nobody has waited for it yet."""
+    stat = Path("/proc") / pid.read_text().strip() / "stat"
+    deadline = time.monotonic() + 30
+    while stat.exists() and ") Z " not in stat.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    result = run("sh", "-c", f"trap '' TERM; sleep 60 & echo $! > {pid}; wait", timeout=1.0)
+    assert result.status is None
+    assert_ended(pid)
+
+
+def test_output_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "MOST_OUTPUT", 1 << 20)
+    for script in ("exec yes", "yes & sleep 0.2"):
+        result = run("sh", "-c", script, timeout=50.0)
+        assert (result.status, result.stdout, result.stderr) == (None, "", "it wrote more than 1 MiB")
+        assert result.is_fault
+
+
 LEFTOVERS = """
 import os
+from istio_init.core import runner
 from istio_init.core.runner import Command, run_all
 before = os.listdir("/proc/self/fd")
 for argv, timeout in ((("true",), 60.0), (("no-such-program-anywhere",), 60.0), (("sleep", "60"), 0.1)):
@@ -128,6 +160,7 @@ PROGRAM = """
 import os
 for stream in {streams}:
     os.close(stream)
+from istio_init.core import runner
 from istio_init.core.runner import Command, run_all
 (result,) = run_all([Command(("sh", "-c", "cat; echo no >&2"), "in")], 60.0, lambda _: None)
 os._exit(0 if result[1:4] == (0, "in", "no") else 1)

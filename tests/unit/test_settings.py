@@ -26,6 +26,8 @@ DEFAULTS = {
     "tproxy_route_table": 133,
     "inbound_ports": (),
     "inbound_exclude_ports": (),
+    "inbound_exclude_cidrs": (),
+    "outbound_exclude_ports_for_uids": (),
     "service_cidrs": (),
     "service_exclude_cidrs": (),
 }
@@ -39,6 +41,7 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "exclude_interfaces": (),
     "virtual_interfaces": (),
     "redirect_dns": False,
+    "dns_port": 15053,
     "capture_all_dns": False,
     "drop_invalid": False,
     "dual_stack": False,
@@ -47,9 +50,9 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "loopback_cidr": "127.0.0.1/32",
 }
 FIELDS = {"dual_stack": "ipv6"}  # the others have the option's name
-PORTS = ("envoy_port", "inbound_capture_port", "tunnel_port")
+PORTS = ("envoy_port", "inbound_capture_port", "tunnel_port", "dns_port")
 PORT_LISTS = ("inbound_ports", "inbound_exclude_ports", "outbound_ports", "outbound_exclude_ports")
-CIDR_LISTS = ("service_cidrs", "service_exclude_cidrs")
+CIDR_LISTS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 OWNERS = ("proxy_uids", "proxy_gids")
 GROUPS = ("owner_groups", "owner_groups_exclude")
 INTERFACES = ("exclude_interfaces", "virtual_interfaces")
@@ -131,6 +134,10 @@ def test_without_values_there_is_nothing_to_warn_of() -> None:
         ("inbound_ports", "80-80,80:80", ("80",)),
         ("inbound_ports", "1-65535", ("1:65535",)),
         ("inbound_exclude_ports", "22,8000-8001", ("22", "8000:8001")),
+        ("inbound_exclude_cidrs", "10.1.2.3, 10.2.0.0/16,10.2.3.4/16", ("10.1.2.3/32", "10.2.0.0/16")),
+        ("outbound_exclude_ports_for_uids", "tcp:80:5", (("tcp", "80", 5),)),
+        ("outbound_exclude_ports_for_uids", " tcp:80-90:5,,tcp:80:90:5,tcp:443:6", (("tcp", "80:90", 5), ("tcp", "443", 6))),
+        ("outbound_exclude_ports_for_uids", "", ()),
         ("service_cidrs", "*", ("*",)),
         ("service_cidrs", "", ()),
         ("service_cidrs", "10.0.0.0/8, 192.168.0.0/16,10.0.0.0/8", ("10.0.0.0/8", "192.168.0.0/16")),
@@ -152,6 +159,9 @@ def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -
         ("service_cidrs", "FD00:0::1", ("fd00::1/128",)),
         ("service_exclude_cidrs", "::/0,::1/128", ("::/0", "::1/128")),
         ("tunnel_port", "15008", 15008),
+        ("dns_port", "15153", 15153),
+        ("inbound_exclude_cidrs", "fd00::1,10.0.0.0/8", ("fd00::1/128", "10.0.0.0/8")),
+        ("outbound_exclude_ports_for_uids", "udp:53:0", (("udp", "53", 0),)),
         ("outbound_ports", "80,8000-8001", ("80", "8000:8001")),
         ("outbound_exclude_ports", " 25, ,25", ("25",)),
         ("exclude_interfaces", "eth0, net1,eth0.100,tap+,", ("eth0", "net1", "eth0.100", "tap+")),
@@ -162,11 +172,12 @@ def test_a_value_that_is_allowed_is_taken(name: str, text: str, value: object) -
         *(("drop_invalid", text, False) for text in ("0", "f", "F", "false", "FALSE", "False")),
         ("owner_groups", "5,6,5", ("5", "6")),
         ("owner_groups", " * ", ("*",)),
-        ("owner_groups", "", ("*",)),
+        ("owner_groups", "", ()),
         ("owner_groups_exclude", "5", ("5",)),
         ("owner_groups_exclude", " , ", ()),
         ("loopback_cidr", "127.0.0.0/8", "127.0.0.0/8"),
         ("loopback_cidr", "127.1.2.3", "127.1.2.3/32"),
+        ("loopback_cidr", "127.0.0.1/8", "127.0.0.0/8"),
     ],
 )
 def test_a_value_that_layout_current_allows_is_taken(name: str, text: str, value: object) -> None:
@@ -188,11 +199,32 @@ def test_a_layout_that_does_not_exist_is_refused() -> None:
     assert (caught.value.where, caught.value.allowed) == ("--layout", "istio-1.0 or istio-1.30 or current")
 
 
-@pytest.mark.parametrize(("flag", "first_is_ipv6"), [("true", False), ("false", True), ("true", True), ("false", False)])
-def test_ipv6_is_captured_where_it_was_asked_for_or_the_machine_has_nothing_else(flag: str, *, first_is_ipv6: bool) -> None:
-    settings = parse(NO_ACCOUNTS, ISTIO_1_30, HostFacts(is_ipv6=first_is_ipv6), dual_stack=flag)
-    assert settings.ipv6 is (flag == "true" or first_is_ipv6)
+@pytest.mark.parametrize("flag", ["true", "false"])
+@pytest.mark.parametrize(
+    ("facts", "ipv6"),
+    [
+        (HostFacts(is_ipv6=True), {"true", "false"}),
+        (HostFacts(), {"true"}),
+        (HostFacts(has_ipv6=False), set()),
+    ],
+    ids=["ipv6 only", "both", "ipv4 only"],
+)
+def test_ipv6_is_captured_where_the_machine_has_it_alone_or_has_it_and_it_was_asked_for(
+    flag: str, facts: HostFacts, ipv6: set[str]
+) -> None:
+    settings = parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack=flag)
+    assert settings.ipv6 is (flag in ipv6)
     assert not settings.close_inbound_ipv6
+
+
+def test_dual_stack_without_an_ipv6_address_is_a_warning() -> None:
+    facts = HostFacts(has_ipv6=False)
+    settings = parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack="true", service_cidrs="10.0.0.0/8,fd00::/8")
+    assert settings.warnings == (
+        "--service_cidrs: its IPv6 CIDRs have no effect, because IPv6 is not captured here",
+        "--dual_stack has no effect: this pod has no IPv6 address",
+    )
+    assert parse(NO_ACCOUNTS, ISTIO_1_30, facts, dual_stack="false").warnings == ()
 
 
 def test_layout_istio_1_0_does_not_look_at_the_machine() -> None:
@@ -215,12 +247,21 @@ def test_all_dns_without_dns_is_a_warning() -> None:
     assert warning == "--capture_all_dns has no effect: it applies only with --redirect-dns"
 
 
-def test_there_is_a_limit_of_groups() -> None:
+def test_there_is_a_limit_of_groups_to_capture() -> None:
     groups = [str(gid) for gid in range(65)]
-    for name in GROUPS:
-        assert getattr(current(**{name: ",".join(groups[:64])}), name) == tuple(groups[:64])
-        error = refusal(name, ",".join(groups), ISTIO_1_30)
-        assert (error.problem, error.allowed) == ("65 groups are too many", "at most 64")
+    assert current(owner_groups=",".join(groups[:64])).owner_groups == tuple(groups[:64])
+    error = refusal("owner_groups", ",".join(groups), ISTIO_1_30)
+    assert (error.problem, error.allowed) == ("65 groups are too many", "at most 64")
+    assert current(owner_groups_exclude=",".join(groups)).owner_groups_exclude == tuple(groups)
+
+
+@pytest.mark.parametrize(("captured", "count"), [("*", 1), ("202,203", 0), ("", 0)])
+def test_groups_to_exclude_count_only_where_all_are_captured_and_a_warning_says_so(captured: str, count: int) -> None:
+    settings = current(owner_groups=captured, owner_groups_exclude="203")
+    assert len(settings.owner_groups_exclude) == count
+    assert settings.warnings == (
+        ("--owner_groups_exclude has no effect: --owner_groups says which are captured",) if count == 0 else ()
+    )
 
 
 BAD_NUMBERS = (
@@ -272,6 +313,10 @@ BAD_VALUES = {
         OWNERS,
         ("", " , ", "nobody-of-this-name", "4294967295", "-1", "+5", "1_0", "\u0665", "1;reboot", "*", "1" * 11),
     ),
+    "outbound_exclude_ports_for_uids": (
+        *("tcp:80", "80:1000", "tcp::1000", "tcp:80:", "sctp:80:1000", ":80:1000", "TCP:80:1000", "tcp:0:1000"),
+        *("tcp:90-80:1000", "tcp:80:4294967295", "tcp:80:nobody-of-this-name", "tcp:80:-1", "tcp:80:1;reboot", "*"),
+    ),
     "mode": ("", "REDIRCT", "redirect", "NONE", "TPROXY ", "REDIRECT,TPROXY", "__class__"),
     "tproxy_mark": (
         "0",
@@ -296,7 +341,7 @@ BAD_VALUES = {
         ),
     ),
     **dict.fromkeys(SWITCHES, ("", "yes", "on", "2", "TrUe", " true", "true;reboot")),
-    "loopback_cidr": ("127.0.0.1/7", "127.0.0.1/8", "128.0.0.1", "10.0.0.0/8", "::1", "127.0.0.1/33", "localhost", "*", ""),
+    "loopback_cidr": ("127.0.0.1/7", "126.0.0.0/8", "128.0.0.1", "10.0.0.0/8", "::1", "127.0.0.1/33", "localhost", "*", ""),
     **dict.fromkeys(
         CIDR_LISTS,
         (
@@ -431,6 +476,8 @@ def test_values_that_take_something_from_each_other_are_refused() -> None:
 
 
 def test_host_bits_are_masked_with_a_warning() -> None:
+    (warning,) = current(loopback_cidr="127.0.0.1/8").warnings
+    assert warning == "--loopback_cidr: '127.0.0.1/8' has host bits set and is read as 127.0.0.0/8"
     settings = parse(service_cidrs="10.1.2.3/8,10.0.0.0/8", service_exclude_cidrs="10.9.9.9/16")
     assert settings.service_cidrs == ("10.0.0.0/8",)
     assert settings.service_exclude_cidrs == ("10.9.0.0/16",)
@@ -438,6 +485,36 @@ def test_host_bits_are_masked_with_a_warning() -> None:
         "--service_cidrs: '10.1.2.3/8' has host bits set and is read as 10.0.0.0/8",
         "--service_exclude_cidrs: '10.9.9.9/16' has host bits set and is read as 10.9.0.0/16",
     )
+
+
+def test_users_of_ports_are_resolved() -> None:
+    settings = parse(ACCOUNTS, outbound_exclude_ports_for_uids="tcp:80:envoy,tcp:80:101")
+    assert settings.outbound_exclude_ports_for_uids == (("tcp", "80", 101),)
+
+
+def test_ports_of_udp_are_refused_where_none_is_captured_and_without_dns_are_a_warning() -> None:
+    error = refusal("outbound_exclude_ports_for_uids", "tcp:80:5,udp:53:5")
+    assert error.problem == "it lists ports of UDP, of which layout istio-1.0 captures nothing"
+    assert error.allowed == "tcp:PORT:UID; layout istio-1.30 takes udp:PORT:UID, too"
+    (warning,) = current(outbound_exclude_ports_for_uids="udp:53:5").warnings
+    assert warning.endswith("its ports of UDP have no effect: UDP is captured only with --redirect-dns")
+
+
+def test_senders_to_leave_alone_and_a_port_of_dns_have_no_effect_where_nothing_is_captured() -> None:
+    (warning,) = parse(inbound_exclude_cidrs="10.0.0.0/8").warnings
+    assert warning == "--inbound_exclude_cidrs has no effect: nothing inbound is captured (-b)"
+    assert parse(inbound_exclude_cidrs="10.0.0.0/8", inbound_ports="80").warnings == ()
+    assert current(dns_port="15153").warnings == ("--dns_port has no effect: it applies only with --redirect-dns",)
+
+
+def test_the_port_of_dns_must_be_free() -> None:
+    dns = {"redirect_dns": "true", "capture_all_dns": "true"}
+    with pytest.raises(InvalidInput, match="--envoy_port: 15153 is the port of the proxy's resolver"):
+        current(envoy_port="15153", dns_port="15153", **dns)
+    for port in ("15001", "15006"):
+        with pytest.raises(InvalidInput, match=f"--dns_port: {port} is the port of the proxy's listener"):
+            current(dns_port=port, **dns)
+    assert current(envoy_port="15053", dns_port="15153", **dns).envoy_port == 15053
 
 
 @pytest.mark.parametrize("inbound", ["", "80", "80,443"])

@@ -163,4 +163,13 @@ def test_long_lists_are_sampled() -> None:
     settings = Settings.of(CURRENT, inbound_ports=",".join(map(str, range(2000, 2100))))
     assert len(outcomes(list(paths(settings, build_plan(settings), CONTEXT)), "in")) == 10
     assert list(unchecked(settings)) == ["92 more items of -b"]
+    users = ",".join(f"tcp:80:{uid}" for uid in range(10))
+    settings = Settings.of(CURRENT, outbound_exclude_ports_for_uids=users, inbound_exclude_cidrs="10.0.0.0/8")
+    assert list(unchecked(settings)) == [
+        "the senders of --exclude-inbound-cidrs",
+        "2 more items of --exclude-outbound-ports-for-uids",
+    ]
+    assert [path.expected for path in paths(settings, build_plan(settings), CONTEXT) if path.what == "user out"] == [
+        None
+    ] * 8
     assert list(unchecked(Settings.of(CURRENT))) == []

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject import Injection
-from istio_init.kubernetes.webhook.server import Listeners, Logger, run
+from istio_init.kubernetes.webhook.log import Logger
+from istio_init.kubernetes.webhook.server import Listeners, run
 
 if TYPE_CHECKING:
     from istio_init.kubernetes.inject import Workload

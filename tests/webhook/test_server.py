@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
-from istio_init.kubernetes.webhook import server
-from tests.webhook import stand_in as injector
+from istio_init.kubernetes.webhook.bodies import MAX_BODY
 from tests.webhook.live import ADDRESS, TIMEOUT, Certificates, Webhook, ask, eventually, stand_in_arguments
 from tests.webhook.reviews import POD, UID, bare_pod, encoded, patched, pod, review
 from tests.webhook.test_review import BAD
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GOOD = encoded(review(POD))
-TOO_LARGE = server.MAX_BODY + 1
+TOO_LARGE = MAX_BODY + 1
 
 
 def still_serves(webhook: Webhook) -> None:
@@ -65,7 +63,7 @@ def test_a_denied_pod_and_one_left_alone_are_answers_too(stand_in: Webhook) -> N
     assert alone["warnings"]
 
 
-@pytest.mark.parametrize("size", [1_000_000, server.MAX_BODY - 100_000])
+@pytest.mark.parametrize("size", [1_000_000, MAX_BODY - 100_000])
 def test_a_large_pod_is_injected(size: int, stand_in: Webhook) -> None:
     large = pod(large="x" * size)
     assert patched(large, stand_in.review(review(large)))["spec"]["containers"][-1]["name"] == "stand-in"
@@ -187,26 +185,6 @@ def test_a_client_that_goes_away_in_the_middle_harms_nothing(part: int, shared: 
     connection.close()
     eventually(lambda: shared.metric(refused) == before + 1, "it is counted")
     still_serves(shared)
-
-
-def silent(_message: str) -> None:
-    pass
-
-
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODY_TIMEOUT", 0.05)
-
-    async def post() -> int:
-        async def body() -> object:
-            yield GOOD[:10]
-            await asyncio.get_running_loop().create_future()
-
-        application = server.Webhook(injector.inject, server.Logger(silent, silent, silent)).reviews()
-        async with TestClient(TestServer(application)) as client:
-            reply = await client.post("/inject", data=body(), headers={"Content-Type": "application/json"})
-            return reply.status
-
-    assert asyncio.run(asyncio.wait_for(post(), TIMEOUT)) == 408
 
 
 @pytest.mark.parametrize(("annotation", "status"), [("fault", 500), ("deep", 400)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_init.kubernetes.inject.pod import Additions, compact, field, proxy_user, readiness_probe, variable
+from istio_init.kubernetes.inject.settings import OWN_FLAGS
 from istio_init.kubernetes.manifest import INIT, PROXY
 from istio_init.rules.model import ENVOY_PORT, PROXY_UID, Mode
 from istio_init.rules.values import ALL
@@ -59,6 +60,7 @@ def _init(pod: PodTemplate) -> Json:
             *("-p", str(ENVOY_PORT), "-u", str(PROXY_UID), "-m", pod.parsed.mode.value),
             *("-i", pod.flag("service_cidrs", ALL), "-x", pod.flag("service_exclude_cidrs", "")),
             *("-b", pod.flag("inbound_ports", pod.app_ports), "-d", _excluded(pod)),
+            *pod.optional_flags(*OWN_FLAGS),
         ],
         "resources": {},
         "securityContext": UNPRIVILEGED_CONTEXT if pod.settings.unprivileged else privileged_context,

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING
 
 from istio_init.kubernetes.inject.pod import Additions, compact, field, proxy_user, readiness_probe, variable
+from istio_init.kubernetes.inject.settings import OWN_FLAGS
 from istio_init.kubernetes.manifest import INIT, PROXY
 from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.model import ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT, Mode
@@ -77,7 +78,6 @@ def _annotations(pod: PodTemplate) -> dict[str, str]:
 
 
 def _init(pod: PodTemplate) -> Json:
-    optional = [word for flag, name in OPTIONAL_FLAGS if name in pod.parsed.flags for word in (flag, pod.flag(name, ""))]
     return {
         "name": INIT,
         "image": pod.settings.init_image,
@@ -87,7 +87,7 @@ def _init(pod: PodTemplate) -> Json:
             *("-u", str(PROXY_UID), "-m", pod.parsed.mode.value),
             *("-i", pod.flag("service_cidrs", ALL), "-x", pod.flag("service_exclude_cidrs", "")),
             *("-b", pod.flag("inbound_ports", ALL), "-d", _excluded(pod)),
-            *optional,
+            *pod.optional_flags(*OPTIONAL_FLAGS, *OWN_FLAGS),
             "--log_output_level=default:info",
         ],
         "resources": RESOURCES,

@@ -73,6 +73,15 @@ class PodTemplate(NamedTuple):
         """Return the value of a flag of the init container: that of its annotation, or the default."""
         return self.parsed.flags.get(option, default)
 
+    def optional_flags(self, *flags: tuple[str, str]) -> tuple[str, ...]:
+        """Return flags with their values, those with an annotation only.
+
+        Args:
+            flags: each flag and its `Option.name`.
+        """
+        given = self.parsed.flags
+        return tuple(word for flag, name in flags if name in given for word in (flag, given[name]))
+
 
 class Additions(NamedTuple):
     """What is added to a pod.

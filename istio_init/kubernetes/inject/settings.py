@@ -1,6 +1,7 @@
 """The injection's settings: the command's options, and the pod's annotations, which take precedence.
 
-Names and semantics of the annotations are Istio's (istio.io, "Resource Annotations").
+Names and semantics of the annotations are Istio's (istio.io, "Resource Annotations"), but for those with this program's own
+prefix, whose settings Istio does not have.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from istio_init.kubernetes.agreement import MESH_PORTS
 from istio_init.rules import values as parse
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find
 from istio_init.rules.model import READINESS_PORT, Mode
+from istio_init.rules.options import OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, parse_settings
 from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import parse_proxy_settings
@@ -30,6 +32,7 @@ INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
 STATUS_PORT = "status.sidecar.istio.io/port"
 PROXY_IMAGE_ANNOTATION = "sidecar.istio.io/proxyImage"
 TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
+OWN_PREFIX = "istio-init/"
 INBOUND_PORTS = f"{TRAFFIC_PREFIX}includeInboundPorts"
 # Annotation → the init container's flag that it sets, by `Option.name`.
 TRAFFIC = {
@@ -41,7 +44,16 @@ TRAFFIC = {
     f"{TRAFFIC_PREFIX}includeOutboundIPRanges": "service_cidrs",
     f"{TRAFFIC_PREFIX}excludeOutboundIPRanges": "service_exclude_cidrs",
     f"{TRAFFIC_PREFIX}excludeInterfaces": "exclude_interfaces",
+    f"{OWN_PREFIX}excludeInboundCIDRs": "inbound_exclude_cidrs",
+    f"{OWN_PREFIX}excludeOutboundPortsForUIDs": "outbound_exclude_ports_for_uids",
+    f"{OWN_PREFIX}dnsPort": "dns_port",
 }
+# The flags of those that Istio does not have.
+OWN_FLAGS = tuple(
+    (option.flags[-1], option.name)
+    for option in OPTIONS
+    if option.name in {name for annotation, name in TRAFFIC.items() if annotation.startswith(OWN_PREFIX)}
+)
 # Boolean words that Istio's injector accepts for this annotation, in addition to Go's.
 WORDS = {"y": True, "yes": True, "on": True, "n": False, "no": False, "off": False}
 # github.com/distribution/reference: host and port, path, tag and digest.
@@ -50,6 +62,7 @@ IMAGE = re.compile(
     r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,})?"
 )
+IMAGE_LENGTH = 600  # characters; a name has up to 255, a tag up to 128, and the longest digest 136
 
 
 class InjectLayout(NamedTuple):
@@ -194,14 +207,14 @@ def image(text: str, where: str) -> str:
     Raises:
         InvalidInput: it is malformed.
     """
-    if not IMAGE.fullmatch(text):
+    if len(text) > IMAGE_LENGTH or not IMAGE.fullmatch(text):
         raise InvalidInput(where, f"{text!r} is not an image reference", "[HOST[:PORT]/]NAME[:TAG][@DIGEST]")
     return text
 
 
 def _unknown(annotations: Mapping[str, str]) -> Iterator[str]:
     for name in annotations:
-        if name.startswith(TRAFFIC_PREFIX) and name not in TRAFFIC:
+        if name.startswith((TRAFFIC_PREFIX, OWN_PREFIX)) and name not in TRAFFIC:
             yield f"annotation {name} is unknown and has no effect"
 
 

@@ -27,6 +27,7 @@ TEXTS = ("labels", "annotations")
 # A member of the status annotation: the members that were present but empty before the injection.
 EMPTY = "empty"
 ALLOWED = "a valid Kubernetes pod"
+MAX_ANNOTATIONS = 256 * 1024  # bytes of all names and values; Kubernetes refuses more (TotalAnnotationSizeLimitB)
 ALLOWED_STATUS = "a value written by `istio-init inject`"
 
 
@@ -56,6 +57,7 @@ def inject_template(template: Json, settings: InjectSettings, workload: Workload
     """
     metadata, spec = _object(template, "metadata", where), _object(template, "spec", where)
     labels, annotations = (_texts(metadata, kind, where) for kind in TEXTS)
+    _limit_annotations(annotations, where)
     reason = _skip_reason(spec, labels, annotations, where)
     if reason:
         return Injection(None, reason)
@@ -114,6 +116,12 @@ def _skip_reason(spec: Json, labels: dict[str, str], annotations: dict[str, str]
         if container.get("name") in (INIT, PROXY):
             return f"not injected: it already has a container {container['name']}, which this program did not add"
     return "" if containers else "not injected: it has no containers"
+
+
+def _limit_annotations(annotations: dict[str, str], where: str) -> None:
+    size = sum(len(text.encode(errors="surrogatepass")) for item in annotations.items() for text in item)
+    if size > MAX_ANNOTATIONS:
+        raise InvalidInput(f"{where}: annotations", f"they have {size} bytes", f"up to {MAX_ANNOTATIONS}, as in Kubernetes")
 
 
 def _user_warnings(spec: Json, settings: InjectSettings, where: str) -> Iterator[str]:

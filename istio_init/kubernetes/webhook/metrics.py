@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from istio_init.kubernetes.webhook.review import Outcome
 
-BAD_REQUEST, TOO_LARGE, FAILED = "bad_request", "too_large", "failed"
-OUTCOMES = (*Outcome, BAD_REQUEST, TOO_LARGE, FAILED)
+BAD_REQUEST, TOO_LARGE, TOO_MUCH, FAILED = "bad_request", "too_large", "too_much", "failed"
+OUTCOMES = (*Outcome, BAD_REQUEST, TOO_LARGE, TOO_MUCH, FAILED)
 # Around the target of 50 ms, up to the API server's default timeout of 10 s.
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 10.0)  # seconds
 

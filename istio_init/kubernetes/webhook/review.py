@@ -93,7 +93,7 @@ class Request(NamedTuple):
     pod: Json
 
 
-def answer(body: bytes, inject: Injector) -> Answer:
+def answer(body: bytes | bytearray, inject: Injector) -> Answer:
     """Answer one review.
 
     Args:
@@ -134,7 +134,7 @@ def _wrong(pod: Json) -> tuple[str, ...]:
         return (f"its rules and its proxy were not compared: {error}",)
 
 
-def read_request(body: bytes) -> Request:
+def read_request(body: bytes | bytearray) -> Request:
     """Parse an AdmissionReview.
 
     Raises:

@@ -6,21 +6,25 @@ import asyncio
 import json
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 
 from istio_init.core.errors import InvalidInput
 from istio_init.core.watch import watch
+from istio_init.kubernetes.webhook.bodies import MAX_BODY, Bodies
 from istio_init.kubernetes.webhook.certificates import ServerCertificate
-from istio_init.kubernetes.webhook.connections import Connections
-from istio_init.kubernetes.webhook.metrics import BAD_REQUEST, FAILED, TOO_LARGE, Metrics
+from istio_init.kubernetes.webhook.connections import Connections, listen
+from istio_init.kubernetes.webhook.log import LogBridge, Logger, Throttle
+from istio_init.kubernetes.webhook.metrics import BAD_REQUEST, FAILED, TOO_LARGE, TOO_MUCH, Metrics
 from istio_init.kubernetes.webhook.review import Answer, Outcome, answer
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -30,13 +34,15 @@ INJECT = "/inject"
 READY = "/healthz/ready"
 LIVE = "/healthz/live"
 METRICS = "/metrics"
-# The API server accepts objects of up to 3 MiB, and a review can hold two of them (`object`, `oldObject`).
-MAX_BODY = 6 * 1024 * 1024  # bytes
-BODY_TIMEOUT = 10.0  # seconds to receive a body; the API server's own timeout is 10 s
+LARGE_BODY = 32 * 1024  # bytes; most pods have less. What is larger could keep the event loop from everything else
 DRAIN_TIMEOUT = 15.0  # seconds for requests in flight; longer than `timeoutSeconds` in our configuration
 CLOSE_TIMEOUT = 2.0  # seconds to flush responses
 SETTLE_TIME = 0.2  # seconds without changes before files are reloaded: certificate and key are rarely written at once
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REFUSALS: dict[int, str] = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
+    HTTPStatus.SERVICE_UNAVAILABLE: TOO_MUCH,
+}  # status → outcome
 
 
 class Listeners(NamedTuple):
@@ -51,32 +57,6 @@ class Listeners(NamedTuple):
     address: str
     port: int
     status_port: int
-
-
-class Logger(NamedTuple):
-    """The server's log, one function per level."""
-
-    debug: Callable[[str], None]
-    info: Callable[[str], None]
-    warn: Callable[[str], None]
-
-
-class _LogBridge(logging.Handler):
-    """Forwards aiohttp's log, such as malformed requests, to this program's log: one line, without a traceback."""
-
-    def __init__(self, server_log: Logger) -> None:
-        super().__init__(logging.WARNING)
-        self._log = server_log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        self._log.warn(" ".join(f"{record.getMessage()}: {error or 'no details'}".split()))
-
-    def logger(self) -> logging.Logger:
-        """Make a standalone logger, whose records do not reach the root logger."""
-        logger = logging.Logger("istio_init.kubernetes.webhook")  # noqa: LOG001 - must not propagate: the root prints tracebacks
-        logger.addHandler(self)
-        return logger
 
 
 class Webhook:
@@ -95,6 +75,9 @@ class Webhook:
         self._idle.set()
         self._inject = inject
         self._log = server_log
+        self._warn_of_refusal = Throttle(server_log.warn)
+        self._bodies = Bodies()
+        self._worker = ThreadPoolExecutor(1, "review")  # a single one, since a large review takes memory and CPU time
 
     def reviews(self) -> web.Application:
         """Return the application for `/inject`."""
@@ -141,21 +124,27 @@ class Webhook:
 
     async def _response(self, request: web.Request) -> web.Response:
         try:
-            found = self._answer(await _body(request))
+            async with self._bodies.read(request) as body:
+                found, text = await self._answer(body)
         except web.HTTPException as error:
-            self.metrics.count(TOO_LARGE if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else BAD_REQUEST)
-            return _refusal(error.status, error.text or error.reason, self._log)
+            self.metrics.count(REFUSALS.get(error.status, BAD_REQUEST))
+            return self._refusal(error.status, error.text or error.reason)
         except (InvalidInput, RecursionError) as error:
             self.metrics.count(BAD_REQUEST)
-            return _refusal(HTTPStatus.BAD_REQUEST, str(error), self._log)
+            return self._refusal(HTTPStatus.BAD_REQUEST, str(error))
         except Exception as error:  # noqa: BLE001 - an unexpected error with one pod must not stop the server
             self.metrics.count(FAILED)
-            return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}", self._log)
+            return self._refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
         self.metrics.count(found.outcome)
-        return web.Response(body=json.dumps(found.review).encode(), content_type="application/json")
+        self._log_outcome(found)
+        return web.Response(body=text, content_type="application/json")
 
-    def _answer(self, body: bytes) -> Answer:
-        found = answer(body, self._inject)
+    async def _answer(self, body: bytearray) -> tuple[Answer, bytes]:
+        if len(body) <= LARGE_BODY:
+            return _answer(body, self._inject)
+        return await asyncio.get_running_loop().run_in_executor(self._worker, _answer, body, self._inject)
+
+    def _log_outcome(self, found: Answer) -> None:
         match found.outcome:
             case Outcome.INJECTED:
                 self._log.info(found.note)
@@ -163,7 +152,11 @@ class Webhook:
                 self._log.warn(found.note)
             case _:
                 self._log.debug(found.note)
-        return found
+
+    def _refusal(self, status: int, message: str) -> web.Response:
+        message = " ".join(message.split())
+        self._warn_of_refusal(f"rejected a request with status {status}: {message}")
+        return web.Response(status=status, text=f"istio-init: {message}\n")
 
     async def _readiness(self, _request: web.Request) -> web.Response:
         if self.ready:
@@ -188,7 +181,9 @@ async def serve(webhook: Webhook, certificate: ServerCertificate, listeners: Lis
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    start = partial(_listen, _LogBridge(server_log).logger())
+    # Without a handler of its own, its log is printed with tracebacks.
+    logging.getLogger("asyncio").addHandler(LogBridge(Throttle(server_log.warn)))
+    start = partial(_listen, server_log)
     async with AsyncExitStack() as stack:
         plain = ListenAddress(listeners.address, listeners.status_port, "--webhook-status-port")
         secure = ListenAddress(listeners.address, listeners.port, "--webhook-port")
@@ -212,34 +207,43 @@ class ListenAddress(NamedTuple):
 
 @asynccontextmanager
 async def _listen(
-    logger: logging.Logger,
+    server_log: Logger,
     application: web.Application,
-    listen: ListenAddress,
+    address: ListenAddress,
     context: ssl.SSLContext | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[int]:
     """Serve an application and yield its port; on exit stop accepting, drain, and close the remaining connections."""
-    connections = Connections()
-    application.middlewares.append(connections.track)
+    logger = LogBridge(Throttle(server_log.warn)).logger()
     runner = web.AppRunner(
         application, logger=logger, access_log=None, auto_decompress=False, shutdown_timeout=CLOSE_TIMEOUT
     )
+    connections = Connections(runner, Throttle(server_log.warn))
+    application.middlewares.append(connections.track)
     await runner.setup()
-    sweeping = asyncio.create_task(connections.sweep_periodically(runner))
+    sweeping = asyncio.create_task(connections.sweep_periodically())
     try:
-        site = web.TCPSite(runner, listen.address or None, listen.port, ssl_context=context)
-        try:
-            await site.start()
-        except OSError as error:
-            problem = f"cannot listen on {listen.address}:{listen.port}: {error.strerror}"
-            raise InvalidInput(listen.option, problem, "a free port") from None
-        yield runner.addresses[0][1]
-        await site.stop()
+        with _bound(address) as listener:
+            accepting = asyncio.create_task(connections.accept(listener, context))
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                accepting.cancel()
+                await asyncio.wait([accepting])
         if drain:
             await drain()
     finally:
         sweeping.cancel()
         await runner.cleanup()
+        connections.abort_all()
+
+
+def _bound(address: ListenAddress) -> socket.socket:
+    try:
+        return listen(address.address, address.port)
+    except OSError as error:
+        problem = f"cannot listen on {address.address}:{address.port}: {error.strerror}"
+        raise InvalidInput(address.option, problem, "a free port") from None
 
 
 @asynccontextmanager
@@ -273,29 +277,10 @@ async def _watch_certificate(certificate: ServerCertificate, metrics: Metrics, s
         yield
 
 
-async def _body(request: web.Request) -> bytes:
-    """Read a request's body.
-
-    Raises:
-        web.HTTPException: its content type is not JSON, it is too large, incomplete, or late.
-    """
-    if request.content_type != "application/json" or "Content-Encoding" in request.headers:
-        raise web.HTTPUnsupportedMediaType(text="the body must be uncompressed application/json")
-    if (request.content_length or 0) > MAX_BODY:
-        raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            return await request.read()
-    except (web.RequestPayloadError, ClientPayloadError, ConnectionError) as error:
-        raise web.HTTPBadRequest(text=f"the body is incomplete: {error}") from None
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(text=f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
-
-
-def _refusal(status: int, message: str, server_log: Logger) -> web.Response:
-    message = " ".join(message.split())
-    server_log.warn(f"rejected a request with status {status}: {message}")
-    return web.Response(status=status, text=f"istio-init: {message}\n")
+def _answer(body: bytearray, inject: Injector) -> tuple[Answer, bytes]:
+    """Answer a review, as data and as JSON."""
+    found = answer(body, inject)
+    return found, json.dumps(found.review).encode()
 
 
 def run(inject: Injector, files: tuple[str, str], listeners: Listeners, server_log: Logger) -> None:

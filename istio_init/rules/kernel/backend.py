@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 
 from istio_init.core.light import TYPE_CHECKING, NamedTuple, Protocol, contextmanager
 from istio_init.rules.changes import TableChange, compare
-from istio_init.rules.kernel.locks import LOCK_WAIT, namespace_lock, signals_held
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits, ended_by_signals, namespace_lock
 from istio_init.rules.model import Family, Marks, Snapshot, Table, TproxyRoute, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from istio_init.core.errors import IstioInitError
     from istio_init.rules.kernel.rule_sets import RuleSet
@@ -74,7 +74,7 @@ class Backend(ABC):
     """One way to read and write the rules of this process's network namespace.
 
     Args:
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
 
     Attributes:
         name: the name on the command line.
@@ -88,8 +88,8 @@ class Backend(ABC):
     rule_sets: frozenset[RuleSet]
     all_or_nothing = False
 
-    def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
-        self.lock_wait = lock_wait
+    def __init__(self, waits: Waits = USUAL_WAITS) -> None:
+        self.waits = waits
         self.notices: list[str] = []
         self.node_chains: set[str] = set()
 
@@ -149,11 +149,16 @@ class Backend(ABC):
         return surroundings
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the writer's lock, and defer signals until the change is complete.
+    def locked(self) -> Iterator[Callable[[], None]]:
+        """Hold the lock of the only writer.
+
+        Yields:
+            a function to call before the first change: until then signals end this run at once, and from then on they wait
+            for the end of the block.
 
         Raises:
             LockHeld: another program holds the lock.
+            Ended: a signal came before the first change.
         """
-        with namespace_lock(self.lock_wait), signals_held():
-            yield
+        with ended_by_signals() as hold, namespace_lock(self.waits.lock):
+            yield hold

@@ -11,7 +11,7 @@ from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.changes import desired, shadows
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
 from istio_init.rules.kernel.host import refuse_machine, refuse_node
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.parts import Part, put_back, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
 from istio_init.rules.kernel.report import Report, RoutesChanged
@@ -46,7 +46,7 @@ class Written(NamedTuple):
 def open_engine(
     name: str = AUTO,
     variant: Variant | None = None,
-    lock_wait: int = LOCK_WAIT,
+    waits: Waits = USUAL_WAITS,
     observe: Observer = lambda _: None,
     host: bool = False,  # noqa: FBT001, FBT002 - a value of the command line, in the order of its options
 ) -> Engine:
@@ -56,7 +56,7 @@ def open_engine(
         name: a backend of `registry.BACKENDS`, or `auto`: iptables where one of its variants works, else native nftables.
             iptables comes first because that is where people look for our rules.
         variant: the iptables variant to use; None detects it.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives progress messages.
         host: whether a machine's own network namespace, or a Kubernetes node's, may be written to.
 
@@ -64,12 +64,12 @@ def open_engine(
         InvalidInput: there is no such backend, or it contradicts the variant.
     """
     if name != AUTO:
-        return Engine(open_backend(name, variant, lock_wait, observe), observe, host=host)
+        return Engine(open_backend(name, variant, waits, observe), observe, host=host)
 
     def fall_back() -> Backend:
-        return open_backend(FALLBACK, None, lock_wait, observe)
+        return open_backend(FALLBACK, None, waits, observe)
 
-    preferred = open_backend(PREFERRED, variant, lock_wait, observe)
+    preferred = open_backend(PREFERRED, variant, waits, observe)
     return Engine(preferred, observe, fall_back if variant is None else None, host=host)
 
 
@@ -108,12 +108,13 @@ class Engine:
         """
         plan = plan.only(families)
         wanted = {family: desired(plan, family) for family in families}
-        with self._opened():
+        with self._opened() as hold:
             readings = self._backend.read(families)
             others, hidden = self._read_others(families)
             left_out = self._unreadable(readings, wanted, plan.optional)
             before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
             part = Part(self._backend, before, wanted)
+            hold()
             with self._surroundings_added(plan) as added:
                 written = self._write(part, wanted, plan.optional, others)
             gone = self._tidy([part, *others], families, plan)
@@ -139,23 +140,24 @@ class Engine:
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
-        with self._opened():
+        with self._opened() as hold:
             readings = self._backend.read(families)
             others, hidden = self._read_others(families)
             before, unseen = seen(readings)
             part = Part(self._backend, before, {})
+            hold()
             self._write(part, {}, frozenset(), others)
             gone = self._tidy([part, *others], families, NO_PLAN)
             parts = [one for one in (part, *others) if one.changes] or [part]
             return _report(parts, families, parts, (*unseen, *hidden), gone)
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Hold the writer's lock on a network namespace that may be written to."""
+    def _opened(self) -> Iterator[Callable[[], None]]:
+        """Hold the writer's lock on a network namespace that may be written to; see `Backend.locked` for what is yielded."""
         if not self._host:
             refuse_machine()
-        with self._backend.locked():
-            yield
+        with self._backend.locked() as hold:
+            yield hold
 
     def _unreadable(
         self, readings: Readings, wanted: Mapping[Family, Snapshot], optional: frozenset[Family]
@@ -267,7 +269,7 @@ class Engine:
         """Yield backends that may hold rules of ours that the last `read` did not return, with the families concerned."""
         yield from self._backend.besides()
         for rule_set, where in occupied(families, self._backend.rule_sets).items():
-            yield open_rule_set(rule_set, self._backend.lock_wait, self._observe), where
+            yield open_rule_set(rule_set, self._backend.waits, self._observe), where
 
     def _tidy(self, parts: Sequence[Part], families: tuple[Family, ...], keep: Plan) -> RoutesChanged:
         """Remove the policy routes and addresses of ours that a plan does not have."""

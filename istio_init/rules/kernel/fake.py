@@ -12,7 +12,7 @@ from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import Family, Marks, Rule, Snapshot, Table, TableState, TproxyRoute, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from istio_init.rules.changes import TableChange
 
@@ -81,9 +81,9 @@ class FakeBackend(Backend):
         return self._surroundings
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Callable[[], None]]:
         """Take no lock: no other process can see these rules."""
-        yield
+        yield lambda: None
 
 
 class FakeSurroundings:

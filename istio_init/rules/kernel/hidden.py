@@ -13,7 +13,7 @@ from istio_init.core.runner import Command
 from istio_init.rules.changes import TableChange
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.native import NativeBackend
-from istio_init.rules.model import BUILTIN_CHAINS, OWN_CHAINS, Family, OpaqueRule, Table
+from istio_init.rules.model import BUILTIN_CHAINS, CHAINS_OF, Family, OpaqueRule, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,7 +56,7 @@ class HiddenTables:
         asked = [
             (Table(table), chain)
             for table, chain in sorted(nf_tables.chains(family))
-            if table in self._tables[family] and chain in OWN_CHAINS | BUILTIN_CHAINS
+            if table in self._tables[family] and chain in CHAINS_OF[Table(table)] | BUILTIN_CHAINS
         ]
         texts: dict[Table, Texts] = {}
         results = self._programs.run([Command((program, "-t", table, "-S", chain)) for table, chain in asked])

@@ -11,6 +11,7 @@ from istio_init.rules.kernel.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK_VARIABLE,
     is_lock_chosen,
+    is_lock_of_others,
     lock_notice,
     lock_path,
     own_lock_file,
@@ -21,8 +22,7 @@ from istio_init.rules.model import Family
 
 if TYPE_CHECKING:
     from istio_init.core.runner import Observer
-
-PROGRAM_TIMEOUT = 30.0  # seconds per program, plus the wait for the lock
+    from istio_init.rules.kernel.locks import Waits
 
 LOCK_FILE_MESSAGE = "can't open lock file"
 LOCK_MESSAGE = "holding the xtables lock"
@@ -38,20 +38,20 @@ class Programs:
     """The programs of iptables, with what all their runs share.
 
     Args:
-        lock_wait: seconds to wait for another program that holds the xtables lock.
+        waits: how long to wait for the xtables lock, and for a program.
         observe: receives each command that is run.
         notices: receives a warning where another lock file is used.
     """
 
-    def __init__(self, lock_wait: int, observe: Observer, notices: list[str]) -> None:
-        self._lock_wait = lock_wait
+    def __init__(self, waits: Waits, observe: Observer, notices: list[str]) -> None:
+        self._waits = waits
         self._observe = observe
         self._notices = notices
         self._lock_path = ""  # of a lock file of our own, where the usual one cannot be opened
 
     def restore_command(self, program: str, script: str) -> Command:
         """Return the command with which a program loads a script, and leaves what that does not name."""
-        wait = f"{max(1, self._lock_wait)}"  # 0 would be a wait without end
+        wait = f"{max(1, self._waits.lock)}"  # 0 would be a wait without end
         return Command((program, "--noflush", "-w", wait), script)
 
     def run(self, commands: list[Command], unsure: frozenset[str] = frozenset()) -> list[Result]:
@@ -74,17 +74,21 @@ class Programs:
 
     def _run_with_lock_file(self, commands: list[Command]) -> list[Result]:
         """Run commands; rerun those that could not create their lock file, with a lock file of our own."""
-        given = [self._with_own_lock(command) if self._lock_path else command for command in commands]
-        results = run_all(given, self._lock_wait + PROGRAM_TIMEOUT, self._observe)
+        if not self._lock_path and is_lock_of_others() and any("nft" not in command.argv[0] for command in commands):
+            self._lock_path = lock_path(own_lock_file())
+        results = self._run_all(commands)
         failed = [number for number, result in enumerate(results) if LOCK_FILE_MESSAGE in result.stderr]
         if failed and not (self._lock_path or is_lock_chosen()):
             self._lock_path = lock_path(own_lock_file())
             reason = results[failed[0]].stderr.rpartition(": ")[2]
             self._notices.append(lock_notice(reason, self._lock_path))
-            again = [self._with_own_lock(commands[number]) for number in failed]
-            for number, result in zip(failed, run_all(again, self._lock_wait + PROGRAM_TIMEOUT, self._observe), strict=True):
+            for number, result in zip(failed, self._run_all([commands[number] for number in failed]), strict=True):
                 results[number] = result
         return results
+
+    def _run_all(self, commands: list[Command]) -> list[Result]:
+        given = [self._with_own_lock(command) if self._lock_path else command for command in commands]
+        return run_all(given, self._waits.lock + self._waits.tool, self._observe)
 
     def _with_own_lock(self, command: Command) -> Command:
         return command._replace(environment=((XTABLES_LOCK_VARIABLE, self._lock_path),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from istio_init.rules.kernel.locks import NETWORK_NAMESPACE
 from istio_init.rules.model import Family, Table
 
 # The legacy tables that exist in this network namespace, one per line (net/netfilter/x_tables.c). Asking for a table in any
@@ -13,6 +14,7 @@ NAMES = {
     Family.IPV6: "/proc/thread-self/net/ip6_tables_names",
 }
 
+FIRST_NAMESPACE = "/proc/1/ns/net"
 XTABLES_LOCK = "/run/xtables.lock"
 XTABLES_LOCK_VARIABLE = "XTABLES_LOCKFILE"
 
@@ -41,6 +43,20 @@ def are_tables_known(family: Family) -> bool:
 def is_lock_chosen() -> bool:
     """Return whether the user set the path of the lock file."""
     return bool(os.environ.get(XTABLES_LOCK_VARIABLE))
+
+
+def is_lock_of_others() -> bool:
+    """Return whether the usual lock file belongs to a machine or container with a network namespace of its own.
+
+    Its programs change other tables than this process does, in another namespace (`--network-namespace`, a node agent), so
+    there is nothing to wait for. The first process here shows whose file system this is.
+    """
+    if is_lock_chosen():
+        return False
+    try:
+        return os.readlink(FIRST_NAMESPACE) != os.readlink(NETWORK_NAMESPACE)
+    except OSError:  # only root may look
+        return False
 
 
 def own_lock_file() -> int:

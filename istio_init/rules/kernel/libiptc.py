@@ -73,7 +73,7 @@ class LibiptcBackend(Backend):
     """Reads and writes legacy tables through library calls.
 
     Args:
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
     """
 
     name = "libiptc"
@@ -116,12 +116,12 @@ class LibiptcBackend(Backend):
         return failed
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Callable[[], None]]:
         """Also take the lock of iptables-legacy, which python-iptables does not take."""
         path = os.environ.get(XTABLES_LOCK_VARIABLE, XTABLES_LOCK)
-        with super().locked(), _lock_file(path, self.notices.append) as lock:
-            flock(lock, self.lock_wait, f"the xtables lock {path}")
-            yield
+        with super().locked() as hold, _lock_file(path, self.notices.append) as lock:
+            flock(lock, self.waits.lock, f"the xtables lock {path}")
+            yield hold
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def _try(family: Family, name: Table) -> None:
 
 def _read_table(family: Family, name: Table, noted: set[str]) -> TableState:
     table = _open(family, name)
-    reader = TableReader()
+    reader = TableReader(name)
     for chain in table.chains:
         noted.update(NODE_CHAINS & {chain.name})
         reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")

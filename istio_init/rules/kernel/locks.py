@@ -6,16 +6,32 @@ import fcntl
 import os
 import time
 
-from istio_init.core.errors import LockHeld, Unsupported
-from istio_init.core.light import TYPE_CHECKING, contextmanager, signal
+from istio_init.core.errors import Ended, LockHeld, Unsupported
+from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple, contextmanager, signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
-LOCK_WAIT = 10  # seconds
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # those that end a run, besides SIGINT
 LOCK_POLL = 0.02  # seconds
 # setns(2) moves a thread, not the process, so the thread's namespace is the one that counts.
 NETWORK_NAMESPACE = "/proc/thread-self/ns/net"
+
+
+class Waits(NamedTuple):
+    """How long to wait, in seconds.
+
+    Attributes:
+        lock: for another program that holds a lock.
+        tool: for a program that was started.
+    """
+
+    lock: int = 10
+    tool: int = 30
+
+
+USUAL_WAITS = Waits()
 
 
 @contextmanager
@@ -38,6 +54,8 @@ def namespace_lock(wait: int) -> Iterator[None]:
         message = f"cannot open {NETWORK_NAMESPACE!r} to lock this network namespace: {error.strerror}; mount /proc"
         raise Unsupported(message) from None
     try:
+        # If this process is killed, a tool that it started may still be writing: it holds the lock, too, until it ends.
+        os.set_inheritable(namespace, True)  # noqa: FBT003 - the function's only parameter
         flock(namespace, wait, "the lock of this network namespace")
         yield
     finally:
@@ -72,10 +90,40 @@ def flock(file: int, wait: int, what: str) -> None:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP in this thread, so that they take effect only once the change is complete."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+def ended_by_signals() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and SIGHUP end a block with an exception, as Python does with SIGINT, so that its tools are ended, too.
+
+    The default would not do: it leaves them running, and for the first process of a container it does nothing at all
+    (pid_namespaces(7)). What is ignored stays ignored.
+
+    Yields:
+        a function that blocks the signals until the end of the block, when they have their usual effect.
+
+    Raises:
+        Ended: one of them came before that.
+    """
+    usual: dict[int, Any] = {}
+
+    def end(number: int, _: object) -> NoReturn:
+        raise Ended(number)
+
+    def hold() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *SIGNALS))
+        restore()
+
+    def restore() -> None:
+        while usual:
+            signal.signal(*usual.popitem())
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        yield
+        for number in SIGNALS:
+            if signal.getsignal(number) == signal.SIG_DFL:
+                try:
+                    usual[number] = signal.signal(number, end)
+                except ValueError:  # only the main thread may, and only that one is interrupted
+                    break
+        yield hold
     finally:
+        restore()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,7 +11,7 @@ from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Whole
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.nf_tables_text import describe
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, OpaqueRule, Snapshot, Table, Variant
@@ -33,15 +33,15 @@ class NativeBackend(Backend):
     """Reads, removes and puts back rules through netlink.
 
     Args:
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
     """
 
     name = "netlink"
     rule_sets = frozenset({RuleSet.IPTABLES_NFT})
     all_or_nothing = True
 
-    def __init__(self, lock_wait: int = LOCK_WAIT) -> None:
-        super().__init__(lock_wait)
+    def __init__(self, waits: Waits = USUAL_WAITS) -> None:
+        super().__init__(waits)
         # What a change calls a rule, and the rules of the kernel that this was last read from.
         self._places: dict[Place, list[NativeRule]] = {}
         self._forms: dict[Place, NativeRule] = {}  # the same for all that was ever read, to put it back
@@ -73,7 +73,7 @@ class NativeBackend(Backend):
             chains = [chain for name, chain in names if name == table]
             if not chains:
                 continue
-            reader = TableReader()
+            reader = TableReader(table)
             for chain in chains:
                 # The policy of a built-in chain is not looked at here, nor by anything that removes rules.
                 reader.add_chain(chain, "ACCEPT" if chain in BUILTIN_CHAINS else "-")
@@ -85,7 +85,7 @@ class NativeBackend(Backend):
     def _read_chain(
         self, family: Family, table: Table, rules: list[NativeRule], texts: list[str] | None, reader: TableReader
     ) -> None:
-        words = list(map(_worded, rules))
+        words = [_worded(table, rule) for rule in rules]
         if texts is not None and len(texts) == len(rules):  # else somebody changed it between the two looks
             words = texts
         for rule, text in zip(rules, words, strict=True):
@@ -131,9 +131,9 @@ class NativeBackend(Backend):
         return nf_tables.add_rule(place[0], rule, describe(rule.expressions).protocol, at_head=at_head)
 
 
-def _worded(rule: NativeRule) -> str:
+def _worded(table: Table, rule: NativeRule) -> str:
     """Put a rule into words; of a third-party one only what it leads to, with its number."""
     text = describe(rule.expressions).text
-    if "[" not in text or is_ours(rule.chain, text):
+    if "[" not in text or is_ours(table, rule.chain, text):
         return text
     return f"[rule of nft with handle {rule.handle}] {text.rpartition('] ')[2]}"

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 # linux/netfilter/nfnetlink.h and nf_tables.h: messages of nf_tables, which the batch of a transaction encloses.
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (1, 2))
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = (
     NFNL_SUBSYS_NFTABLES << 8 | number for number in (3, 4, 5, 6, 7, 8)
 )
+NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_COMPAT = 1, 2, 3, 4, 5
 NFTA_RULE_USERDATA = 7
 NFTA_RULE_COMPAT_PROTO, NFTA_RULE_COMPAT_FLAGS = 1, 2
 NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800  # linux/netlink.h
 NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}  # linux/netfilter.h
+NFPROTO_INET = 1
 
 BODY = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
 NUMBER, HANDLE = struct.Struct("!I"), struct.Struct("!Q")
@@ -65,7 +68,7 @@ def chains(family: Family) -> frozenset[tuple[str, str]]:
         NotPermitted: this process may not ask.
         Unsupported: the kernel's answer could not be read.
     """
-    listed = _dump(NFT_MSG_GETCHAIN, family, "chains")
+    listed = _dump(NFT_MSG_GETCHAIN, NFPROTO[family], f"chains of nf_tables for {family}")
     return frozenset(_names(body, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) for body in listed)
 
 
@@ -75,7 +78,22 @@ def rules(family: Family) -> list[NativeRule]:
     Raises:
         NotPermitted, Unsupported: as for `chains`.
     """
-    return [_rule(body) for body in _dump(NFT_MSG_GETRULE, family, "rules")]
+    return [_rule(body) for body in _dump(NFT_MSG_GETRULE, NFPROTO[family], f"rules of nf_tables for {family}")]
+
+
+def inet_tables() -> frozenset[str]:
+    """List the tables of the family inet.
+
+    Raises:
+        NotPermitted, Unsupported: as for `chains`.
+    """
+    listed = _dump(NFT_MSG_GETTABLE, NFPROTO_INET, "tables of nf_tables")
+    return frozenset(_names(body, NFTA_TABLE_NAME, NFTA_TABLE_NAME)[0] for body in listed)
+
+
+def delete_inet_table(name: str) -> Message:
+    """Return the message that deletes a table of the family inet with all that is in it."""
+    return NFT_MSG_DELTABLE, 0, BODY.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, _text(name))
 
 
 def change(messages: Sequence[Message]) -> None:
@@ -129,11 +147,11 @@ def add_rule(family: Family, rule: NativeRule, protocol: int = 0, *, at_head: bo
     return NFT_MSG_NEWRULE, NLM_F_CREATE if at_head else NLM_F_CREATE | NLM_F_APPEND, _body(family, body)
 
 
-def _dump(kind: int, family: Family, what: str) -> list[bytes]:
-    with _explained(f"the {what} of nf_tables for {family} cannot be read"):
+def _dump(kind: int, family: int, what: str) -> list[bytes]:
+    with _explained(f"the {what} cannot be read"):
         try:
             with Netlink(NETLINK_NETFILTER) as kernel:
-                return kernel.dump(kind, _body(family, b""))
+                return kernel.dump(kind, BODY.pack(family, 0, 0))
         except ReadError:
             raise
         except OSError as error:

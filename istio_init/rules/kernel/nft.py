@@ -15,7 +15,7 @@ from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.runner import Command, Result, run_all
 from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Unread, Whole
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.modules import missing_of_nft
 from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
 from istio_init.rules.kernel.rule_sets import RuleSet
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from istio_init.core.runner import Observer
-
-NFT_TIMEOUT = 30.0  # seconds per run of nft
 
 LOAD = ("nft", "-f", "-")
 TRY = ("nft", "-c", "-f", "-")  # the kernel performs the transaction, then aborts it
@@ -44,7 +42,7 @@ class NftBackend(Backend):
     """Reads and writes through nft.
 
     Args:
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives each command that is run.
     """
 
@@ -52,8 +50,8 @@ class NftBackend(Backend):
     rule_sets = frozenset({RuleSet.NATIVE})
     all_or_nothing = True
 
-    def __init__(self, lock_wait: int = LOCK_WAIT, observe: Observer = lambda _: None) -> None:
-        super().__init__(lock_wait)
+    def __init__(self, waits: Waits = USUAL_WAITS, observe: Observer = lambda _: None) -> None:
+        super().__init__(waits)
         self._observe = observe
         self._absent: set[Family] = set()  # families that had no table of ours at the last read
 
@@ -98,7 +96,7 @@ class NftBackend(Backend):
         return compare(wanted, {} if wanted else current)
 
     def _run(self, commands: list[Command]) -> list[Result]:
-        results = run_all(commands, NFT_TIMEOUT, self._observe)
+        results = run_all(commands, self.waits.tool, self._observe)
         for result in results:
             if result.status != 0 and REFUSED_MESSAGE in result.stderr:
                 raise _failure(result)

@@ -5,7 +5,7 @@ Parts are committed one after the other, and rolled back together when one of th
 
 from __future__ import annotations
 
-from istio_init.core.errors import IstioInitError, ToolFault
+from istio_init.core.errors import IstioInitError, ToolFault, Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.kernel.backend import Partial, Unread
 from istio_init.rules.kernel.report import means
@@ -118,12 +118,27 @@ class Part:
                 raise failure
         return bool(changes)
 
+    def states(self) -> list[str]:
+        """Describe each table, of each family: whether it is as it was, or has changed, or cannot be read."""
+        try:
+            now, _ = seen(self.backend.read(tuple(self.before)))
+        except IstioInitError as error:
+            return [f"{self.backend.name} cannot be read: {error}"]
+        described = []
+        for family, before in self.before.items():
+            changed = {change.table for change in self.backend.difference(before, now[family])}
+            described += [
+                f"{family} {table} ({self.backend.name}) {'has changed' if table in changed else 'is as it was'}"
+                for table in dict.fromkeys((*before, *now[family]))
+            ]
+        return described
+
 
 def put_back(parts: Sequence[Part], cause: IstioInitError) -> None:
     """Roll parts back, and note it on the error that made it necessary.
 
     Raises:
-        IstioInitError: that failed, too.
+        Unsupported: that failed, too; the message says what each table holds now.
     """
     if len(parts) == 1 and parts[0].backend.all_or_nothing:
         cause.add_note(UNCHANGED)
@@ -131,6 +146,6 @@ def put_back(parts: Sequence[Part], cause: IstioInitError) -> None:
     try:
         undone = [part.undo() for part in parts]
     except IstioInitError as error:
-        message = f"{cause}; the rollback failed too: {error}"
-        raise IstioInitError(message) from cause
+        states = "; ".join(state for part in parts for state in part.states())
+        raise Unsupported(f"{cause}; the rollback failed too: {error}; now {states}") from cause
     cause.add_note("the previous rules are in place again (rollback)" if any(undone) else UNCHANGED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from istio_init.core.errors import InvalidInput
 from istio_init.core.light import TYPE_CHECKING, NamedTuple
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import Variant
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_init.core.runner import Observer
     from istio_init.rules.kernel.backend import Backend
 
-    Make = Callable[[Variant | None, int, Observer], Backend]
+    Make = Callable[[Variant | None, Waits, Observer], Backend]
 
 AUTO = "auto"
 RESTORE, LIBIPTC, NFT = "restore", "libiptc", "nft"
@@ -40,22 +40,22 @@ class Row(NamedTuple):
     dry_run_format: str = RESTORE
 
 
-def _restore(variant: Variant | None, lock_wait: int, observe: Observer) -> Backend:
+def _restore(variant: Variant | None, waits: Waits, observe: Observer) -> Backend:
     from istio_init.rules.kernel.restore import RestoreBackend
 
-    return RestoreBackend(variant, lock_wait, observe)
+    return RestoreBackend(variant, waits, observe)
 
 
-def _libiptc(_variant: Variant | None, lock_wait: int, _observe: Observer) -> Backend:
+def _libiptc(_variant: Variant | None, waits: Waits, _observe: Observer) -> Backend:
     from istio_init.rules.kernel.libiptc import LibiptcBackend
 
-    return LibiptcBackend(lock_wait)
+    return LibiptcBackend(waits)
 
 
-def _nft(_variant: Variant | None, lock_wait: int, observe: Observer) -> Backend:
+def _nft(_variant: Variant | None, waits: Waits, observe: Observer) -> Backend:
     from istio_init.rules.kernel.nft import NftBackend
 
-    return NftBackend(lock_wait, observe)
+    return NftBackend(waits, observe)
 
 
 BACKENDS = {
@@ -84,14 +84,14 @@ def agree(named: str, wanted: str) -> bool:
 
 
 def open_backend(
-    name: str, variant: Variant | None = None, lock_wait: int = LOCK_WAIT, observe: Observer = lambda _: None
+    name: str, variant: Variant | None = None, waits: Waits = USUAL_WAITS, observe: Observer = lambda _: None
 ) -> Backend:
     """Create a backend; `auto` creates the preferred one, and only `istio_init.rules.kernel.engine.open_engine` falls back.
 
     Args:
         name: one of NAMES.
         variant: the iptables variant to use; None lets the backend detect it.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives each command that is run.
 
     Raises:
@@ -102,17 +102,21 @@ def open_backend(
         others = [f"{other} with {variant}" for other, its in BACKENDS.items() if variant in its.variants and other != name]
         problem = f"{name!r} supports {row.reach}, but --iptables-variant is {variant.value!r}"
         raise InvalidInput("--backend", problem, f"{others[0]}, or {name} without --iptables-variant")
-    return row.make(variant, lock_wait, observe)
+    return row.make(variant, waits, observe)
 
 
-def open_rule_set(rule_set: RuleSet, lock_wait: int, observe: Observer) -> Backend:
+def open_rule_set(rule_set: RuleSet, waits: Waits, observe: Observer) -> Backend:
     """Create the backend that reads and writes one of the kernel's rule sets."""
     if rule_set is RuleSet.NATIVE:
-        return _nft(None, lock_wait, observe)
+        return _nft(None, waits, observe)
     if rule_set is RuleSet.LEGACY:
         from istio_init.rules.kernel.restore import RestoreBackend
 
-        return RestoreBackend(None, lock_wait, observe, (RuleSet.LEGACY,))
+        return RestoreBackend(None, waits, observe, (RuleSet.LEGACY,))
+    if rule_set is RuleSet.ISTIO_NATIVE:
+        from istio_init.rules.kernel.istio_tables import IstioTables
+
+        return IstioTables(waits)
     from istio_init.rules.kernel.native import NativeBackend
 
-    return NativeBackend(lock_wait)
+    return NativeBackend(waits)

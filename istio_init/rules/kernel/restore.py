@@ -16,9 +16,9 @@ from istio_init.rules.kernel.backend import Backend, Changes, Partial, Reading, 
 from istio_init.rules.kernel.host import node_chains_in
 from istio_init.rules.kernel.iptables_programs import Programs, failure, is_installed
 from istio_init.rules.kernel.legacy import are_tables_known, legacy_tables
-from istio_init.rules.kernel.locks import LOCK_WAIT
+from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.rule_sets import RuleSet
-from istio_init.rules.model import OWN_CHAINS, Family, Snapshot, Table, Variant
+from istio_init.rules.model import CHAINS_OF, Family, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import command_name, complete_tables, parse_save, render_changes
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from istio_init.core.runner import Observer, Result
     from istio_init.rules.kernel.hidden import HiddenTables
-    from istio_init.rules.model import TableState
 
 # nf_tables before legacy: merely querying a legacy table makes the kernel load it.
 RULE_SETS = (RuleSet.IPTABLES_NFT, RuleSet.LEGACY)
@@ -45,7 +44,7 @@ class RestoreBackend(Backend):
 
     Args:
         variant: which programs to use; None detects it for each family.
-        lock_wait: seconds to wait for another program that holds a lock.
+        waits: how long to wait for locks and for tools.
         observe: receives each command that is run.
         rule_sets: those to read and write, if no variant says so.
     """
@@ -55,12 +54,12 @@ class RestoreBackend(Backend):
     def __init__(
         self,
         variant: Variant | None = None,
-        lock_wait: int = LOCK_WAIT,
+        waits: Waits = USUAL_WAITS,
         observe: Observer = lambda _: None,
         rule_sets: Iterable[RuleSet] = RULE_SETS,
     ) -> None:
-        super().__init__(lock_wait)
-        self._programs = Programs(lock_wait, observe, self.notices)
+        super().__init__(waits)
+        self._programs = Programs(waits, observe, self.notices)
         self._observe = observe
         self._variant = variant
         self._variants: dict[tuple[Family, RuleSet], Variant | None] = {}  # found out when needed
@@ -107,7 +106,7 @@ class RestoreBackend(Backend):
         from istio_init.rules.kernel.registry import open_rule_set
 
         for rule_set, where in self._besides.items():
-            yield open_rule_set(rule_set, self.lock_wait, self._observe), where
+            yield open_rule_set(rule_set, self.waits, self._observe), where
 
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Write and remove a rule; a family works if one of its rule sets accepts the rule."""
@@ -199,7 +198,7 @@ class RestoreBackend(Backend):
             left_out = [line.strip("# ") for line in result.stdout.splitlines() if line.startswith("# Table")]
             return Unread(_incompatible(family, left_out)) if left_out else Whole(parse_save(result.stdout))
         tables = {name: state for name, state in parse_save(result.stdout).items() if name in printed}
-        missing = {TABLES[name] for name, chain in chains if name in TABLES and not _shows(tables.get(TABLES[name]), chain)}
+        missing = {TABLES[name] for name, chain in chains if name in TABLES and not _shows(tables, TABLES[name], chain)}
         if missing:
             tables |= self._hidden_tables().read(family, missing, self._name(family, RuleSet.IPTABLES_NFT, ""))
         return Whole(tables)
@@ -281,9 +280,9 @@ def _trial(table: Table) -> str:
     return f"*{table}\n:{chain} - [0:0]\n-A {chain} {rule}\n-F {chain}\n-X {chain}\nCOMMIT\n"
 
 
-def _shows(state: TableState | None, chain: str) -> bool:
+def _shows(tables: Snapshot, table: Table, chain: str) -> bool:
     """Return whether what was printed of a table has a chain, if that is one of ours."""
-    return state is not None and (chain not in OWN_CHAINS or chain in state.chains)
+    return table in tables and (chain not in CHAINS_OF[table] or chain in tables[table].chains)
 
 
 def _has_ours(tables: Snapshot) -> bool:

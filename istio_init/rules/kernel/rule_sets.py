@@ -10,15 +10,17 @@ from __future__ import annotations
 from istio_init.core.errors import NotPermitted
 from istio_init.core.light import TYPE_CHECKING, StrEnum
 from istio_init.rules.kernel.legacy import legacy_tables
-from istio_init.rules.kernel.nf_tables import chains
-from istio_init.rules.model import NFT_TABLE, OWN_CHAINS, Table
+from istio_init.rules.kernel.nf_tables import chains, inet_tables
+from istio_init.rules.model import CHAINS_OF, NFT_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from istio_init.rules.model import Family
 
-TABLES = frozenset(table.value for table in Table)
+# Istio 1.30, tools/istio-nftables/pkg/constants: tables of the family inet.
+ISTIO_TABLES = frozenset({"istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw"})
+OWN = {table.value: names for table, names in CHAINS_OF.items()}
 
 
 class RuleSet(StrEnum):
@@ -27,6 +29,7 @@ class RuleSet(StrEnum):
     IPTABLES_NFT = "iptables-nft"
     NATIVE = "nft"
     LEGACY = "iptables-legacy"
+    ISTIO_NATIVE = "nft of istio-iptables"
 
 
 def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[RuleSet, tuple[Family, ...]]:
@@ -43,10 +46,11 @@ def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[R
         present[RuleSet.LEGACY] = RuleSet.LEGACY not in known and bool(legacy_tables(family))
         try:
             listed = chains(family)
-            present[RuleSet.IPTABLES_NFT] = any(table in TABLES and name in OWN_CHAINS for table, name in listed)
+            present[RuleSet.IPTABLES_NFT] = any(name in OWN.get(table, ()) for table, name in listed)
             present[RuleSet.NATIVE] = any(table == NFT_TABLE for table, _ in listed)
+            present[RuleSet.ISTIO_NATIVE] = bool(inet_tables() & ISTIO_TABLES)
         except NotPermitted:
-            pass
+            present[RuleSet.ISTIO_NATIVE] = False  # only this process could remove them
         for rule_set, is_there in present.items():
             if is_there and rule_set not in known:
                 found[rule_set] = (*found.get(rule_set, ()), family)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.layouts import reasons
 from istio_init.rules.layouts.parts import TCP, UDP, Piece, from_cidr, jump, owner_matches, redirect, to_cidr, to_port
-from istio_init.rules.model import DNS_PORT, RESOLVER_PORT, Family, Match, MatchKind, Rule, Table, Target, TargetKind
+from istio_init.rules.model import RESOLVER_PORT, Family, Match, MatchKind, Rule, Table, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PROXY_ZONE, APP_ZONE = 1, 2
 TO_RESOLVER = to_port(str(RESOLVER_PORT))
 FROM_RESOLVER = Match(MatchKind.SOURCE_PORT, str(RESOLVER_PORT))
-FROM_PROXY = Match(MatchKind.SOURCE_PORT, str(DNS_PORT))
 HOST_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
 
@@ -37,10 +36,12 @@ def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...])
     for protocol in (TCP, UDP):
         for server in servers:
             why = reasons.DNS_SERVER.of(server) if server else reasons.DNS_ANY_SERVER
-            yield Piece(Table.NAT, "ISTIO_OUTPUT_DNS", Rule((*_to(server), protocol, TO_RESOLVER), redirect(DNS_PORT), why))
+            rule = Rule((*_to(server), protocol, TO_RESOLVER), redirect(settings.dns_port), why)
+            yield Piece(Table.NAT, "ISTIO_OUTPUT_DNS", rule)
+    from_proxy = Match(MatchKind.SOURCE_PORT, str(settings.dns_port))
     for owner in owner_matches(settings):
         yield _raw("ISTIO_OUTPUT_DNS", (UDP, TO_RESOLVER, owner), _zone(PROXY_ZONE), reasons.DNS_ZONE_PROXY)
-        yield _raw("ISTIO_OUTPUT_DNS", (UDP, FROM_PROXY, owner), _zone(APP_ZONE), reasons.DNS_ZONE_REPLY)
+        yield _raw("ISTIO_OUTPUT_DNS", (UDP, from_proxy, owner), _zone(APP_ZONE), reasons.DNS_ZONE_REPLY)
     for server in servers:
         yield _raw("ISTIO_OUTPUT_DNS", (*_to(server), UDP, TO_RESOLVER), _zone(APP_ZONE), reasons.DNS_ZONE_APP)
     if servers:

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.layouts import reasons
-from istio_init.rules.layouts.parts import OUT_LO, RETURN, TCP, jump, not_to, redirect, to_cidr, to_port
+from istio_init.rules.layouts.parts import (
+    OUT_LO,
+    RETURN,
+    TCP,
+    from_cidrs,
+    jump,
+    not_to,
+    of_user,
+    redirect,
+    to_cidr,
+    to_port,
+)
 from istio_init.rules.model import (
     LOOPBACK_CIDR,
     SSH_PORT,
@@ -81,7 +92,14 @@ def _inbound_chains(settings: Settings) -> tuple[Chain, ...]:
     make = _mangle if settings.mode is Mode.TPROXY else _nat
     return (
         make("PREROUTING", Rule((TCP,), jump("ISTIO_INBOUND"), reasons.INBOUND)),
-        make("ISTIO_INBOUND", *_inbound_rules(settings)),
+        make(
+            "ISTIO_INBOUND",
+            *(
+                Rule((*from_cidrs(cidr), TCP), RETURN, reasons.INBOUND_CIDR_EXCLUDED.of(cidr))
+                for cidr in settings.inbound_exclude_cidrs
+            ),
+            *_inbound_rules(settings),
+        ),
     )
 
 
@@ -120,6 +138,10 @@ def _outbound_chains(settings: Settings) -> tuple[Chain, ...]:
         _nat("OUTPUT", Rule((TCP,), jump("ISTIO_OUTPUT"), reasons.OUTBOUND)),
         _nat(
             "ISTIO_OUTPUT",
+            *(
+                Rule(of_user(item), RETURN, reasons.OUTBOUND_PORT_OF_UID_EXCLUDED.of(item.user))
+                for item in settings.outbound_exclude_ports_for_uids
+            ),
             Rule((NOT_TO_LOOPBACK, OUT_LO), jump("ISTIO_REDIRECT"), reasons.HAIRPIN),
             *(Rule((Match(MatchKind.UID_OWNER, uid),), RETURN, reasons.PROXY_UID.of(uid)) for uid in settings.proxy_uids),
             *(Rule((Match(MatchKind.GID_OWNER, gid),), RETURN, reasons.PROXY_GID.of(gid)) for gid in settings.proxy_gids),

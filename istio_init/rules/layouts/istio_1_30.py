@@ -17,9 +17,11 @@ from istio_init.rules.layouts.parts import (
     UDP,
     Piece,
     from_cidr,
+    from_cidrs,
     gather,
     jump,
     not_to,
+    of_user,
     owner_matches,
     redirect,
     to_cidr,
@@ -101,7 +103,7 @@ def _pieces(settings: Settings, net: Net) -> Iterator[Piece]:
     yield _nat("ISTIO_IN_REDIRECT", (TCP,), redirect(settings.inbound_capture_port), reasons.TO_INBOUND_PORT)
     if settings.inbound_ports:
         yield from _tproxy_chains(settings, net) if tproxy else ()
-        yield from _inbound(settings)
+        yield from _inbound(settings, net)
     yield from _outbound(settings, net)
     yield from dns_pieces(settings, net.family, net.of_family(settings.nameservers)) if settings.redirect_dns else ()
     yield from _marks(settings, net) if tproxy else ()
@@ -133,6 +135,7 @@ def _tproxy_chains(settings: Settings, net: Net) -> Iterator[Piece]:
     yield _mangle("ISTIO_DIVERT", (), Target(TargetKind.ACCEPT), reasons.TPROXY_ACCEPTED)
     target = Target(TargetKind.TPROXY, port=settings.inbound_capture_port, mark=mark)
     yield _mangle("ISTIO_TPROXY", (not_to(net.loopback), TCP), target, reasons.TPROXY_NEW)
+    yield from _forwarded(settings)
     yield _mangle("ISTIO_INBOUND", (TCP, _marked(mark)), RETURN, reasons.TPROXY_OWN_MARK)
     own_source = (from_cidr(net.proxy_source), IN_LO, TCP)
     yield _mangle("ISTIO_INBOUND", own_source, RETURN, reasons.TPROXY_OWN_SOURCE.of(net.proxy_source))
@@ -140,9 +143,24 @@ def _tproxy_chains(settings: Settings, net: Net) -> Iterator[Piece]:
     yield _mangle("ISTIO_INBOUND", (IN_LO, TCP, unmarked), RETURN, reasons.TPROXY_LOOPBACK)
 
 
-def _inbound(settings: Settings) -> Iterator[Piece]:
+def _forwarded(settings: Settings) -> Iterator[Piece]:
+    """Keep TPROXY from what the pod forwards between interfaces that are not its own network's.
+
+    Today's tool has no such rules. There, mangle takes a virtual machine's connections as inbound before nat sees them, and
+    the replies on connections that are forwarded end in this pod, which does not know them.
+    """
+    for name in settings.virtual_interfaces:
+        yield _mangle("ISTIO_INBOUND", (_in(name),), RETURN, reasons.VIRTUAL_NOT_INBOUND.of(name))
+    if settings.virtual_interfaces or settings.exclude_interfaces:
+        reply = Match(MatchKind.CTDIR, "REPLY")
+        yield _mangle("ISTIO_INBOUND", (reply,), RETURN, reasons.TPROXY_REPLY)
+
+
+def _inbound(settings: Settings, net: Net) -> Iterator[Piece]:
     make = _mangle if settings.mode is Mode.TPROXY else _nat
     yield make("PREROUTING", (TCP,), jump("ISTIO_INBOUND"), reasons.INBOUND)
+    for cidr in net.of_family(settings.inbound_exclude_cidrs):
+        yield make("ISTIO_INBOUND", (*from_cidrs(cidr), TCP), RETURN, reasons.INBOUND_CIDR_EXCLUDED.of(cidr))
     if settings.inbound_ports != (ALL,):
         for port in settings.inbound_ports:
             yield from _capture(settings, (to_port(port),), reasons.INBOUND_PORT_CAPTURED.of(port))
@@ -168,6 +186,8 @@ def _outbound(settings: Settings, net: Net) -> Iterator[Piece]:
     for port in settings.outbound_exclude_ports:
         for protocol in (TCP, UDP):
             yield _nat(chain, (protocol, to_port(port)), RETURN, reasons.OUTBOUND_PORT_EXCLUDED.of(port))
+    for item in settings.outbound_exclude_ports_for_uids:
+        yield _nat(chain, of_user(item), RETURN, reasons.OUTBOUND_PORT_OF_UID_EXCLUDED.of(item.user))
     yield _nat(chain, (from_cidr(net.proxy_source), OUT_LO), RETURN, reasons.PROXY_SOURCE)
     if settings.mode is Mode.TPROXY:
         # Today's tool has no such rule. There, a proxy with user 0 and group 1337 depends on the rule for other users'
@@ -213,7 +233,8 @@ def _not_ports(settings: Settings, owner: Match) -> Match:
 def _groups(settings: Settings) -> Iterator[Piece]:
     if settings.owner_groups != (ALL,):
         none = tuple(Match(MatchKind.GID_OWNER, int(gid), negated=True) for gid in settings.owner_groups)
-        yield _nat("ISTIO_OUTPUT", none, RETURN, reasons.GROUPS_ONLY.of(", ".join(settings.owner_groups)))
+        why = reasons.GROUPS_ONLY.of(", ".join(settings.owner_groups)) if none else reasons.NO_GROUP
+        yield _nat("ISTIO_OUTPUT", none, RETURN, why)
     for gid in settings.owner_groups_exclude:
         yield _nat("ISTIO_OUTPUT", (Match(MatchKind.GID_OWNER, int(gid)),), RETURN, reasons.GROUP_EXCLUDED.of(gid))
 

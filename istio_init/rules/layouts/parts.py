@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from istio_init.rules.settings import Settings
+    from istio_init.rules.values import PortsOfUser
 
 TCP = Match(MatchKind.PROTOCOL, "tcp")
 UDP = Match(MatchKind.PROTOCOL, "udp")
@@ -88,6 +89,16 @@ def to_cidr(cidr: str) -> tuple[Match, ...]:
 def from_cidr(cidr: str) -> Match:
     """Match a source."""
     return Match(MatchKind.SOURCE, cidr)
+
+
+def from_cidrs(cidr: str) -> tuple[Match, ...]:
+    """Match senders; as with `to_cidr`, the whole address space needs no match."""
+    return () if cidr in (ANY_IPV4, ANY_IPV6) else (from_cidr(cidr),)
+
+
+def of_user(item: PortsOfUser) -> tuple[Match, ...]:
+    """Match what one user sends to some ports."""
+    return (Match(MatchKind.PROTOCOL, item.protocol), to_port(item.ports), Match(MatchKind.UID_OWNER, int(item.user)))
 
 
 def not_to(cidr: str) -> Match:

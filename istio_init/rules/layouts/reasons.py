@@ -8,6 +8,11 @@ TO_INBOUND_PORT = Reason("inbound-redirected", "inbound connections go to Envoy'
 INBOUND = Reason("inbound", "connections from outside the pod go through the inbound rules")
 INBOUND_PORT_CAPTURED = Reason("inbound-port-captured", "port {value} is captured (-b)", plural="{ports} are captured (-b)")
 INBOUND_PORT_EXCLUDED = Reason("inbound-port-excluded", "port {value} is excluded (-d)", plural="{ports} are excluded (-d)")
+INBOUND_CIDR_EXCLUDED = Reason(
+    "inbound-cidr-excluded",
+    "sender {value} is excluded (--exclude-inbound-cidrs)",
+    plural="{senders} are excluded (--exclude-inbound-cidrs)",
+)
 INBOUND_ALL_CAPTURED = Reason("inbound-all-captured", "every other port is captured (-b '*')")
 OUTBOUND = Reason("outbound", "connections that this pod opens go through the outbound rules")
 PROXY_UID = Reason(
@@ -21,6 +26,11 @@ PROXY_GID = Reason(
     plural="the proxy's own traffic ({gids}) must not loop",
 )
 LOCALHOST = Reason("localhost", "containers of a pod talk to each other directly over localhost")
+OUTBOUND_PORT_OF_UID_EXCLUDED = Reason(
+    "outbound-port-of-uid-excluded",
+    "this destination port is excluded for uid {value} (--exclude-outbound-ports-for-uids)",
+    plural="this destination port is excluded for {uids} (--exclude-outbound-ports-for-uids)",
+)
 OUTBOUND_CIDR_EXCLUDED = Reason(
     "outbound-cidr-excluded", "destination {value} is excluded (-x)", plural="{destinations} are excluded (-x)"
 )
@@ -71,6 +81,7 @@ PROXY_HAIRPIN_GID = Reason(
 )
 APP_HAIRPIN = Reason("app-hairpin", "hairpin: an app's calls to its own pod's address are not captured")
 GROUPS_ONLY = Reason("groups-only", "only groups {value} are captured (ISTIO_OUTBOUND_OWNER_GROUPS)")
+NO_GROUP = Reason("no-group", "no group is captured (ISTIO_OUTBOUND_OWNER_GROUPS is empty)")
 GROUP_EXCLUDED = Reason(
     "group-excluded",
     "group {value} is excluded (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE)",
@@ -78,6 +89,7 @@ GROUP_EXCLUDED = Reason(
 )
 # Layout current, TPROXY.
 TPROXY_KNOWN = Reason("tproxy-known", "packets of a tracked connection go to its socket")
+TPROXY_REPLY = Reason("tproxy-reply", "replies go back to the peer that opened the connection, also through -c and -k")
 TPROXY_OWN_MARK = Reason("tproxy-own-mark", "the proxy's traffic to its app carries this mark")
 TPROXY_OWN_SOURCE = Reason("tproxy-own-source", "the proxy's traffic to its app comes from {value}")
 TPROXY_LOOPBACK = Reason("tproxy-loopback", "the app's traffic to itself is not captured")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from istio_init.rules.packet import Packet
 
+DIRECTIONS = ("ORIGINAL", "REPLY")
 STATES = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED")  # in the order of iptables
 CT_MODULES = (("ct", "nft_ct"),)
 MARK: Json = {"meta": {"key": "mark"}}
@@ -51,6 +52,24 @@ class _State(MatchType):
         if condition["op"] not in ("in", "==") or not set(names) <= set(STATES):
             raise Unknown
         return [Match(self.kind, ",".join(state for state in STATES if state in names))]
+
+
+class _Direction(MatchType):
+    kind = MatchKind.CTDIR
+    option = "--ctdir"
+    extension = "conntrack"
+    nft = "ct direction"
+    nft_modules = CT_MODULES
+    keys = (("ct", "direction"),)
+
+    def holds(self, packet: Packet, value: Value) -> bool:
+        return packet.ctdir == value
+
+    def read_element(self, element: Any) -> Iterator[Value]:
+        direction = str(element).upper()
+        if direction not in DIRECTIONS:
+            raise Unknown
+        yield direction
 
 
 class _Mark(MatchType):
@@ -193,5 +212,5 @@ class _Zone(TargetType):
         return None
 
 
-MATCHES: tuple[MatchType, ...] = (_State(), _Mark(), _ConnMark())
+MATCHES: tuple[MatchType, ...] = (_State(), _Direction(), _Mark(), _ConnMark())
 TARGETS: tuple[TargetType, ...] = (_SetMark(), _SaveMark(), _RestoreMark(), _Zone())

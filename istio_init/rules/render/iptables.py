@@ -11,7 +11,7 @@ from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, MatchType, TargetType
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
-    OWN_CHAINS,
+    CHAINS_OF,
     OWNER_COMMENT,
     Ending,
     Family,
@@ -25,6 +25,7 @@ from istio_init.rules.model import (
     Table,
     TableState,
     Target,
+    TargetKind,
     Variant,
 )
 
@@ -40,6 +41,17 @@ OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
 # more writes its matches, of which there can be many, with three arguments instead of five.
 MAX_ARGUMENTS = 240
 TABLES = {table.value: table for table in Table}
+# The rules that today's istio-iptables appends to built-in chains of mangle for TPROXY: chain, matches, and target.
+_LO = frozenset({MatchKind.PROTOCOL, MatchKind.OUT_INTERFACE})
+LEFT_BY_ISTIO = frozenset(
+    {
+        ("PREROUTING", frozenset({MatchKind.PROTOCOL, MatchKind.MARK}), TargetKind.SAVE_MARK),
+        ("OUTPUT", _LO | {MatchKind.MARK}, TargetKind.RETURN),
+        ("OUTPUT", _LO | {MatchKind.DESTINATION, MatchKind.UID_OWNER}, TargetKind.MARK),
+        ("OUTPUT", _LO | {MatchKind.DESTINATION, MatchKind.GID_OWNER}, TargetKind.MARK),
+        ("OUTPUT", frozenset({MatchKind.PROTOCOL, MatchKind.CONNMARK}), TargetKind.RESTORE_MARK),
+    }
+)
 # For parsing: extensions without an option, the options of each extension, and those of iptables itself.
 BARE = {known.extension: known for known in MATCHES.values() if not known.option}
 EXTENSIONS: dict[str, dict[str, MatchType]] = {}
@@ -130,18 +142,21 @@ def command_name(family: Family, variant: Variant, verb: str = "") -> str:
 def parse_save(text: str) -> Snapshot:
     """Parse the output of iptables-save, without counters, for one family."""
     tables: dict[Table, TableReader] = {}
-    table = TableReader()
+    table: TableReader | None = None
     for line in text.splitlines():
-        if line.startswith("-A "):
+        if line.startswith("*"):
+            # No layout uses the others (security), so they are skipped.
+            table = TableReader(TABLES[line[1:]]) if line[1:] in TABLES else None
+            if table is not None:
+                tables[TABLES[line[1:]]] = table
+        elif table is None:
+            continue
+        elif line.startswith("-A "):
             chain, _, rule = line.removeprefix("-A ").partition(" ")
             table.add_rule(chain, rule)
         elif line.startswith(":"):
             chain, policy, _ = line[1:].split(" ", 2)
             table.add_chain(chain, policy)
-        elif line.startswith("*"):
-            table = TableReader()
-            if line[1:] in TABLES:  # no layout uses the others (security), so they are skipped
-                tables[TABLES[line[1:]]] = table
     return {name: table.state() for name, table in tables.items()}
 
 
@@ -197,8 +212,9 @@ def _parse_target(name: str, words: list[str]) -> Target | None:
 class TableReader:
     """Collects the chains and rules of one table, and separates ours from third-party ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Table) -> None:
         """Start with an empty table."""
+        self._name = name
         self._chains: dict[str, list[KernelRule]] = {}
         self._jumps: list[tuple[str, KernelRule]] = []
         self._inserted: list[tuple[str, KernelRule]] = []
@@ -209,7 +225,7 @@ class TableReader:
 
     def add_chain(self, name: str, policy: str) -> None:
         """Add a chain; the policy of a user-defined one is `-`."""
-        if name in OWN_CHAINS:
+        if name in CHAINS_OF[self._name]:
             self._chains[name] = []
         elif policy != "ACCEPT":  # a changed policy, or a user-defined chain
             self._foreign = True
@@ -222,21 +238,29 @@ class TableReader:
             text: the rule as iptables-save prints it, without `-A CHAIN`.
             native: the backend's own object for it, kept if the model cannot express the rule.
         """
-        if chain in OWN_CHAINS:
+        if chain in self._chains:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
         target = _target_name(text)
-        if is_ours(chain, text):
+        if is_ours(self._name, chain, text) or self._is_left_by_istio(chain, text):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
             self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
             return
         self._foreign = True
         self._seen_foreign.add(chain)
-        if target in OWN_CHAINS:
+        if target in CHAINS_OF[self._name]:
             self._users.append((target, chain))
         if chain in BUILTIN_CHAINS and target in ENDING_TARGETS and not _is_of_loopback(text):
             self._endings.append(Ending(chain, text, is_ahead=False))
+
+    def _is_left_by_istio(self, chain: str, text: str) -> bool:
+        """Return whether today's istio-iptables made a rule for TPROXY, without a comment, but beside chains of ours."""
+        if self._name is not Table.MANGLE or "ISTIO_DIVERT" not in self._chains:
+            return False
+        rule = parse_rule(text)
+        kinds = frozenset(match.kind for match in rule.matches) if isinstance(rule, Rule) else None
+        return isinstance(rule, Rule) and (chain, kinds, rule.target.kind) in LEFT_BY_ISTIO
 
     def state(self) -> TableState:
         """Return the state of the table."""
@@ -246,11 +270,10 @@ class TableReader:
         )
 
 
-def is_ours(chain: str, text: str) -> bool:
+def is_ours(table: Table, chain: str, text: str) -> bool:
     """Return whether a rule, as iptables-save prints it, is in a chain of ours, or leads there, or bears our comment."""
-    if chain in OWN_CHAINS:
-        return True
-    return chain in BUILTIN_CHAINS and (_target_name(text) in OWN_CHAINS or OUR_COMMENT in _unquoted(text))
+    own = CHAINS_OF[table]
+    return chain in own or (chain in BUILTIN_CHAINS and (_target_name(text) in own or OUR_COMMENT in _unquoted(text)))
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:

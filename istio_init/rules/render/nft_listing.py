@@ -18,7 +18,7 @@ from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import Json, Unknown
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
-    OWN_CHAINS,
+    CHAINS_OF,
     OWNER_COMMENT,
     KernelRule,
     Match,
@@ -82,7 +82,7 @@ class _Listing:
             if chain in BUILTIN_CHAINS:
                 rules = (*self._header(table, chain, body), *self._read(table, name, is_base=True))
                 states[table] = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
-            elif chain in OWN_CHAINS and "hook" not in body:
+            elif chain in CHAINS_OF[table] and "hook" not in body:
                 states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
             elif not GUARD.fullmatch(name):
                 self._unexpected.append(name)

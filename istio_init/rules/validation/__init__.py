@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from istio_init.core.errors import Unsupported, ValidationFailed
 from istio_init.rules.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, local_addresses
-from istio_init.rules.kernel.locks import namespace_lock, signals_held
+from istio_init.rules.kernel.locks import ended_by_signals, namespace_lock
 from istio_init.rules.validation.attempts import Attempt, Verdict
 from istio_init.rules.validation.listeners import listeners, stand_ins
 from istio_init.rules.validation.owners import may_be
@@ -51,7 +51,7 @@ def validate(settings: Settings, plan: Plan, probe_port: int, timeout: float, lo
     """
     with ExitStack() as stack:
         stack.enter_context(namespace_lock(lock_wait))
-        stack.enter_context(signals_held())  # the interfaces and rules of the probe network must be removed
+        stack.enter_context(ended_by_signals())()  # the interfaces and rules of the probe network must be removed
         served = stack.enter_context(listeners(settings, plan.families()))
         around, blind = _network(stack, plan, settings)
         own = (os.geteuid(), os.getegid())

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.core.errors import ValidationFailed
-from istio_init.rules.model import DNS_PORT, Family, Mode
+from istio_init.rules.model import Family, Mode
 from istio_init.rules.validation.packets import ADDRESS_FAMILIES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def listeners(settings: Settings, families: tuple[Family, ...]) -> Iterator[tupl
     """
     ports = [(port, socket.SOCK_STREAM) for port in {settings.envoy_port, settings.inbound_capture_port}]
     if settings.redirect_dns:
-        ports += [(DNS_PORT, socket.SOCK_STREAM), (DNS_PORT, socket.SOCK_DGRAM)]
+        ports += [(settings.dns_port, socket.SOCK_STREAM), (settings.dns_port, socket.SOCK_DGRAM)]
     with ExitStack() as stack:
         made = []
         for family in families:

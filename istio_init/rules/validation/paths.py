@@ -9,7 +9,6 @@ from ipaddress import IPv4Network, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_init.rules.model import (
-    DNS_PORT,
     LOOPBACK_CIDR,
     LOOPBACK_CIDR_IPV6,
     PROXY_SOURCE,
@@ -148,6 +147,11 @@ def unchecked(settings: Settings) -> Iterator[str]:
     for flag, items in lists.items():
         if len(items) > SAMPLES:
             yield f"{len(items) - SAMPLES} more items of {flag}"
+    if settings.inbound_exclude_cidrs:
+        yield "the senders of --exclude-inbound-cidrs"
+    others = len(settings.outbound_exclude_ports_for_uids) - SAMPLES
+    if others > 0:
+        yield f"{others} more items of --exclude-outbound-ports-for-uids"
     if settings.exclude_interfaces or settings.virtual_interfaces:
         yield "the interfaces of -c and -k"
 
@@ -164,7 +168,7 @@ def _probe_port(settings: Settings, wanted: int) -> int:
     """Return the first port, from the wanted one up, that no flag excludes, because an excluded port shows no capture."""
     excluded = [item.partition(":") for item in (*settings.inbound_exclude_ports, *settings.outbound_exclude_ports)]
     ranges = [range(int(first), int(last or first) + 1) for first, _, last in excluded]
-    own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, DNS_PORT)
+    own = (settings.envoy_port, settings.inbound_capture_port, settings.tunnel_port, settings.dns_port)
     candidates = range(wanted, PORT_MAX + 1)
     return next((port for port in candidates if port not in own and not any(port in one for one in ranges)), wanted)
 
@@ -182,6 +186,7 @@ def _outbound(settings: Settings, family: Family, context: ProbeContext) -> Iter
     for ports in (settings.outbound_ports, settings.outbound_exclude_ports):
         for port in _sample(ports):
             yield "out", app.to(address, _first(port))
+    yield from _users(settings, family, context, address)
     own_pod = OWN_POD[family].partition("/")[0]
     for owner in _proxies(settings, context):
         proxy = _Sender(family, context, *owner)
@@ -195,6 +200,13 @@ def _outbound(settings: Settings, family: Family, context: ProbeContext) -> Iter
         yield "group out", _Sender(family, context, context.app[0], group).to(address, context.probe_port)
 
 
+def _users(settings: Settings, family: Family, context: ProbeContext, address: str) -> Iterator[tuple[str, Packet]]:
+    """Return connections of users some of whose destination ports are left alone."""
+    for item in settings.outbound_exclude_ports_for_uids[:SAMPLES]:
+        if item.protocol == "tcp":
+            yield "user out", _Sender(family, context, int(item.user), context.app[1]).to(address, _first(item.ports))
+
+
 def _proxies(settings: Settings, context: ProbeContext) -> Iterator[tuple[int, int]]:
     """Yield users and groups one of which is the proxy's, and this process's own if one of them is."""
     uid, gid = context.app
@@ -205,8 +217,8 @@ def _proxies(settings: Settings, context: ProbeContext) -> Iterator[tuple[int, i
 
 
 def _inbound(settings: Settings, family: Family, context: ProbeContext) -> Iterator[tuple[str, Packet]]:
-    # Our listeners hold the proxy's own ports, so a direct connection to them cannot be distinguished from a diverted one.
-    taken = (settings.envoy_port, settings.inbound_capture_port, DNS_PORT)
+    # The proxy's own ports are listened on while paths are tried, so that who comes straight cannot be told.
+    taken = (settings.envoy_port, settings.inbound_capture_port, settings.dns_port)
     ports = [context.probe_port, *map(_first, (*_sample(settings.inbound_ports), *_sample(settings.inbound_exclude_ports)))]
     if settings.mode is Mode.REDIRECT:
         ports.append(settings.tunnel_port)
