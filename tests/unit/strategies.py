@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from istio_init.core.option import Value
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
-from istio_init.rules.model import UINT32_MAX, Mode
+from istio_init.rules.model import DNS_PORT, ENVOY_PORT, INBOUND_PORT, UINT32_MAX, Mode
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
 from istio_init.rules.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES
@@ -111,6 +112,9 @@ machines = st.builds(
 
 
 def _parse(texts: dict[str, str], layout: str, facts: HostFacts) -> Settings:
+    # The proxy's listeners and its resolver cannot share a port.
+    envoy, inbound = texts.get("envoy_port", str(ENVOY_PORT)), texts.get("inbound_capture_port", str(INBOUND_PORT))
+    assume(texts.get("dns_port", str(DNS_PORT)) not in (envoy, inbound))
     return parse_settings({name: Value(text, name) for name, text in texts.items()}, NO_ACCOUNTS, layout, facts)
 
 
