@@ -16,17 +16,40 @@ from coverage import Coverage
 from istio_init.rules import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _exit = os._exit
+_now: set[str] = set()  # the test that is measured, if one is
 
 FILES = (
     "tests/contract/",
     *(f"tests/unit/test_{name}.py" for name in ("cli_apply", "engine", "iptc_library", "libiptc", "missing_parts")),
     *(f"tests/unit/test_{name}.py" for name in ("netlink", "remedies", "surroundings")),
-    "tests/netns/test_rtnetlink.py",
+    *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "network_namespace", "rtnetlink", "variants")),
 )
 CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
+
+
+def measuring() -> bool:
+    """Is the test that runs now measured?"""
+    return bool(_now)
+
+
+def measure_this_fork() -> None:
+    """Measure the process, which is a fork, from here to its end."""
+    coverage = Coverage()
+    os._exit = _saved_first(coverage)  # type: ignore[assignment] # nobody names its argument
+    coverage.start()
+
+
+def _saved_first(coverage: Coverage) -> Callable[[int], NoReturn]:
+    """Give an `os._exit` that saves what was measured, of which nothing else would be left."""
+
+    def save_and_exit(status: int) -> NoReturn:
+        coverage.save()
+        _exit(status)
+
+    return save_and_exit
 
 
 class Measurement:
@@ -44,17 +67,14 @@ class Measurement:
         if not item.nodeid.startswith(FILES) or CASE_TABLES in item.nodeid:
             return (yield)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "_exit", self._save_and_exit)
+            patch.setattr(os, "_exit", _saved_first(self._coverage))
+            _now.add(item.nodeid)
             self._coverage.start()
             try:
                 return (yield)
             finally:
                 self._coverage.stop()
-
-    def _save_and_exit(self, status: int) -> NoReturn:
-        """End a fork, of which nothing else would be left."""
-        self._coverage.save()
-        _exit(status)
+                _now.clear()
 
     def pytest_sessionfinish(self) -> None:
         self._coverage.save()

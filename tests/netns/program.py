@@ -17,6 +17,8 @@ import sys
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
+from tests.measured import measure_this_fork, measuring
+
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 RESOLV_CONF = "/etc/resolv.conf"
@@ -36,6 +38,7 @@ class Run(NamedTuple):
         resolv_conf: the path of a file to find there instead of the machine's, empty for the machine's.
         stdout: the path of the file to write to.
         stderr: the same for messages.
+        measured: is it recorded which lines it runs?
     """
 
     arguments: tuple[str, ...]
@@ -44,6 +47,7 @@ class Run(NamedTuple):
     resolv_conf: str
     stdout: str
     stderr: str
+    measured: bool
 
 
 def run_program(
@@ -51,7 +55,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """Run the program in a network namespace, and give what came of it."""
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        run = Run(arguments, environment, namespace, resolv_conf, _path(stdout), _path(stderr))
+        run = Run(arguments, environment, namespace, resolv_conf, _path(stdout), _path(stderr), measuring())
         process = _server.Process(target=_be_the_program, args=(run,))
         process.start()
         process.join(TIMEOUT)
@@ -86,6 +90,8 @@ def _be_the_program(run: Run) -> None:
         _check(libc.unshare(CLONE_NEWNS))
         _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
         _check(libc.mount(run.resolv_conf.encode(), RESOLV_CONF.encode(), None, MS_BIND, None))
+    if run.measured:
+        measure_this_fork()
     os.environ.clear()
     os.environ.update(run.environment)
     sys.argv = ["istio-init", *run.arguments]
