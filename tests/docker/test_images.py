@@ -130,7 +130,7 @@ def test_there_is_no_compiler_no_package_manager_and_no_cache(image: str) -> Non
     assert [file for file in files if file.startswith(unwanted)] == []
     assert "/usr/share/doc/iptables/copyright" in files, "licences go with what they are about"
     programs = {file.rpartition("/")[2] for file in files if file.startswith("/opt/istio-init/bin/")}
-    assert programs == {"istio-init", "python", "python3", "python3.11"}
+    assert programs == {"istio-init", "istio-iptables", "python", "python3", "python3.11"}
     assert python(image, SCRIPTS).split() == [], "there is no shell to run them"
 
 

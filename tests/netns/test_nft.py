@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -294,6 +295,29 @@ table ip istio {
   }
 }
 """
+
+
+def test_another_plan_keeps_the_base_chains(pod: Pod) -> None:
+    """A packet must not pass a chain that goes and, at the same hook, one that comes."""
+
+    def base_chains() -> dict[str, str]:
+        listed = re.findall(r"chain (\w+) { # handle (\d+)\n\t\ttype", ruleset(pod.inside, "-a"))
+        return dict(listed)
+
+    pod.inside.istio_init(*NFT, *TPROXY)
+    before = base_chains()
+    pod.inside.istio_init(*NFT, *TPROXY, "-x", "10.1.0.0/16")
+    assert "10.1.0.0/16" in ruleset(pod.inside)
+    assert base_chains() == before
+    assert {"mangle_PREROUTING", "nat_OUTPUT"} <= set(before)
+
+
+def test_what_is_no_chain_goes_with_the_table(pod: Pod) -> None:
+    pod.inside.istio_init(*NFT, *TPROXY)
+    nft(pod.inside, "add set ip istio-init theirs { type ipv4_addr; }; add chain ip istio-init theirs")
+    pod.inside.istio_init(*NFT, *TPROXY)
+    assert "theirs" not in ruleset(pod.inside)
+    assert "already in place" in pod.inside.istio_init(*NFT, *TPROXY).stderr
 
 
 def test_tables_of_others_stay_as_they_are(pod: Pod) -> None:

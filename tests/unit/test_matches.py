@@ -219,7 +219,7 @@ def in_nft(rule: Rule) -> str:
 def from_listing(*rules: list[dict[str, Any]]) -> tuple[object, ...]:
     items: list[dict[str, Any]] = [{"chain": {"name": "mangle_ISTIO_INBOUND"}}]
     items += [{"rule": {"chain": "mangle_ISTIO_INBOUND", "expr": expressions}} for expressions in rules]
-    return parse_listing(json.dumps({"nftables": items}))[Table.MANGLE].chains["ISTIO_INBOUND"]
+    return parse_listing(json.dumps({"nftables": items})).tables[Table.MANGLE].chains["ISTIO_INBOUND"]
 
 
 def test_each_kind_is_known_in_the_order_of_iptables_save_and_has_an_example() -> None:

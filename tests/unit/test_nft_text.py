@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from istio_init.core.errors import Unsupported
-from istio_init.rules.changes import compare, desired
+from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.matches import MATCHES
@@ -32,7 +32,7 @@ from istio_init.rules.model import (
     TargetKind,
 )
 from istio_init.rules.render import render
-from istio_init.rules.render.nft import canonical_tables, render_nft, render_tables
+from istio_init.rules.render.nft import canonical_tables, hook, render_gains, render_nft, render_tables
 from istio_init.rules.render.nft_listing import parse_listing
 from istio_init.rules.render.nft_sets import canonical, join
 from istio_init.rules.settings import Settings
@@ -187,6 +187,48 @@ def test_where_there_is_no_table_none_is_deleted() -> None:
     assert "create table ip istio-init\ntable ip istio-init {" in text
     assert "delete table ip6 istio-init" in text
     assert "delete table ip istio-init" not in text
+
+
+def test_chains_are_listed_with_whether_a_plan_has_them_like_that() -> None:
+    kind, point, priority = hook(Table.NAT, "OUTPUT")
+    base = {"type": kind, "hook": point, "prio": priority, "policy": "accept"}
+    chains = [
+        {"name": "nat_OUTPUT"} | base,
+        {"name": "nat_PREROUTING"} | base,  # the hook is another's
+        {"name": "nat_ISTIO_OUTPUT"},
+        {"name": "of_nobody"} | base,
+    ]
+    items: list[dict[str, Any]] = [{"chain": chain} for chain in chains]
+    expected = {"nat_OUTPUT": True, "nat_PREROUTING": False, "nat_ISTIO_OUTPUT": False, "of_nobody": False}
+    assert parse_listing(json.dumps({"nftables": items})).chains == expected
+    assert parse_listing(json.dumps({"nftables": [*items, {"set": {"name": "theirs"}}]})).chains == {}
+
+
+def test_a_base_chain_that_stays_is_filled_anew_and_all_other_chains_go() -> None:
+    changes = {Family.IPV4: [TableChange(Table.NAT, {}, added_jumps=(("OUTPUT", Rule((TCP,), RETURN)),))]}
+    standing = {"nat_OUTPUT": True, "nat_PREROUTING": True, "nat_ISTIO_OUTPUT": False, "mangle_X": False}
+    text = render_tables(changes, standing={Family.IPV4: standing})
+    emptied, _, filled = text.partition("table ip istio-init {")
+    assert emptied.splitlines() == [
+        *(f"flush chain ip istio-init {name}" for name in standing),
+        *(f"delete chain ip istio-init {name}" for name in ("nat_PREROUTING", "nat_ISTIO_OUTPUT", "mangle_X")),
+    ]
+    assert "table ip istio-init {" + filled in render_tables(changes)
+
+
+def test_what_one_table_gains_comes_before_what_another_loses() -> None:
+    changes = {
+        Family.IPV4: [
+            TableChange(Table.MANGLE, {}, added_jumps=(("PREROUTING", Rule((TCP,), RETURN)),)),
+            TableChange(Table.NAT, {}, added_jumps=(("OUTPUT", Rule((TCP,), RETURN)),)),
+        ]
+    }
+    redirect, tproxy = {"nat_PREROUTING": True, "nat_OUTPUT": True}, {"mangle_PREROUTING": True, "nat_OUTPUT": True}
+    gains = render_gains(changes, {Family.IPV4: redirect})
+    assert gains.startswith("table ip istio-init {\n\tchain mangle_PREROUTING {")
+    assert "nat" not in gains
+    assert render_gains(changes, {Family.IPV4: tproxy}) == ""
+    assert render_gains(changes, {}) == ""
 
 
 def test_an_owner_that_a_packet_must_not_have_is_looked_for_in_a_chain_of_its_own() -> None:
@@ -424,7 +466,7 @@ def listing(*rules: Expressions, **more: list[Expressions]) -> str:
 
 
 def read(*rules: Expressions, **more: list[Expressions]) -> tuple[object, ...]:
-    return parse_listing(listing(*rules, **more))[Table.NAT].chains["ISTIO_OUTPUT"]
+    return parse_listing(listing(*rules, **more)).tables[Table.NAT].chains["ISTIO_OUTPUT"]
 
 
 def match(left: dict[str, Any], right: object, operator: str = "==") -> dict[str, Any]:
@@ -517,7 +559,7 @@ def test_a_guard_that_was_changed_is_none(guard: list[Expressions]) -> None:
 
 
 def test_a_guard_that_nobody_uses_is_a_stranger() -> None:
-    found = parse_listing(listing([LEAVE], nat_ISTIO_OUTPUT_if_1=[OWNED, [{"accept": None}]]))
+    found = parse_listing(listing([LEAVE], nat_ISTIO_OUTPUT_if_1=[OWNED, [{"accept": None}]])).tables
     assert "nat_ISTIO_OUTPUT_if_1" in found[Table.FILTER].chains
 
 
@@ -532,7 +574,7 @@ def test_tproxy_is_read_with_the_drop_behind_it() -> None:
 def base(**changes: object) -> Snapshot:
     chain: dict[str, object] = {"name": "nat_OUTPUT", "type": "nat", "hook": "output", "prio": -100, "policy": "accept"}
     rule = {"rule": {"chain": "nat_OUTPUT", "expr": [COUNTER, LEAVE]}}
-    return parse_listing(json.dumps({"nftables": [{"chain": chain | changes}, rule]}))
+    return parse_listing(json.dumps({"nftables": [{"chain": chain | changes}, rule]})).tables
 
 
 def test_a_rule_in_a_base_chain_is_signed_as_a_plan_signs_it() -> None:
@@ -556,7 +598,7 @@ def test_a_base_chain_at_another_place_is_not_ours(change: dict[str, object]) ->
     ],
 )
 def test_what_no_plan_writes_shows_in_a_comparison(item: dict[str, Any]) -> None:
-    found = parse_listing(json.dumps({"nftables": [item]}))
+    found = parse_listing(json.dumps({"nftables": [item]})).tables
     assert compare({}, found) != []
 
 

@@ -122,11 +122,12 @@ class Part:
         """Describe each table, of each family: whether it is as it was, or has changed, or cannot be read."""
         try:
             now, _ = seen(self.backend.read(tuple(self.before)))
+            changes = {family: self.backend.difference(before, now[family]) for family, before in self.before.items()}
         except IstioInitError as error:
-            return [f"{self.backend.name} cannot be read: {error}"]
+            return [f"{self.backend.name} cannot be compared: {error}"]
         described = []
         for family, before in self.before.items():
-            changed = {change.table for change in self.backend.difference(before, now[family])}
+            changed = {change.table for change in changes[family]}
             described += [
                 f"{family} {table} ({self.backend.name}) {'has changed' if table in changed else 'is as it was'}"
                 for table in dict.fromkeys((*before, *now[family]))

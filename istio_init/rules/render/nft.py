@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from istio_init.rules.matches.kinds import MatchType
 
+    Standing = Mapping[str, bool]  # see `istio_init.rules.render.nft_listing.Listing.chains`
+
 FAMILY, PROTOCOL = "{family}", "{protocol}"  # placeholders in the expressions of matches
 FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
@@ -56,28 +58,79 @@ def render_nft(plan: Plan) -> str:
 def render_tables(
     families: Mapping[Family, Sequence[TableChange]],
     absent: Collection[Family] = frozenset(),
+    standing: Mapping[Family, Standing] | None = None,
 ) -> str:
     """Return the transaction after which each family has exactly the chains and jumps that its changes add.
+
+    A base chain that stays is emptied and filled again, not replaced: while the transaction is committed, a packet can pass
+    a base chain that goes and then, at the same hook, one that comes; what the first marks, the second would save.
 
     Args:
         families: the changes, by family.
         absent: families that have no table of ours yet; deleting none saves the kernel a wait of 12 ms.
+        standing: what is known of the chains that the tables have.
 
     Raises:
         Unsupported: nft cannot express a rule.
     """
     lines = []
     for family, changes in families.items():
-        name = f"{FAMILIES[family]} {NFT_TABLE}"
-        # Deleting a missing table is an error (`destroy` needs nft 1.0.7), but adding an existing one is not.
-        lines += [f"create table {name}"] if family in absent else [f"add table {name}", f"delete table {name}"]
-        chains = {chain: rules for change in changes for chain, rules in _chains(family, change).items()}
-        if chains:
-            lines.append(f"table {name} {{")
-            for chain, rules in chains.items():
-                lines += [f"\tchain {chain} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
-            lines.append("}")
+        chains, present = _all_chains(family, changes), (standing or {}).get(family, {})
+        if family in absent:
+            lines.append(f"create table {_name(family)}")
+        elif chains and present:
+            lines += _emptied(family, chains, present)
+        else:
+            # Deleting a missing table is an error (`destroy` needs nft 1.0.7), but adding an existing one is not.
+            lines += [f"add table {_name(family)}", f"delete table {_name(family)}"]
+        lines += _filled(family, chains)
     return "".join(f"{line}\n" for line in lines)
+
+
+def render_gains(families: Mapping[Family, Sequence[TableChange]], standing: Mapping[Family, Standing]) -> str:
+    """Return the transaction that must come before that of `render_tables`, or "" if none must.
+
+    Where one table of iptables loses a base chain and another gains one, such as nat and mangle when TPROXY follows
+    REDIRECT, a single transaction would let a packet escape that has passed the hook of the gain before, and passes that of
+    the loss after it. So gains come first, as `istio_init.rules.changes.compare` has it for iptables.
+    """
+    lines = []
+    for family, changes in families.items():
+        old, new = standing.get(family, {}), _all_chains(family, changes)
+        losing = {_table_of(name) for name, is_base in old.items() if is_base and name not in new}
+        gaining = {name: rules for name, rules in new.items() if _table_of(name) not in losing}
+        if losing and any(name not in old for name in gaining):
+            lines += _emptied(family, gaining, {name: base for name, base in old.items() if _table_of(name) not in losing})
+            lines += _filled(family, gaining)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _emptied(family: Family, chains: Collection[str], standing: Standing) -> list[str]:
+    """Return the lines that remove all rules, and all chains but the base chains that stay."""
+    gone = [name for name, is_base in standing.items() if not (is_base and name in chains)]
+    return [
+        *(f"flush chain {_name(family)} {name}" for name in standing),
+        *(f"delete chain {_name(family)} {name}" for name in gone),
+    ]
+
+
+def _filled(family: Family, chains: Mapping[str, list[str]]) -> list[str]:
+    if not chains:
+        return []
+    lines = [line for name, rules in chains.items() for line in (f"\tchain {name} {{", *(f"\t\t{r}" for r in rules), "\t}")]
+    return [f"table {_name(family)} {{", *lines, "}"]
+
+
+def _name(family: Family) -> str:
+    return f"{FAMILIES[family]} {NFT_TABLE}"
+
+
+def _all_chains(family: Family, changes: Sequence[TableChange]) -> dict[str, list[str]]:
+    return {chain: rules for change in changes for chain, rules in _chains(family, change).items()}
+
+
+def _table_of(chain: str) -> str:
+    return chain.partition("_")[0]
 
 
 def canonical_tables(tables: Snapshot) -> Snapshot:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 
-from istio_init.core.light import TYPE_CHECKING, Any
+from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import Json, Unknown
 from istio_init.rules.model import (
@@ -42,13 +42,26 @@ KEYS = {key: known for known in MATCHES.values() for key in known.keys}
 DROP = Target(TargetKind.DROP)
 
 
-def parse_listing(text: str) -> Snapshot:
+class Listing(NamedTuple):
+    """What one family's table holds.
+
+    Attributes:
+        tables: the same as iptables would hold it.
+        chains: the names of all chains, each with whether it is a base chain exactly as a plan has it; none if the table
+            holds anything besides chains and rules.
+    """
+
+    tables: Snapshot
+    chains: dict[str, bool]
+
+
+def parse_listing(text: str) -> Listing:
     """Parse the listing of one family's table."""
     listing = _Listing()
     for item in json.loads(text)["nftables"]:
         ((kind, body),) = item.items()
         listing.add(kind, body)
-    return listing.tables()
+    return listing.read()
 
 
 class _Listing:
@@ -70,7 +83,11 @@ class _Listing:
         elif kind not in ("metainfo", "table"):
             self._unexpected.append(f"{kind} {body.get('name', '')}")
 
-    def tables(self) -> Snapshot:
+    def read(self) -> Listing:
+        chains = {} if self._unexpected else {name: _is_base_of_ours(name, body) for name, body in self._chains.items()}
+        return Listing(self._tables(), chains)
+
+    def _tables(self) -> Snapshot:
         states: Snapshot = {}
         for name, body in self._chains.items():
             prefix, _, chain = name.partition("_")
@@ -80,7 +97,8 @@ class _Listing:
             table = TABLES[prefix]
             state = states.get(table, TableState({}))
             if chain in BUILTIN_CHAINS:
-                rules = (*self._header(table, chain, body), *self._read(table, name, is_base=True))
+                header = () if _is_base_of_ours(name, body) else (OpaqueRule(str(_hook(body))),)
+                rules = (*header, *self._read(table, name, is_base=True))
                 states[table] = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
             elif chain in CHAINS_OF[table] and "hook" not in body:
                 states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
@@ -91,11 +109,6 @@ class _Listing:
             state = states.get(Table.FILTER, TableState({}))
             states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._unexpected, ()))
         return states
-
-    def _header(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
-        found = (body.get("type"), body.get("hook"), body.get("prio"))
-        if found != hook(table, chain) or body.get("policy") != "accept" or "dev" in body:
-            yield OpaqueRule(str(found))
 
     def _read(self, table: Table, name: str, *, is_base: bool = False) -> Iterator[KernelRule]:
         groups = iter([self._try(table, name, expressions) for expressions in self._rules.get(name, ())])
@@ -157,6 +170,18 @@ class _Listing:
                 last = last[1:]
         # See `istio_init.rules.render.nft`: in a guard, RETURN is written as accept.
         return guarded, Target(TargetKind.RETURN) if last == [{"accept": None}] else _target(table, last)
+
+
+def _is_base_of_ours(name: str, body: Json) -> bool:
+    """Return whether a chain is a base chain as a plan has it, of the type, hook and priority that its name stands for."""
+    prefix, _, chain = name.partition("_")
+    if prefix not in TABLES or chain not in BUILTIN_CHAINS:
+        return False
+    return _hook(body) == hook(TABLES[prefix], chain) and body.get("policy") == "accept" and "dev" not in body
+
+
+def _hook(body: Json) -> tuple[Any, Any, Any]:
+    return body.get("type"), body.get("hook"), body.get("prio")
 
 
 def _needs_drop(group: tuple[KernelRule, ...]) -> bool:
