@@ -6,16 +6,18 @@ other backends once the new ones are in place, and rolls back to the previous st
 
 from __future__ import annotations
 
-from istio_init.core.errors import IstioInitError, NotPermitted, ToolFault
-from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
+from istio_init.core.errors import NotPermitted, ToolFault
+from istio_init.core.light import TYPE_CHECKING, contextmanager
 from istio_init.rules.changes import desired, shadows
+from istio_init.rules.handover import guarded
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
 from istio_init.rules.kernel.host import refuse_machine, refuse_node
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
-from istio_init.rules.kernel.parts import Part, put_back, seen
+from istio_init.rules.kernel.parts import Part, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
 from istio_init.rules.kernel.report import Report, RoutesChanged
 from istio_init.rules.kernel.rule_sets import occupied
+from istio_init.rules.kernel.writing import Writing
 from istio_init.rules.model import NO_MARK, Family, Plan, Rule, Table
 
 if TYPE_CHECKING:
@@ -26,21 +28,6 @@ if TYPE_CHECKING:
     from istio_init.rules.model import Marks, Snapshot, TproxyRoute, Variant
 
 NO_PLAN = Plan("", ())
-UNCHANGED = "nothing was changed"
-
-
-class Written(NamedTuple):
-    """What was written of a plan.
-
-    Attributes:
-        parts: those that hold it.
-        moved: the families that are in the fallback's part, with the errors that made it necessary.
-        left_out: the families that are in none, with the reasons.
-    """
-
-    parts: list[Part]
-    moved: dict[Family, IstioInitError]
-    left_out: dict[Family, str]
 
 
 def open_engine(
@@ -113,12 +100,15 @@ class Engine:
             others, hidden = self._read_others(families)
             left_out = self._unreadable(readings, wanted, plan.optional)
             before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
-            part = Part(self._backend, before, wanted)
+            meet = any(one.changes for one in others)
+            meanwhile = {family: guarded(tables) for family, tables in wanted.items()} if meet else wanted
+            part = Part(self._backend, before, meanwhile)
             hold()
             with self._surroundings_added(plan) as added:
-                written = self._write(part, wanted, plan.optional, others)
+                written = Writing(part, others, self._fall_back)
+                written.write(meanwhile, plan.optional, wanted if meet else None)
             gone = self._tidy([part, *others], families, plan)
-            replaced = [one for one in others if one.changes]
+            replaced = [one for one in written.others if one.changes]
             skipped = left_out | written.left_out
             warnings = (
                 *(
@@ -127,6 +117,7 @@ class Engine:
                 ),
                 *unseen,
                 *hidden,
+                *written.warnings,
                 *(f"{family} rules are in native nftables: {why}" for family, why in written.moved.items()),
                 *(f"rules of ours that were made through another backend ({one.means}) were removed" for one in replaced),
                 *(line for family, state in before.items() for line in _shadowed(family, wanted[family], state)),
@@ -146,7 +137,7 @@ class Engine:
             before, unseen = seen(readings)
             part = Part(self._backend, before, {})
             hold()
-            self._write(part, {}, frozenset(), others)
+            Writing(part, others).write({}, frozenset())
             gone = self._tidy([part, *others], families, NO_PLAN)
             parts = [one for one in (part, *others) if one.changes] or [part]
             return _report(parts, families, parts, (*unseen, *hidden), gone)
@@ -166,59 +157,6 @@ class Engine:
         unread = {f: one.why for f, one in readings.items() if isinstance(one, Unread) and f in optional}
         tables = {f: next(iter(wanted[f]), Table.FILTER) for f, why in unread.items() if not isinstance(why, ToolFault)}
         return self._backend.probe(tables) if tables else {}
-
-    def _write(
-        self, part: Part, wanted: Mapping[Family, Snapshot], optional: frozenset[Family], others: Sequence[Part]
-    ) -> Written:
-        """Commit a part, then remove what other backends made; if a step fails, roll back everything."""
-        written = Written([part], {}, {})
-        try:
-            failed, left_out = part.commit(frozenset() if self._fall_back else optional)
-            written.left_out.update(left_out)
-            if failed:
-                self._move(written, failed, wanted, optional)
-            for other in others:
-                # A rule set that the plan had to move to has it now, and nothing else of ours.
-                other.drop([f for f in written.moved if other.backend.rule_sets <= written.parts[-1].backend.rule_sets])
-                _raise_first(other.commit()[0])
-        except IstioInitError as error:
-            put_back([*written.parts, *others], error)
-            raise
-        return written
-
-    def _move(
-        self,
-        written: Written,
-        failed: Mapping[Family, IstioInitError],
-        wanted: Mapping[Family, Snapshot],
-        optional: frozenset[Family],
-    ) -> None:
-        """Write the families in which iptables does not work through the fallback, and leave out what is optional.
-
-        Raises:
-            IstioInitError: a family of which rules of ours are in iptables, or in which the fallback does not work either.
-        """
-        if self._fall_back is None:
-            _raise_first(failed)
-            return
-        _raise_first({family: error for family, error in failed.items() if written.parts[0].holds(family)})
-        backend = self._fall_back()
-        readings = backend.read(tuple(failed))
-        refused = {family: one.why for family, one in readings.items() if isinstance(one, Unread)}
-        before, _ = seen({family: one for family, one in readings.items() if family not in refused})
-        written.parts.append(Part(backend, before, wanted))
-        errors, left_out = written.parts[-1].commit(optional)
-        refused |= errors
-        tables = {family: next(iter(wanted[family])) for family in refused if family in optional}
-        left_out |= self._backend.probe(tables) if tables else {}
-        for family, error in refused.items():
-            if family not in left_out:
-                failed[family].add_note(f"the fallback without iptables failed too: {error}")
-                raise failed[family]
-        written.left_out.update({family: str(failed[family]) for family in left_out})
-        written.moved.update({family: error for family, error in failed.items() if family not in left_out})
-        for family in failed:
-            del written.parts[0].before[family]
 
     @contextmanager
     def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
@@ -295,11 +233,6 @@ class Engine:
         for cidr in stale:
             surroundings.delete_address(cidr)
         return bool(stale)
-
-
-def _raise_first(failed: Mapping[Family, IstioInitError]) -> None:
-    for error in failed.values():
-        raise error
 
 
 def _report(

@@ -2,19 +2,20 @@
 
 It is for what those programs cannot do: to read a table in which third-party native rules stand, and to remove rules where
 the programs are missing. Rules are removed by their handles, so that nothing else can be hit. It cannot translate rules of a
-plan; what it adds are rules that it read before (a rollback).
+plan; what it adds are rules that it read before (a rollback), or those of `istio_init.rules.handover`.
 """
 
 from __future__ import annotations
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
+from istio_init.rules.handover import FROM_LOOPBACK, unguarded
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Whole
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.nf_tables_text import describe
 from istio_init.rules.kernel.rule_sets import RuleSet
-from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, OpaqueRule, Snapshot, Table, Variant
+from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, OpaqueRule, Rule, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import TableReader, is_ours, parse_rule
 
 if TYPE_CHECKING:
@@ -127,8 +128,15 @@ class NativeBackend(Backend):
             yield nf_tables.delete_chain(family, table, chain)
 
     def _added(self, place: Place, *, at_head: bool = False) -> Message:
-        rule = self._forms[place]
+        rule = self._form(place)
         return nf_tables.add_rule(place[0], rule, describe(rule.expressions).protocol, at_head=at_head)
+
+    def _form(self, place: Place) -> NativeRule:
+        """Return how the kernel has a rule that was read before, or that `guarded` made of one."""
+        if place not in self._forms and isinstance(place[3], Rule):
+            known = self._forms[(*place[:3], unguarded(place[3]))]
+            return known.for_interface(str(FROM_LOOPBACK.value))
+        return self._forms[place]
 
 
 def _worded(table: Table, rule: NativeRule) -> str:

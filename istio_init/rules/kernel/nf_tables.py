@@ -30,6 +30,9 @@ NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_COMPAT = 1, 2, 3, 4, 5
 NFTA_RULE_USERDATA = 7
 NFTA_RULE_COMPAT_PROTO, NFTA_RULE_COMPAT_FLAGS = 1, 2
+NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
+NFTA_META_DREG, NFTA_META_KEY, NFT_META_IIFNAME = 1, 2, 6
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFTA_DATA_VALUE, NFT_CMP_EQ, NFT_REG_1 = 1, 2, 3, 1, 0, 1
 NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800  # linux/netlink.h
 NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}  # linux/netfilter.h
 NFPROTO_INET = 1
@@ -59,6 +62,14 @@ class NativeRule(NamedTuple):
     handle: int
     expressions: bytes
     userdata: bytes
+
+    def for_interface(self, name: str) -> NativeRule:
+        """Return the same rule for packets that come in on one interface only, as iptables writes `-i NAME`."""
+        register = NUMBER.pack(NFT_REG_1)
+        found = attribute(NFTA_META_KEY, NUMBER.pack(NFT_META_IIFNAME)) + attribute(NFTA_META_DREG, register)
+        wanted = attribute(NFTA_CMP_SREG, register) + attribute(NFTA_CMP_OP, NUMBER.pack(NFT_CMP_EQ))
+        wanted += attribute(NFTA_CMP_DATA, attribute(NFTA_DATA_VALUE, _text(name)))
+        return self._replace(expressions=_expression("meta", found) + _expression("cmp", wanted) + self.expressions)
 
 
 def chains(family: Family) -> frozenset[tuple[str, str]]:
@@ -168,6 +179,10 @@ def _explained(problem: str) -> Iterator[None]:
         if not isinstance(error, ReadError) and error.errno in (errno.EPERM, errno.EACCES):
             raise NotPermitted(f"{problem}: {error.strerror}; {missing_capability() or OTHER_REFUSAL}") from error
         raise Unsupported(f"{problem}: {error.strerror}") from error
+
+
+def _expression(name: str, data: bytes) -> bytes:
+    return attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, _text(name)) + attribute(NFTA_EXPR_DATA, data))
 
 
 def _rule(body: bytes) -> NativeRule:

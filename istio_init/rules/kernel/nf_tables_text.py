@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import struct
 
-from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.core.light import TYPE_CHECKING, IntEnum, NamedTuple
 from istio_init.rules.kernel.netlink import ATTRIBUTE, NLA_TYPE_MASK, records
+from istio_init.rules.matches import TARGETS as IPTABLES_TARGETS
+from istio_init.rules.model import UINT32_MAX, Target, TargetKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +24,7 @@ NFTA_META_DREG, NFTA_META_KEY = 1, 2
 NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
 NFTA_CMP_OP, NFTA_CMP_DATA = 2, 3
 NFTA_XT_NAME, NFTA_XT_INFO = 1, 3  # NFTA_MATCH_* and NFTA_TARGET_*
-NFT_META_L4PROTO = 16
+NFT_META_MARK, NFT_META_L4PROTO = 3, 16
 NFT_PAYLOAD_NETWORK_HEADER = 1
 NFT_CMP_EQ = 0
 PROTOCOL_OF_IPV4 = (NFT_PAYLOAD_NETWORK_HEADER, 9, 1)  # base, offset and length of the protocol in an IPv4 header
@@ -38,8 +40,21 @@ TARGETS = {
     "queue": "NFQUEUE",
     "tproxy": "TPROXY",
 }
-NUMBER = struct.Struct("!I")
+NUMBER, HOST_NUMBER = struct.Struct("!I"), struct.Struct("=I")
 MARK = struct.Struct("=II")  # xt_mark_tginfo2: mark, mask
+CONNMARK = struct.Struct("=IIIBBBx")  # xt_connmark_tginfo2: mark, its mask, the packet's mask, shifts, mode
+SAVED = CONNMARK.pack(0, UINT32_MAX, UINT32_MAX, 0, 0, 1)  # the packet's mark, whole; linux/netfilter/xt_connmark.h
+
+
+class Loaded(IntEnum):
+    """What an expression may have loaded for the next one to compare."""
+
+    OTHER = 0
+    PROTOCOL = 1
+    MARK = 2
+
+
+LOADED = {NFT_META_L4PROTO: Loaded.PROTOCOL, NFT_META_MARK: Loaded.MARK}
 
 
 class Described(NamedTuple):
@@ -63,15 +78,17 @@ def describe(expressions: bytes) -> Described:
     conditions: list[str] = []
     goals: list[str] = []
     protocol = 0
-    loaded = False  # whether the last expression loaded the protocol
+    loaded = Loaded.OTHER  # what the last expression loaded
     for name, data in _expressions(expressions):
         if name == "counter":
             continue
-        number = _compared(data) if loaded and name == "cmp" else 0
-        loaded = _loads_protocol(name, data)
-        if number in PROTOCOLS:
-            protocol = number
-            conditions[-1] = f"-p {PROTOCOLS[number]}"
+        value = _compared(data) if name == "cmp" else b""
+        wanted, loaded = loaded, _loaded(name, data)
+        if wanted is Loaded.PROTOCOL and len(value) == 1 and value[0] in PROTOCOLS:
+            protocol = value[0]
+            conditions[-1] = f"-p {PROTOCOLS[protocol]}"
+        elif wanted is Loaded.MARK and len(value) == HOST_NUMBER.size:
+            conditions[-1] = f"-m mark --mark {HOST_NUMBER.unpack(value)[0]:#x}"
         elif goal := _goal(name, data):
             goals.append(goal)
         elif comment := _comment(name, data):
@@ -91,19 +108,20 @@ def _parts(data: bytes) -> dict[int, bytes]:
     return {kind & NLA_TYPE_MASK: value for (kind,), value in records(data, ATTRIBUTE)}
 
 
-def _loads_protocol(name: str, data: bytes) -> bool:
+def _loaded(name: str, data: bytes) -> Loaded:
     parts = _parts(data)
-    if name == "meta":
-        return _number(parts, NFTA_META_KEY) == NFT_META_L4PROTO and NFTA_META_DREG in parts
+    if name == "meta" and NFTA_META_DREG in parts:
+        return LOADED.get(_number(parts, NFTA_META_KEY) or 0, Loaded.OTHER)
     wanted = (NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN)
-    return name == "payload" and tuple(_number(parts, kind) for kind in wanted) == PROTOCOL_OF_IPV4
+    is_protocol = name == "payload" and tuple(_number(parts, kind) for kind in wanted) == PROTOCOL_OF_IPV4
+    return Loaded.PROTOCOL if is_protocol else Loaded.OTHER
 
 
-def _compared(data: bytes) -> int:
-    """Return the byte that a comparison asks for; 0 if it asks for anything else."""
+def _compared(data: bytes) -> bytes:
+    """Return the value that a comparison asks for; nothing if it asks for any other."""
     parts = _parts(data)
     value = _parts(parts.get(NFTA_CMP_DATA, b"")).get(NFTA_DATA_VALUE, b"")
-    return value[0] if _number(parts, NFTA_CMP_OP) == NFT_CMP_EQ and len(value) == 1 else 0
+    return value if _number(parts, NFTA_CMP_OP) == NFT_CMP_EQ else b""
 
 
 def _goal(name: str, data: bytes) -> str:
@@ -120,6 +138,8 @@ def _goal(name: str, data: bytes) -> str:
         target, info = _string(parts.get(NFTA_XT_NAME, b"")), parts.get(NFTA_XT_INFO, b"")
         if target == "MARK" and len(info) >= MARK.size:
             return "-j MARK --set-xmark {:#x}/{:#x}".format(*MARK.unpack_from(info))
+        if target == "CONNMARK" and info == SAVED:
+            return f"-j {IPTABLES_TARGETS[TargetKind.SAVE_MARK].text(Target(TargetKind.SAVE_MARK))}"
         return f"[{target} {info.hex()}] -j {target}"
     return f"[{name} {data.hex()}] -j {TARGETS[name]}" if name in TARGETS else ""
 

@@ -69,6 +69,15 @@ class Part:
         """Return whether anything of ours was there before."""
         return any(state.chains or state.jumps or state.inserted for state in self.before.get(family, {}).values())
 
+    def again(self, wanted: Mapping[Family, Snapshot]) -> Part:
+        """Read the same families again, and return the part that shall hold something else.
+
+        Raises:
+            IstioInitError: a family could not be read.
+        """
+        now, _ = seen(self.backend.read(tuple(self.before)))
+        return Part(self.backend, now, wanted)
+
     def drop(self, families: Collection[Family]) -> None:
         """Leave families as they are."""
         self.changes = {family: made for family, made in self.changes.items() if family not in families}
