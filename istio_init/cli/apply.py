@@ -80,7 +80,7 @@ def check_format(output_format: str | None, *, dry_run: bool) -> None:
 def warn(log: Log, settings: Settings) -> None:
     """Log what the user should know about values that were accepted."""
     for warning in settings.warnings:
-        log.write(Level.WARNING, warning)
+        log.warning(warning)
 
 
 def print_plan(run: Run, plan: Plan, output_format: str | None) -> None:
@@ -104,9 +104,9 @@ def write_plan(run: Run, log: Log, plan: Plan, started: float) -> None:
     Raises:
         IstioInitError: see `Engine.apply`.
     """
-    report = run.open_engine(log.debug).apply(plan, run.families)
+    report = run.open_engine(log.debug).apply(plan, run.families, log.warning)
     for warning in report.warnings:
-        log.write(Level.WARNING, warning)
+        log.warning(warning)
     in_place = plan.only(tuple(family for family in run.families if family not in report.left_out))
     log.write(Level.INFO, _summary(in_place, report, time.perf_counter() - started))
 

@@ -48,9 +48,9 @@ def remove_ours(run: Run, log: Log) -> None:
         IstioInitError: see `Engine.remove`.
     """
     started = time.perf_counter()
-    report = run.open_engine(log.debug).remove(run.families)
+    report = run.open_engine(log.debug).remove(run.families, log.warning)
     for warning in report.warnings:
-        log.write(Level.WARNING, warning)
+        log.warning(warning)
     removed = [f"{report.chains} chains"] * bool(report.chains) + ["the policy route"] * report.routed
     removed += ["the address of lo"] * report.addressed
     what = f"{' and '.join(removed)} removed" if removed else "nothing to remove"

@@ -65,6 +65,10 @@ class Log(NamedTuple):
         """Write a message that only `-v` shows."""
         self.write(Level.DEBUG, message)
 
+    def warning(self, message: str) -> None:
+        """Write a warning."""
+        self.write(Level.WARNING, message)
+
 
 def log_options(quiet: tuple[str, ...] = ("-q", "--quiet")) -> tuple[Option, ...]:
     """Return the options that all commands have, `quiet` under these flags."""

@@ -6,6 +6,7 @@ for ever. What the proxy itself sends with that mark comes from lo, and what is 
 saved of packets from lo only. Pure.
 """
 
+from istio_init.rules.changes import NOTHING
 from istio_init.rules.model import KernelRule, Match, MatchKind, Rule, Snapshot, Table, TargetKind
 
 FROM_LOOPBACK = Match(MatchKind.IN_INTERFACE, "lo")
@@ -18,6 +19,30 @@ def guarded(tables: Snapshot) -> Snapshot:
     mangle = tables[Table.MANGLE]
     jumps, inserted = (tuple((chain, _guarded(rule)) for chain, rule in rules) for rules in (mangle.jumps, mangle.inserted))
     return {**tables, Table.MANGLE: mangle._replace(jumps=jumps, inserted=inserted)}
+
+
+def saved_marks(tables: Snapshot) -> frozenset[int]:
+    """Return the marks that rules save in connections: those that the proxy opens to its app from its clients' addresses."""
+    mangle = tables.get(Table.MANGLE, NOTHING)
+    return frozenset(
+        int(match.value)
+        for _, rule in (*mangle.jumps, *mangle.inserted)
+        if isinstance(rule, Rule) and rule.target.kind is TargetKind.SAVE_MARK
+        for match in rule.matches
+        if match.kind is MatchKind.MARK
+    )
+
+
+def redirects_inbound(tables: Snapshot) -> bool:
+    """Return whether rules give connections from outside another destination (REDIRECT)."""
+    nat = tables.get(Table.NAT, NOTHING)
+    return any(chain == "PREROUTING" for chain, _ in (*nat.jumps, *nat.inserted))
+
+
+def seeks_sockets(tables: Snapshot) -> bool:
+    """Return whether rules tell established connections by their sockets (TPROXY of Istio 1.0)."""
+    rules = [rule for chain in tables.get(Table.MANGLE, NOTHING).chains.values() for rule in chain if isinstance(rule, Rule)]
+    return any(match.kind is MatchKind.SOCKET for rule in rules for match in rule.matches)
 
 
 def unguarded(rule: Rule) -> Rule:

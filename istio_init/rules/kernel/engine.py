@@ -11,6 +11,7 @@ from istio_init.core.light import TYPE_CHECKING, contextmanager
 from istio_init.rules.changes import desired, shadows
 from istio_init.rules.handover import guarded
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
+from istio_init.rules.kernel.ends import warn_of_ends
 from istio_init.rules.kernel.host import refuse_machine, refuse_node
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.parts import Part, seen
@@ -84,11 +85,16 @@ class Engine:
         self._fall_back = fall_back
         self._host = host
 
-    def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
+    def apply(self, plan: Plan, families: tuple[Family, ...] = BOTH_FAMILIES, warn: Observer = lambda _: None) -> Report:
         """Apply `plan`: afterwards either all of it is in place, or everything is as it was.
 
         This is idempotent: nothing is written when the plan is already in place. Our rules that were made through another
         backend are removed once those of this one are in place. Foreign rules and chains are not touched.
+
+        Args:
+            plan: the desired state.
+            families: those to write.
+            warn: receives what the user should know before anything is written; all else is in the report.
 
         Raises:
             InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
@@ -103,6 +109,7 @@ class Engine:
             meet = any(one.changes for one in others)
             meanwhile = {family: guarded(tables) for family, tables in wanted.items()} if meet else wanted
             part = Part(self._backend, before, meanwhile)
+            warn_of_ends([part, *others], wanted, warn)
             hold()
             with self._surroundings_added(plan) as added:
                 written = Writing(part, others, self._fall_back)
@@ -125,8 +132,8 @@ class Engine:
             used = [one for one in written.parts if any(map(wanted.get, one.before))] or [part]
             return _report(used, families, [*used, *replaced], warnings, added, gone)._replace(left_out=frozenset(skipped))
 
-    def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> Report:
-        """Remove everything of ours and nothing else, whichever backend wrote it; this is idempotent.
+    def remove(self, families: tuple[Family, ...] = BOTH_FAMILIES, warn: Observer = lambda _: None) -> Report:
+        """Remove everything of ours and nothing else, whichever backend wrote it; this is idempotent. See `apply`.
 
         Raises:
             NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
@@ -136,6 +143,7 @@ class Engine:
             others, hidden = self._read_others(families)
             before, unseen = seen(readings)
             part = Part(self._backend, before, {})
+            warn_of_ends([part, *others], {}, warn)
             hold()
             Writing(part, others).write({}, frozenset())
             gone = self._tidy([part, *others], families, NO_PLAN)
