@@ -14,12 +14,12 @@ import pytest
 from coverage import Coverage
 
 from istio_init.rules import kernel
+from tests.netns import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _exit = os._exit
-_now: set[str] = set()  # the test that is measured, if one is
 
 FILES = (
     "tests/contract/",
@@ -28,11 +28,6 @@ FILES = (
     *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "network_namespace", "rtnetlink", "variants")),
 )
 CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
-
-
-def measuring() -> bool:
-    """Is the test that runs now measured?"""
-    return bool(_now)
 
 
 def measure_this_fork() -> None:
@@ -68,13 +63,12 @@ class Measurement:
             return (yield)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "_exit", _saved_first(self._coverage))
-            _now.add(item.nodeid)
+            patch.setattr(program, "is_measured", True)
             self._coverage.start()
             try:
                 return (yield)
             finally:
                 self._coverage.stop()
-                _now.clear()
 
     def pytest_sessionfinish(self) -> None:
         self._coverage.save()

@@ -33,12 +33,6 @@ def saved_marks(tables: Snapshot) -> frozenset[int]:
     )
 
 
-def redirects_inbound(tables: Snapshot) -> bool:
-    """Return whether rules give connections from outside another destination (REDIRECT)."""
-    nat = tables.get(Table.NAT, NOTHING)
-    return any(chain == "PREROUTING" for chain, _ in (*nat.jumps, *nat.inserted))
-
-
 def seeks_sockets(tables: Snapshot) -> bool:
     """Return whether rules tell established connections by their sockets (TPROXY of Istio 1.0)."""
     rules = [rule for chain in tables.get(Table.MANGLE, NOTHING).chains.values() for rule in chain if isinstance(rule, Rule)]

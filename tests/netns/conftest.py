@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.netns import namespaces
+from tests.netns.changes import MEANS
 from tests.privileges import need_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# How the program is asked to reach the kernel; the variant is what its rules are then read with.
-MEANS = {
-    "restore-nft": (("--backend", "restore", "--iptables-variant", "nft"), "nft"),
-    "restore-legacy": (("--backend", "restore", "--iptables-variant", "legacy"), "legacy"),
-    "libiptc": (("--backend", "libiptc"), "legacy"),
-}
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ import sys
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
-from tests.measured import measure_this_fork, measuring
-
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 RESOLV_CONF = "/etc/resolv.conf"
 TIMEOUT = 60  # seconds
+
+is_measured = False  # whether it is recorded which lines runs execute; see tests.measured
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.netns.imported"])
@@ -55,7 +55,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """Run the program in a network namespace, and give what came of it."""
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        run = Run(arguments, environment, namespace, resolv_conf, _path(stdout), _path(stderr), measuring())
+        run = Run(arguments, environment, namespace, resolv_conf, _path(stdout), _path(stderr), is_measured)
         process = _server.Process(target=_be_the_program, args=(run,))
         process.start()
         process.join(TIMEOUT)
@@ -91,6 +91,8 @@ def _be_the_program(run: Run) -> None:
         _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
         _check(libc.mount(run.resolv_conf.encode(), RESOLV_CONF.encode(), None, MS_BIND, None))
     if run.measured:
+        from tests.measured import measure_this_fork
+
         measure_this_fork()
     os.environ.clear()
     os.environ.update(run.environment)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.conftest import MEANS
+from tests.netns.changes import PAIRS, RULE_SETS, WAYS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 REDIRECT = ("-p", "15001", "-u", "1337", "-i", "*", "-b", "9080")
 TPROXY = (*REDIRECT, "-m", "TPROXY")
 FOREIGN = ("-t", "nat", "-A", "OUTPUT", "-p", "udp", "--dport", "9", "-j", "RETURN")
-
-WAYS = {**{name: flags for name, (flags, _) in MEANS.items()}, "nft": ("--backend", "nft")}
-RULE_SETS = {"restore-nft": "iptables-nft", "restore-legacy": "iptables-legacy", "libiptc": "iptables-legacy", "nft": "nft"}
-PAIRS = [(first, second) for first, second in permutations(WAYS, 2) if RULE_SETS[first] != RULE_SETS[second]]
 
 
 def rules_of_ours(pod: Namespace) -> set[str]:

@@ -36,7 +36,7 @@ from tests.cases_current import (
     packet_of,
 )
 from tests.netns import namespaces
-from tests.netns.conftest import MEANS as OF_IPTABLES
+from tests.netns.changes import MEANS as OF_IPTABLES
 from tests.netns.sockets import connect, servers_for
 from tests.privileges import need_namespaces
 

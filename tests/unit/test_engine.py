@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_init.core.errors import CommandError, NotPermitted, ToolFault, Unsupported
-from istio_init.rules.changes import desired
+from istio_init.rules.changes import NOTHING, desired
+from istio_init.rules.handover import FROM_LOOPBACK
 from istio_init.rules.kernel.backend import Partial, Unread
 from istio_init.rules.kernel.engine import Engine
 from istio_init.rules.kernel.fake import FakeBackend, FakeSurroundings
 from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
-from istio_init.rules.model import NO_MARK, Family, Table, TproxyRoute
+from istio_init.rules.model import NO_MARK, Family, Rule, Table, TargetKind, TproxyRoute
 from istio_init.rules.settings import Settings
 
 if TYPE_CHECKING:
@@ -319,6 +320,84 @@ def test_another_backend_that_cannot_be_read_ends_the_run_before_anything_is_cha
     with pytest.raises(CommandError):
         Engine(backend).remove()
     assert backend.done == []
+
+
+def saves(backend: FakeBackend) -> str:
+    """Say of which packets the rules of IPv4 save marks: of `all` with the mark, of those from `lo`, or of none."""
+    state = backend.kernel[Family.IPV4].get(MANGLE, NOTHING)
+    rules = [rule for _, rule in (*state.jumps, *state.inserted) if isinstance(rule, Rule)]
+    saving = [rule for rule in rules if rule.target.kind is TargetKind.SAVE_MARK]
+    return " and ".join("lo" if FROM_LOOPBACK in rule.matches else "all" for rule in saving)
+
+
+class Watched(Beside):
+    """Notes how both save marks, after each commit of either.
+
+    Attributes:
+        breaking: whether the last step fails, which comes when only the new rules are there.
+    """
+
+    breaking = False
+
+    def __init__(self, other: FakeBackend) -> None:
+        super().__init__(other)
+        self.states: list[tuple[str, str]] = []
+        commit = other.commit
+
+        def watched(changes: Changes) -> dict[Family, Error]:
+            return self.noted(commit(changes))
+
+        other.commit = watched  # type: ignore[method-assign]
+
+    def commit(self, changes: Changes) -> dict[Family, Error]:
+        return self.noted(super().commit(changes))
+
+    def noted(self, failed: dict[Family, Error]) -> dict[Family, Error]:
+        self.states.append((saves(self._other), saves(self)))
+        if self.breaking and self.states[-1] == ("", "lo"):
+            self._broken.add((Family.IPV4, MANGLE))
+            self.breaking = False
+        return failed
+
+
+def test_while_two_rule_sets_divert_packets_marks_are_saved_of_those_from_lo_only() -> None:
+    other = FakeBackend()
+    Engine(other).apply(DUAL)
+    backend = Watched(other)
+    Engine(backend).apply(DUAL)
+    assert backend.states == [("lo", ""), ("lo", "lo"), ("", "lo"), ("", "all")]
+    assert holds(backend, DUAL)
+
+
+def test_where_the_plan_diverts_no_packets_the_others_rules_need_not_change_before_they_go() -> None:
+    other = FakeBackend()
+    Engine(other).apply(DUAL)
+    backend = Watched(other)
+    Engine(backend).apply(REDIRECT)
+    assert backend.states == [("all", ""), ("", "")]
+
+
+def test_when_the_last_step_fails_the_old_rules_are_whole_before_the_new_ones_go() -> None:
+    other = FakeBackend()
+    Engine(other).apply(DUAL)
+    before = {family: dict(tables) for family, tables in other.kernel.items()}
+    backend = Watched(other)
+    backend.breaking = True
+    with pytest.raises(Unsupported, match="told to fail"):
+        Engine(backend).apply(DUAL)
+    assert backend.states[-3:] == [("lo", "lo"), ("lo", ""), ("all", "")]
+    assert all(backend.difference(before[family], other.kernel[family]) == [] for family in Family)
+
+
+def test_where_the_others_rules_cannot_be_changed_that_is_a_warning() -> None:
+    other = FakeBackend()
+    Engine(other).apply(DUAL)
+    other._broken.add((Family.IPV4, MANGLE))  # noqa: SLF001 - from now on, once
+    backend = Beside(other)
+    report = Engine(backend).apply(DUAL)
+    assert "established connections may have been lost in this change: this fake was told to fail" in report.warnings[0]
+    assert holds(backend, DUAL)
+    assert saves(other) == ""
 
 
 class Refused(FakeBackend):

@@ -4,8 +4,8 @@ Between rules of the same mode none does. Two kinds end when the mode changes:
 
 - those that the proxy opened to its app from a client's own address (Envoy's `original_src`), where no rule is left that
   routes the app's answers back to the proxy;
-- those that were redirected inbound, where Istio 1.0's TPROXY follows: its `-m socket` looks for a socket by the address
-  that the client sees, which is not the one that the proxy's has.
+- those that were ever redirected inbound, where Istio 1.0's TPROXY follows: its `-m socket` looks for a socket by the
+  address that the client sees, which is not the one that the proxy's has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 
 from istio_init.core.light import TYPE_CHECKING
-from istio_init.rules.handover import redirects_inbound, saved_marks, seeks_sockets
+from istio_init.rules.handover import saved_marks, seeks_sockets
 from istio_init.rules.kernel.netlink import NETLINK_NETFILTER, Netlink, parse
 from istio_init.rules.kernel.nf_tables import BODY, NFPROTO, NUMBER
 
@@ -58,7 +58,7 @@ def warn_of_ends(parts: Sequence[Part], wanted: Mapping[Family, Snapshot], warn:
         gone = frozenset(mark for tables in held for mark in saved_marks(tables)) - saved_marks(new)
         for mark in sorted(gone):
             _warn_of(family, FROM_CLIENTS, _bears(mark), warn)
-        if seeks_sockets(new) and any(map(redirects_inbound, held)):
+        if seeks_sockets(new) and any(part.holds(family) for part in parts) and not any(map(seeks_sockets, held)):
             _warn_of(family, REDIRECTED, _is_redirected_inbound, warn)
 
 
