@@ -10,7 +10,7 @@ because it has a schema, while text has wrapped lines.
 
 from __future__ import annotations
 
-from istio_init.core.errors import CommandError, IstioInitError, NotPermitted, ToolFault
+from istio_init.core.errors import CommandError, IstioInitError, NotPermitted, ToolFault, Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.runner import Command, Result, run_all
 from istio_init.rules.changes import TableChange, compare
@@ -70,8 +70,12 @@ class NftBackend(Backend):
             if result.status == 0:
                 from istio_init.rules.render.nft_listing import parse_listing
 
-                tables, self._standing[family] = parse_listing(result.stdout)
-                found[family] = Whole(tables)
+                try:
+                    tables, self._standing[family] = parse_listing(result.stdout)
+                except Unsupported as error:
+                    found[family] = Unread(error)
+                else:
+                    found[family] = Whole(tables)
             elif NO_TABLE_MESSAGE in result.stderr:
                 found[family] = Whole({})
                 self._absent.add(family)

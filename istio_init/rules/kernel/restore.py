@@ -98,7 +98,10 @@ class RestoreBackend(Backend):
         results = self._programs.run([Command((self._name(f, one, "save"),)) for f, one in asked], unsure)
         for (family, one), result in zip(asked, results, strict=True):
             self.node_chains |= node_chains_in(result.stdout)
-            looks[family, one] = self._read_legacy(result) if one is RuleSet.LEGACY else self._read_nft(family, result)
+            try:
+                looks[family, one] = self._read_legacy(result) if one is RuleSet.LEGACY else self._read_nft(family, result)
+            except Unsupported as error:
+                looks[family, one] = Unread(error)
         return {family: self._settle(family, {one: looks[family, one] for one in self._order}) for family in families}
 
     def besides(self) -> Iterator[tuple[Backend, tuple[Family, ...]]]:

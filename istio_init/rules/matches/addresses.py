@@ -23,7 +23,10 @@ class _Address(MatchType):
         if "." in text and ":" in text:
             from ipaddress import ip_network
 
-            return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
+            try:
+                return str(ip_network(text))  # as plans have it; iptables-save prints ::102:304 as ::1.2.3.4
+            except ValueError:
+                return None
         return text
 
     def native_text(self, text: str) -> str:

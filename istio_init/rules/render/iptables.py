@@ -5,6 +5,7 @@ Rules are written as iptables-save (1.8) prints them, so that a kernel's rules c
 
 from __future__ import annotations
 
+from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.matches import MATCHES, TARGETS
@@ -140,7 +141,11 @@ def command_name(family: Family, variant: Variant, verb: str = "") -> str:
 
 
 def parse_save(text: str) -> Snapshot:
-    """Parse the output of iptables-save, without counters, for one family."""
+    """Parse the output of iptables-save, without counters, for one family.
+
+    Raises:
+        Unsupported: it is not its output.
+    """
     tables: dict[Table, TableReader] = {}
     table: TableReader | None = None
     for line in text.splitlines():
@@ -155,8 +160,10 @@ def parse_save(text: str) -> Snapshot:
             chain, _, rule = line.removeprefix("-A ").partition(" ")
             table.add_rule(chain, rule)
         elif line.startswith(":"):
-            chain, policy, _ = line[1:].split(" ", 2)
-            table.add_chain(chain, policy)
+            chain, _, rest = line[1:].partition(" ")
+            if not rest:
+                raise Unsupported(f"iptables-save printed a line that cannot be read: {line!r}; is it iptables' own?")
+            table.add_chain(chain, rest.partition(" ")[0])
     return {name: table.state() for name, table in tables.items()}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 
+from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.matches.kinds import Json, Unknown
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TABLES = {table.value: table for table in Table}
+MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 GUARD = re.compile("[a-z]+_[A-Z_]+_if_[0-9]+")
 KEYS = {key: known for known in MATCHES.values() for key in known.keys}
 DROP = Target(TargetKind.DROP)
@@ -56,12 +58,19 @@ class Listing(NamedTuple):
 
 
 def parse_listing(text: str) -> Listing:
-    """Parse the listing of one family's table."""
+    """Parse the listing of one family's table.
+
+    Raises:
+        Unsupported: it is none.
+    """
     listing = _Listing()
-    for item in json.loads(text)["nftables"]:
-        ((kind, body),) = item.items()
-        listing.add(kind, body)
-    return listing.read()
+    try:
+        for item in json.loads(text)["nftables"]:
+            ((kind, body),) = item.items()
+            listing.add(kind, body)
+        return listing.read()
+    except MALFORMED as error:
+        raise Unsupported(f"nft printed a listing that cannot be read ({error!r}); is it nftables' own?") from error
 
 
 class _Listing:
