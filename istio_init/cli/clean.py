@@ -66,9 +66,10 @@ def show_ours(run: Run, log: Log) -> None:
         Unsupported: a third-party chain uses one of ours, so that a clean would fail, too.
     """
     from istio_init.rules.environment import CAP_NET_ADMIN, has_capability
+    from istio_init.rules.handover import diverting_marks
     from istio_init.rules.kernel import surroundings
     from istio_init.rules.kernel.rule_sets import RuleSet, occupied
-    from istio_init.rules.render.removal import diverting_marks, render_istio_tables, render_removal, render_surroundings
+    from istio_init.rules.render.removal import render_istio_tables, render_removal, render_surroundings
 
     if not has_capability(CAP_NET_ADMIN):
         log.write(Level.WARNING, f"without the capability NET_ADMIN, {UNSEEN}")

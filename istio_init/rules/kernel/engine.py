@@ -9,7 +9,7 @@ from __future__ import annotations
 from istio_init.core.errors import NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING, contextmanager
 from istio_init.rules.changes import desired, shadows
-from istio_init.rules.handover import guarded
+from istio_init.rules.handover import diverting_marks
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
 from istio_init.rules.kernel.ends import warn_of_ends
 from istio_init.rules.kernel.host import refuse_machine, refuse_node
@@ -19,7 +19,7 @@ from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_bac
 from istio_init.rules.kernel.report import Report, RoutesChanged
 from istio_init.rules.kernel.rule_sets import occupied
 from istio_init.rules.kernel.writing import Writing
-from istio_init.rules.model import NO_MARK, Family, Plan, Rule, Table
+from istio_init.rules.model import NO_MARK, Family, Plan, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,14 +106,12 @@ class Engine:
             others, hidden = self._read_others(families)
             left_out = self._unreadable(readings, wanted, plan.optional)
             before, unseen = seen({family: one for family, one in readings.items() if family not in left_out})
-            meet = any(one.changes for one in others)
-            meanwhile = {family: guarded(tables) for family, tables in wanted.items()} if meet else wanted
-            part = Part(self._backend, before, meanwhile)
+            part = Part(self._backend, before, wanted)
             warn_of_ends([part, *others], wanted, warn)
             hold()
             with self._surroundings_added(plan) as added:
                 written = Writing(part, others, self._fall_back)
-                written.write(meanwhile, plan.optional, wanted if meet else None)
+                written.write(wanted, plan.optional)
             gone = self._tidy([part, *others], families, plan)
             replaced = [one for one in written.others if one.changes]
             skipped = left_out | written.left_out
@@ -301,10 +299,5 @@ def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses:
 def _marks(seen: Iterable[Snapshots]) -> Marks:
     """Return the marks that our rules, or those of Istio's own tools, set to divert packets."""
     return frozenset(
-        (family, rule.target.mark)
-        for snapshots in seen
-        for family, tables in snapshots.items()
-        if Table.MANGLE in tables
-        for rule in tables[Table.MANGLE].chains.get("ISTIO_DIVERT", ())
-        if isinstance(rule, Rule) and rule.target.mark is not None
+        (family, mark) for snapshots in seen for family, tables in snapshots.items() for mark in diverting_marks(tables)
     )

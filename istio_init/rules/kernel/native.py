@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
-from istio_init.rules.handover import FROM_LOOPBACK, unguarded
+from istio_init.rules.handover import FROM_LOOPBACK, narrowing
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Whole
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
-from istio_init.rules.kernel.nf_tables_text import describe
+from istio_init.rules.kernel.nf_tables_text import HOST_NUMBER, describe
 from istio_init.rules.kernel.rule_sets import RuleSet
-from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, OpaqueRule, Rule, Snapshot, Table, Variant
+from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, Match, OpaqueRule, Rule, Snapshot, Table, Variant
 from istio_init.rules.render.iptables import TableReader, is_ours, parse_rule
 
 if TYPE_CHECKING:
@@ -132,11 +132,21 @@ class NativeBackend(Backend):
         return nf_tables.add_rule(place[0], rule, describe(rule.expressions).protocol, at_head=at_head)
 
     def _form(self, place: Place) -> NativeRule:
-        """Return how the kernel has a rule that was read before, or that `guarded` made of one."""
-        if place not in self._forms and isinstance(place[3], Rule):
-            known = self._forms[(*place[:3], unguarded(place[3]))]
-            return known.for_interface(str(FROM_LOOPBACK.value))
-        return self._forms[place]
+        """Return how the kernel has a rule that was read before, or that is made narrower for a handover."""
+        if place in self._forms or not isinstance(place[3], Rule):
+            return self._forms[place]
+        added = narrowing(place[3])
+        known = place[3]._replace(matches=tuple(match for match in place[3].matches if match not in added))
+        form = self._forms[(*place[:3], known)]
+        for match in added:
+            form = form.narrowed(*_condition(match))
+        return form
+
+
+def _condition(match: Match) -> tuple[int, int, bytes]:
+    if match == FROM_LOOPBACK:
+        return nf_tables.NFT_META_IIFNAME, nf_tables.NFT_CMP_EQ, f"{match.value}\0".encode()
+    return nf_tables.NFT_META_MARK, nf_tables.NFT_CMP_NEQ, HOST_NUMBER.pack(match.value)
 
 
 def _worded(table: Table, rule: NativeRule) -> str:

@@ -31,8 +31,9 @@ NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_
 NFTA_RULE_USERDATA = 7
 NFTA_RULE_COMPAT_PROTO, NFTA_RULE_COMPAT_FLAGS = 1, 2
 NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
-NFTA_META_DREG, NFTA_META_KEY, NFT_META_IIFNAME = 1, 2, 6
-NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFTA_DATA_VALUE, NFT_CMP_EQ, NFT_REG_1 = 1, 2, 3, 1, 0, 1
+NFTA_META_DREG, NFTA_META_KEY, NFT_META_MARK, NFT_META_IIFNAME = 1, 2, 3, 6
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFTA_DATA_VALUE = 1, 2, 3, 1
+NFT_CMP_EQ, NFT_CMP_NEQ, NFT_REG_1 = 0, 1, 1
 NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800  # linux/netlink.h
 NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}  # linux/netfilter.h
 NFPROTO_INET = 1
@@ -63,12 +64,18 @@ class NativeRule(NamedTuple):
     expressions: bytes
     userdata: bytes
 
-    def for_interface(self, name: str) -> NativeRule:
-        """Return the same rule for packets that come in on one interface only, as iptables writes `-i NAME`."""
+    def narrowed(self, key: int, operation: int, value: bytes) -> NativeRule:
+        """Return the same rule for fewer packets.
+
+        Args:
+            key: what is looked at, NFT_META_*.
+            operation: how it is compared, NFT_CMP_*.
+            value: with what, as the kernel has it.
+        """
         register = NUMBER.pack(NFT_REG_1)
-        found = attribute(NFTA_META_KEY, NUMBER.pack(NFT_META_IIFNAME)) + attribute(NFTA_META_DREG, register)
-        wanted = attribute(NFTA_CMP_SREG, register) + attribute(NFTA_CMP_OP, NUMBER.pack(NFT_CMP_EQ))
-        wanted += attribute(NFTA_CMP_DATA, attribute(NFTA_DATA_VALUE, _text(name)))
+        found = attribute(NFTA_META_KEY, NUMBER.pack(key)) + attribute(NFTA_META_DREG, register)
+        wanted = attribute(NFTA_CMP_SREG, register) + attribute(NFTA_CMP_OP, NUMBER.pack(operation))
+        wanted += attribute(NFTA_CMP_DATA, attribute(NFTA_DATA_VALUE, value))
         return self._replace(expressions=_expression("meta", found) + _expression("cmp", wanted) + self.expressions)
 
 

@@ -145,7 +145,7 @@ class Part:
 
 
 def put_back(parts: Sequence[Part], cause: IstioInitError) -> None:
-    """Roll parts back, and note it on the error that made it necessary.
+    """Roll parts back, the last step first, and note it on the error that made it necessary.
 
     Raises:
         Unsupported: that failed, too; the message says what each table holds now.
@@ -156,6 +156,7 @@ def put_back(parts: Sequence[Part], cause: IstioInitError) -> None:
     try:
         undone = [part.undo() for part in parts]
     except IstioInitError as error:
-        states = "; ".join(state for part in parts for state in part.states())
+        first = {part.backend: part for part in parts}  # of each backend the first step, which comes last here
+        states = "; ".join(state for part in first.values() for state in part.states())
         raise Unsupported(f"{cause}; the rollback failed too: {error}; now {states}") from cause
     cause.add_note("the previous rules are in place again (rollback)" if any(undone) else UNCHANGED)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from istio_init.core.errors import IstioInitError, ToolFault, Unsupported
 from istio_init.core.light import TYPE_CHECKING
-from istio_init.rules.handover import guarded
+from istio_init.rules.handover import around, beside
 from istio_init.rules.kernel.backend import Unread
 from istio_init.rules.kernel.parts import Part, put_back, seen
-from istio_init.rules.model import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from istio_init.rules.kernel.backend import Backend
+    from istio_init.rules.kernel.backend import Backend, Snapshots
     from istio_init.rules.model import Family, Snapshot
 
 
@@ -41,26 +40,24 @@ class Writing:
         self._fall_back = fall_back
         self._begun: list[Part] = []
 
-    def write(
-        self, wanted: Mapping[Family, Snapshot], optional: frozenset[Family], final: Mapping[Family, Snapshot] | None = None
-    ) -> None:
-        """Make the change.
+    def write(self, wanted: Mapping[Family, Snapshot], optional: frozenset[Family]) -> None:
+        """Make the change; where old and new rules meet, in more steps (see `istio_init.rules.handover`).
 
         Args:
             wanted: what the plan's part is to hold.
             optional: the families that may be left out.
-            final: what it is to hold once the others' rules are gone; None for the same.
 
         Raises:
             IstioInitError: a step failed; its notes say what there is now.
         """
+        meanwhile = {family: self._beside_others(family, tables) for family, tables in wanted.items()}
         try:
-            if final is not None:
-                self._guard_others(wanted)
-            self._write_plan(wanted, optional)
+            self._narrow_old(wanted)
+            self._write_plan(meanwhile, optional)
             self._clear_others()
-            for last in [one.again(final) for one in self.parts] if final is not None else ():
-                _raise_first(self._begin(last).commit()[0].values())
+            if meanwhile != wanted:
+                for last in [one.again(wanted) for one in self.parts]:
+                    _raise_first(self._begin(last).commit()[0].values())
         except IstioInitError as error:
             put_back(self._begun[::-1], error)
             raise
@@ -69,23 +66,39 @@ class Writing:
         self._begun.append(part)
         return part
 
-    def _guard_others(self, wanted: Mapping[Family, Snapshot]) -> None:
-        """Make the others' rules bear those of a plan beside them; see `istio_init.rules.handover`."""
+    def _beside_others(self, family: Family, tables: Snapshot) -> Snapshot:
+        tables = around(tables, self.parts[0].before.get(family, {}))
+        for other in self.others:
+            tables = beside(tables, other.before.get(family, {}))
+        return tables
+
+    def _narrow_old(self, wanted: Mapping[Family, Snapshot]) -> None:
+        """Make the old rules bear the new ones."""
         for place, other in enumerate(self.others):
-            diverted = [family for family in other.before if Table.MANGLE in wanted.get(family, {})]
-            tables = {f: guarded(tables) if f in diverted else tables for f, tables in other.before.items()}
-            if tables == other.before:
-                continue
-            try:
-                _raise_first(self._begin(Part(other.backend, other.before, tables)).commit()[0].values())
-            except ToolFault:
-                raise
-            except Unsupported as error:
-                self.warnings.append(f"established connections may have been lost in this change: {error}")
-            self.others[place] = other.again({})
+            tables = {family: beside(old, wanted.get(family, {})) for family, old in other.before.items()}
+            if self._is_narrowed(other, tables):
+                self.others[place] = other.again({})
+        own = self.parts[0]
+        self._is_narrowed(own, {family: around(old, wanted.get(family, {})) for family, old in own.before.items()})
+
+    def _is_narrowed(self, part: Part, tables: Snapshots) -> bool:
+        """Narrow old rules where they must be; where that does not work, it is a warning."""
+        if tables == part.before:
+            return False
+        try:
+            _raise_first(self._begin(Part(part.backend, part.before, tables)).commit()[0].values())
+        except ToolFault:
+            raise
+        except Unsupported as error:
+            self.warnings.append(f"connections may have been lost in this change: {error}")
+        return True
 
     def _write_plan(self, wanted: Mapping[Family, Snapshot], optional: frozenset[Family]) -> None:
-        failed, left_out = self._begin(self.parts[0]).commit(frozenset() if self._fall_back else optional)
+        part = self.parts[0]
+        failed, left_out = self._begin(
+            part.again(wanted) if self._begun else Part(part.backend, part.before, wanted)
+        ).commit(frozenset() if self._fall_back else optional)
+        part.drop({*failed, *left_out})
         self.left_out.update(left_out)
         if failed:
             self._move(failed, wanted, optional)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from istio_init.core.light import TYPE_CHECKING
-from istio_init.rules.model import NO_MARK, Family, Rule, Snapshot, Table, TableState, TproxyRoute
+from istio_init.rules.model import NO_MARK, Family, TproxyRoute
 from istio_init.rules.render.iptables import render_changes
 
 if TYPE_CHECKING:
@@ -48,10 +48,3 @@ def _route_lines(route: TproxyRoute) -> Iterator[str]:
     if route.mark != NO_MARK:
         yield f"{ip} rule del fwmark {route.mark:#x} lookup {route.table}"
     yield f"{ip} route del local default dev lo table {route.table}"
-
-
-def diverting_marks(tables: Snapshot) -> Iterator[int]:
-    """Return the marks with which rules of ours, or of Istio's own tools, divert packets."""
-    for rule in tables.get(Table.MANGLE, TableState({})).chains.get("ISTIO_DIVERT", ()):
-        if isinstance(rule, Rule) and rule.target.mark is not None:
-            yield rule.target.mark
