@@ -165,7 +165,7 @@ NO_REASON = Reason()
 
 
 class Rule(NamedTuple):
-    """One rule of a chain, and the reason why it exists (`NO_REASON` for a rule read from a kernel)."""
+    """One rule of a chain, and the reason why it exists (for a rule read from a kernel: its nft comment, or `NO_REASON`)."""
 
     matches: tuple[Match, ...]
     target: Target

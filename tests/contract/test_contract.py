@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -135,10 +136,13 @@ class Kernel(NamedTuple):
 
     def everything(self) -> list[str]:
         """Give all that an apply may change, as the system's own tools show it."""
-        tables = "nft -s list table ip istio-init; nft -s list table ip6 istio-init"
         shown = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip -o address show dev lo"
         rules = [self.namespace.save(variant, family) for variant in ("nft", "legacy") for family in BOTH]
-        return [*rules, self.namespace.run("sh", "-c", f"{tables}; {shown}").stdout]
+        # In our own tables, one chain at most has a hook and priority, so that the order of chains says nothing.
+        listing = ("nft", "-s", "list", "table")
+        native = [self.namespace.run(*listing, family, "istio-init", check=False).stdout for family in ("ip", "ip6")]
+        chains = [chain.strip("\n}") for table in native for chain in sorted(re.split(r"\n(?=\tchain )", table))]
+        return [*rules, *chains, self.namespace.run("sh", "-c", shown).stdout]
 
     def tools(self) -> tuple[str, str]:
         """Name the program of each family that shows what this backend writes."""

@@ -461,7 +461,7 @@ def listing(*rules: Expressions, **more: list[Expressions]) -> str:
     items: list[dict[str, Any]] = [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "ip", "name": "istio-init"}}]
     for name, content in {"nat_ISTIO_OUTPUT": list(rules), **more}.items():
         items.append({"chain": {"family": "ip", "table": "istio-init", "name": name}})
-        items += [{"rule": {"chain": name, "comment": "why", "expr": expressions}} for expressions in content]
+        items += [{"rule": {"chain": name, "expr": expressions}} for expressions in content]
     return json.dumps({"nftables": items})
 
 
@@ -491,6 +491,16 @@ def test_a_set_is_read_as_a_rule_for_each_value() -> None:
     found = read([match(DADDR, {"set": elements}), COUNTER, LEAVE])
     cidrs = ("10.1.0.0/16", "10.2.0.1/32", "10.3.0.0/23", "10.3.2.0/24")
     assert found == tuple(Rule((to(cidr),), RETURN) for cidr in cidrs)
+
+
+def test_a_comment_is_kept_as_the_reason_of_each_rule_and_is_written_again() -> None:
+    rule = [match(DPORT, {"set": [80, 90]}), COUNTER, LEAVE]
+    body = {"chain": "nat_ISTIO_OUTPUT", "comment": "ports 80, 90 {value} are excluded", "expr": rule}
+    items = [{"chain": {"name": "nat_ISTIO_OUTPUT"}}, {"rule": body}]
+    rules = parse_listing(json.dumps({"nftables": items})).tables[Table.NAT].chains["ISTIO_OUTPUT"]
+    assert [rule.why for rule in rules if isinstance(rule, Rule)] == [body["comment"]] * 2
+    (joined,) = join(rule for rule in rules if isinstance(rule, Rule))
+    assert (joined.values, joined.rule.why) == (("80", "90"), body["comment"])
 
 
 def test_ports_and_their_protocol_are_read() -> None:

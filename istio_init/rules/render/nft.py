@@ -207,11 +207,11 @@ class _Writer:
         rule = joined.rule
         conditions = "".join(f"{condition} " for condition in self._conditions(joined))
         if any(MATCHES[match.kind].is_guarded(match) for match in rule.matches):
-            yield f"{conditions}counter jump {self._guard(rule)} {_comment(rule.why)}"
+            yield f"{conditions}counter jump {self._guard(rule)}{_comment(rule.why)}"
             return
-        yield f"{conditions}counter {self._statement(rule.target)} {_comment(rule.why)}"
+        yield f"{conditions}counter {self._statement(rule.target)}{_comment(rule.why)}"
         if why := TARGETS[rule.target.kind].nft_drops:
-            yield f"{conditions}counter drop {_comment(why)}"
+            yield f"{conditions}counter drop{_comment(why)}"
 
     def _conditions(self, joined: Joined) -> Iterator[str]:
         protocol = protocol_of(joined.rule)
@@ -232,11 +232,11 @@ class _Writer:
             values = [match.value for match in rule.matches if match.kind is known.kind and known.is_guarded(match)]
             if values:
                 returns, why = known.guard(values)
-                lines.append(f"{returns} counter return {_comment(why)}")
+                lines.append(f"{returns} counter return{_comment(why)}")
                 condition += f"{known.guard_condition} " if known.guard_condition else ""
         # In a guard, `return` would only go back to the chain that RETURN is supposed to leave.
         statement = "accept" if self._ends_with(rule.target) else self._statement(rule.target)
-        lines.append(f"{condition}counter {statement} {_comment(rule.why)}")
+        lines.append(f"{condition}counter {statement}{_comment(rule.why)}")
         name = self._guards.setdefault(tuple(lines), f"{self._name}_if_{len(self._guards) + 1}")
         self._chains[name] = lines
         return name
@@ -266,7 +266,7 @@ def _set(known: MatchType, values: Sequence[int | str]) -> str:
 
 
 def _comment(text: str) -> str:
-    return f'comment "{comment_text(text)}"'
+    return f' comment "{comment_text(text)}"' if text else ""
 
 
 def comment_text(text: str) -> str:

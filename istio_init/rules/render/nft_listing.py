@@ -2,7 +2,7 @@
 
 A set is read as one rule per value, and a guard as the matches that it stands for, so that the kernel's rules can be
 compared with a plan's one by one, and drift (a rule changed by hand) is detected. A stored checksum of what was written
-would not detect it. Counters and comments are ignored.
+would not detect it. Counters are ignored. Comments are kept as the rules' reasons, so that a rollback restores them.
 
 The whole table is ours. Anything in it that this program never writes (a set, another chain, another priority) is read as a
 chain or rule that no plan has, so that it counts as drift.
@@ -20,11 +20,13 @@ from istio_init.rules.matches.kinds import Json, Unknown
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
     CHAINS_OF,
+    NO_REASON,
     OWNER_COMMENT,
     KernelRule,
     Match,
     MatchKind,
     OpaqueRule,
+    Reason,
     Rule,
     Snapshot,
     Table,
@@ -73,12 +75,19 @@ def parse_listing(text: str) -> Listing:
         raise Unsupported(f"nft printed a listing that cannot be read ({error!r}); is it nftables' own?") from error
 
 
+class _Listed(NamedTuple):
+    """One rule of the listing, without its counter."""
+
+    expressions: list[Json]
+    comment: str
+
+
 class _Listing:
     """Collects the listed objects, and reads them once all are known."""
 
     def __init__(self) -> None:
         self._chains: dict[str, Json] = {}
-        self._rules: dict[str, list[list[Json]]] = {}
+        self._rules: dict[str, list[_Listed]] = {}
         self._unexpected: list[str] = []  # names of objects that no plan has
         self._guards: set[str] = set()  # guards that a rule jumps to
 
@@ -86,7 +95,8 @@ class _Listing:
         if kind == "chain":
             self._chains[body["name"]] = body
         elif kind == "rule":
-            self._rules.setdefault(body["chain"], []).append([one for one in body["expr"] if "counter" not in one])
+            expressions = [one for one in body["expr"] if "counter" not in one]
+            self._rules.setdefault(body["chain"], []).append(_Listed(expressions, str(body.get("comment", ""))))
         elif kind == "table" and "flags" in body:  # it may be disabled (`dormant`)
             self._unexpected.append(f"table {body['flags']}")
         elif kind not in ("metainfo", "table"):
@@ -120,12 +130,14 @@ class _Listing:
         return states
 
     def _read(self, table: Table, name: str, *, is_base: bool = False) -> Iterator[KernelRule]:
-        groups = iter([self._try(table, name, expressions) for expressions in self._rules.get(name, ())])
-        for group in groups:
+        listed = self._rules.get(name, ())
+        groups = zip(listed, [self._try(table, name, one.expressions) for one in listed], strict=True)
+        for one, group in groups:
             # A target with `nft_drops` is followed by a rule that drops, which is part of it.
-            if _needs_drop(group) and next(groups, ()) != _dropped(group):
+            if _needs_drop(group) and next(groups, (one, ()))[1] != _dropped(group):
                 yield OpaqueRule("tproxy without a drop")
-            yield from map(_signed, group) if is_base else group
+            for rule in map(_signed, group) if is_base else group:
+                yield rule._replace(reason=_reason(one.comment)) if isinstance(rule, Rule) else rule
 
     def _try(self, table: Table, name: str, expressions: list[Json]) -> tuple[Rule, ...] | tuple[OpaqueRule]:
         try:
@@ -163,7 +175,7 @@ class _Listing:
         Raises:
             Unknown: the model cannot express it.
         """
-        *returns, last = self._rules.get(name, [[]])
+        *returns, last = [one.expressions for one in self._rules.get(name, [])] or [[]]
         guarded: list[Match] = []
         for expressions in returns:
             match expressions:
@@ -206,6 +218,10 @@ def _signed(rule: KernelRule) -> KernelRule:
     if isinstance(rule, OpaqueRule) or rule.target.kind is TargetKind.JUMP:
         return rule
     return rule._replace(matches=(*rule.matches, Match(MatchKind.COMMENT, OWNER_COMMENT)))
+
+
+def _reason(comment: str) -> Reason:
+    return Reason(template="{value}", value=comment) if comment else NO_REASON
 
 
 def _matches(condition: Json) -> Iterator[list[Match]]:
