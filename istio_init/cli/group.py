@@ -11,10 +11,10 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from istio_init import __version__
-from istio_init.cli.command import Subcommand, execute, flush, report
+from istio_init.cli.command import REPORTED, Subcommand, execute, flush, report
 from istio_init.cli.main import COMPLETION
 from istio_init.core.argv import NO_VALUE, refuse_flag, spell_out
-from istio_init.core.errors import InvalidInput, IstioInitError, shorten
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.log import Level
 from istio_init.core.option import Kind, Option
 
@@ -105,7 +105,7 @@ def run_group(words: Sequence[str], log: Log) -> int:
     except click.ClickException as error:
         log.write(Level.ERROR, f"{shorten(error.format_message())} (istio-init --help shows what is allowed)")
         return error.exit_code
-    except (IstioInitError, OSError, KeyboardInterrupt) as error:
+    except REPORTED as error:
         return report(error, log)
     return int(status or 0)
 

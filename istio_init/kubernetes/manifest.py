@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.kubernetes.limits import TOO_DEEP, check_aliases, check_values
 from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.options import OPTIONS
 
@@ -118,16 +119,32 @@ def read_yaml(text: str) -> list[Any]:
     """Parse the documents of a YAML stream, or a JSON document.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is neither, or exceeds the limits of `istio_init.kubernetes.limits`.
     """
-    import yaml
+    documents = _read_json(text)
+    if documents is None:
+        documents = _read_yaml(text)
+    check_values(documents)
+    return documents
 
+
+def _read_json(text: str) -> list[Any] | None:
     with suppress(ValueError, RecursionError):
         return [json.loads(text)]  # YAML is not quite a superset of JSON: tabs differ
+    return None
+
+
+def _read_yaml(text: str) -> list[Any]:
+    import yaml
+
     try:
+        if "*" in text:
+            check_aliases(yaml.parse(text, Loader=yaml.SafeLoader))
         return list(yaml.safe_load_all(text))
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     # Constructors of scalar values can raise any of these.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
         message = f"not valid YAML: {error}"
         raise ValueError(message) from None
 
@@ -296,4 +313,7 @@ def _objects(value: Any, what: str) -> list[Json]:
     found = _list(value, what)
     if not all(isinstance(one, dict) for one in found):
         raise _wrong_type(f"{what} has an item that is not an object")
+    for one in found:
+        if not isinstance(one.get("name", ""), str):
+            raise _wrong_type(f"{what}: name {one['name']!r} is not a string; quote it")
     return found

@@ -12,6 +12,7 @@ import pwd
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.light import TYPE_CHECKING, socket
 from istio_init.core.option import Option, Value
+from istio_init.core.reading import read_file
 from istio_init.rules.layout import ISTIO_1_0, Layout, find
 from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS

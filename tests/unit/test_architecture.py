@@ -60,6 +60,7 @@ ROOMS = (
     "sidecar.launcher",
     "kubernetes",
     "kubernetes.agreement",
+    "kubernetes.limits",
     "kubernetes.manifest",
     "kubernetes.halves",
     "kubernetes.inject",
@@ -83,6 +84,7 @@ PURE = (
     "rules.walk",
     "sidecar.bootstrap",
     "kubernetes.agreement",
+    "kubernetes.limits",
     "kubernetes.manifest",
     "kubernetes.inject",
 )

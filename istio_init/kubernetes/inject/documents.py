@@ -54,7 +54,7 @@ def _inject(settings: InjectSettings, document: Json, template: Json, where: str
     warnings = (
         [NEVER_ENDS] if made.template is not None and kind in RUN_TO_COMPLETION and not settings.native_sidecar else []
     )
-    if template is not document and any(INJECT in (_metadata(document).get(part) or ()) for part in TEXTS):
+    if template is not document and any(INJECT in _object(_metadata(document).get(part)) for part in TEXTS):
         warnings.append(f"{INJECT} on the {kind} itself has no effect: it must be in the pod template's metadata")
     return made._replace(note="; ".join((made.note, *warnings)))
 
@@ -92,8 +92,11 @@ def _put(document: Json, path: Sequence[str], template: Json) -> Json:
 
 
 def _metadata(document: Json) -> Json:
-    metadata = document.get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
+    return _object(document.get("metadata"))
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
 
 
 def _name(document: Json) -> str:

@@ -11,6 +11,7 @@ from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject import istio_1_0, istio_1_30
 from istio_init.kubernetes.inject.pod import Additions, PodTemplate, check_ports, read_ports
 from istio_init.kubernetes.inject.settings import INJECT, STATUS, InjectSettings, PodAnnotations, wants_injection
+from istio_init.kubernetes.limits import check_values
 from istio_init.kubernetes.manifest import INIT, PROXY
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find
 
@@ -191,6 +192,7 @@ def _read_status(text: str, where: str) -> Json:
     annotation = f"{where}: annotation {STATUS}"
     try:
         status = json.loads(text)
+        check_values(status)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(annotation, f"{text!r} is not JSON: {error}", ALLOWED_STATUS) from None
     if not isinstance(status, dict) or not isinstance(status.get(EMPTY, {}), dict):
@@ -221,6 +223,9 @@ def _objects(owner: Json, member: str, where: str) -> list[Json]:
         return []
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InvalidInput(where, f"{member} is not a list of objects", ALLOWED)
+    for one in value:
+        if not isinstance(one.get("name", ""), str):
+            raise InvalidInput(where, f"{member}: name {one['name']!r} is not a string", "a quoted string")
     return value
 
 

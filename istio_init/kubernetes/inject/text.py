@@ -16,12 +16,14 @@ from ruamel.yaml.error import YAMLError
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.inject.splice import Splicer, Unwritable
 from istio_init.kubernetes.inject.tree import read_trees
+from istio_init.kubernetes.limits import MAX_DEPTH, MAX_SIZE, TOO_DEEP, check_aliases, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Change = Callable[[Any, str], tuple[Any, tuple[str, ...]]]
 
+ALLOWED = f"YAML or JSON of at most {MAX_DEPTH} levels and {MAX_SIZE} characters, aliases written out"
 # The parser's errors, and what constructors of scalar values can raise.
 UNREADABLE = (YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -54,12 +56,22 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
 
 def _read(text: str, where: str) -> tuple[bool, list[Any]]:
     """Parse the documents; also return whether the text is JSON."""
+    try:
+        is_json, documents = _parse(text)
+        check_values(documents)
+    except RecursionError:
+        raise InvalidInput(where, TOO_DEEP, ALLOWED) from None
+    except UNREADABLE as error:
+        raise InvalidInput(where, f"not valid YAML: {error}", ALLOWED) from None
+    return is_json, documents
+
+
+def _parse(text: str) -> tuple[bool, list[Any]]:
     with suppress(ValueError, RecursionError):
         return True, [json.loads(text)]
-    try:
-        return False, list(YAML(typ="safe", pure=True).load_all(text))
-    except UNREADABLE as error:
-        raise InvalidInput(where, f"not valid YAML: {error}", "YAML or JSON") from None
+    if "*" in text:
+        check_aliases(YAML(typ="safe", pure=True).parse(text))
+    return False, list(YAML(typ="safe", pure=True).load_all(text))
 
 
 def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_json: bool) -> str:

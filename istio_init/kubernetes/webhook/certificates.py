@@ -6,6 +6,9 @@ import ssl
 from pathlib import Path
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.reading import read_file
+
+WHERE = "--tls-cert, --tls-key"
 
 
 class ServerCertificate:
@@ -52,10 +55,7 @@ class ServerCertificate:
         connection.context = self._current
 
     def _read(self) -> tuple[bytes, ...]:
-        try:
-            return tuple(Path(file).read_bytes() for file in self.files)
-        except OSError as error:
-            raise self._refusal(f"{error.filename}: {error.strerror}") from None
+        return tuple(read_file(file, WHERE) for file in self.files)
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -67,4 +67,4 @@ class ServerCertificate:
         return context
 
     def _refusal(self, problem: str) -> InvalidInput:
-        return InvalidInput("--tls-cert, --tls-key", problem, "a certificate and its unencrypted key, in PEM")
+        return InvalidInput(WHERE, problem, "a certificate and its unencrypted key, in PEM")

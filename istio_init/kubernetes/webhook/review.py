@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from istio_init.core.errors import InvalidInput
 from istio_init.kubernetes.halves import pod_contradictions
 from istio_init.kubernetes.inject.pod import Workload
+from istio_init.kubernetes.limits import check_values
 from istio_init.kubernetes.webhook.patch import difference
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def read_request(body: bytes | bytearray) -> Request:
     """
     try:
         review = json.loads(body, parse_constant=_reject_constant)
+        check_values(review)
     except (ValueError, RecursionError) as error:
         raise InvalidInput("body", f"is not valid JSON: {error}", f"an {API_VERSION} {KIND}") from None
     if not isinstance(review, dict):
