@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
-from istio_init.kubernetes.limits import TOO_DEEP, check_aliases, check_values
+from istio_init.core.limits import TOO_DEEP, check_aliases, check_depth, check_digits, read_json
 from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.options import OPTIONS
 
@@ -119,32 +119,32 @@ def read_yaml(text: str) -> list[Any]:
     """Parse the documents of a YAML stream, or a JSON document.
 
     Raises:
-        ValueError: the text is neither, or exceeds the limits of `istio_init.kubernetes.limits`.
+        ValueError: the text is neither, or exceeds a limit of `istio_init.core.limits`.
     """
-    documents = _read_json(text)
-    if documents is None:
-        documents = _read_yaml(text)
-    check_values(documents)
+    with suppress(json.JSONDecodeError):
+        return [read_json(text)]  # YAML is not quite a superset of JSON: tabs differ
+    documents = _load_yaml(text)
+    check_depth(documents)
     return documents
 
 
-def _read_json(text: str) -> list[Any] | None:
-    with suppress(ValueError, RecursionError):
-        return [json.loads(text)]  # YAML is not quite a superset of JSON: tabs differ
-    return None
-
-
-def _read_yaml(text: str) -> list[Any]:
+def _load_yaml(text: str) -> list[Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_yaml_int(self, node: Any) -> int:
+            check_digits(node.value)
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
-        if "*" in text:
-            check_aliases(yaml.parse(text, Loader=yaml.SafeLoader))
-        return list(yaml.safe_load_all(text))
+        if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
+            check_aliases(yaml.parse(text, Loader))
+        return list(yaml.load_all(text, Loader))
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     # Constructors of scalar values can raise any of these.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         message = f"not valid YAML: {error}"
         raise ValueError(message) from None
 

@@ -60,7 +60,6 @@ ROOMS = (
     "sidecar.launcher",
     "kubernetes",
     "kubernetes.agreement",
-    "kubernetes.limits",
     "kubernetes.manifest",
     "kubernetes.halves",
     "kubernetes.inject",
@@ -84,7 +83,6 @@ PURE = (
     "rules.walk",
     "sidecar.bootstrap",
     "kubernetes.agreement",
-    "kubernetes.limits",
     "kubernetes.manifest",
     "kubernetes.inject",
 )

@@ -8,10 +8,10 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import read_json
 from istio_init.kubernetes.inject import istio_1_0, istio_1_30
 from istio_init.kubernetes.inject.pod import Additions, PodTemplate, check_ports, read_ports
 from istio_init.kubernetes.inject.settings import INJECT, STATUS, InjectSettings, PodAnnotations, wants_injection
-from istio_init.kubernetes.limits import check_values
 from istio_init.kubernetes.manifest import INIT, PROXY
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry, find
 
@@ -191,9 +191,8 @@ def _read_status(text: str, where: str) -> Json:
     """Parse a status annotation, ours or Istio's, and fill in missing members."""
     annotation = f"{where}: annotation {STATUS}"
     try:
-        status = json.loads(text)
-        check_values(status)
-    except (ValueError, RecursionError) as error:
+        status = read_json(text)
+    except ValueError as error:
         raise InvalidInput(annotation, f"{text!r} is not JSON: {error}", ALLOWED_STATUS) from None
     if not isinstance(status, dict) or not isinstance(status.get(EMPTY, {}), dict):
         raise InvalidInput(annotation, f"{text!r} is not an injection status", ALLOWED_STATUS)

@@ -11,21 +11,35 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import MAX_DEPTH, TOO_DEEP, check_aliases, check_depth, check_digits, read_json
 from istio_init.kubernetes.inject.splice import Splicer, Unwritable
 from istio_init.kubernetes.inject.tree import read_trees
-from istio_init.kubernetes.limits import MAX_DEPTH, MAX_SIZE, TOO_DEEP, check_aliases, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Change = Callable[[Any, str], tuple[Any, tuple[str, ...]]]
 
-ALLOWED = f"YAML or JSON of at most {MAX_DEPTH} levels and {MAX_SIZE} characters, aliases written out"
+ALLOWED = f"YAML or JSON of at most {MAX_DEPTH} levels"
 # The parser's errors, and what constructors of scalar values can raise.
 UNREADABLE = (YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class Constructor(SafeConstructor):
+    """Makes the values of plain YAML, but no integers of any length."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Make an integer."""
+        check_digits(node.value)
+        value: int = super().construct_yaml_int(node)
+        return value
+
+
+Constructor.add_constructor("tag:yaml.org,2002:int", Constructor.construct_yaml_int)
 
 
 def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]]:
@@ -57,21 +71,23 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
 def _read(text: str, where: str) -> tuple[bool, list[Any]]:
     """Parse the documents; also return whether the text is JSON."""
     try:
-        is_json, documents = _parse(text)
-        check_values(documents)
+        return _parse(text)
     except RecursionError:
         raise InvalidInput(where, TOO_DEEP, ALLOWED) from None
     except UNREADABLE as error:
         raise InvalidInput(where, f"not valid YAML: {error}", ALLOWED) from None
-    return is_json, documents
 
 
 def _parse(text: str) -> tuple[bool, list[Any]]:
-    with suppress(ValueError, RecursionError):
-        return True, [json.loads(text)]
-    if "*" in text:
-        check_aliases(YAML(typ="safe", pure=True).parse(text))
-    return False, list(YAML(typ="safe", pure=True).load_all(text))
+    with suppress(json.JSONDecodeError):
+        return True, [read_json(text)]
+    parser = YAML(typ="safe", pure=True)
+    if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
+        check_aliases(parser.parse(text))
+    parser.Constructor = Constructor
+    documents = list(parser.load_all(text))
+    check_depth(documents)
+    return False, documents
 
 
 def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_json: bool) -> str:

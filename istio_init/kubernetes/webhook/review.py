@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import read_json
 from istio_init.kubernetes.halves import pod_contradictions
 from istio_init.kubernetes.inject.pod import Workload
-from istio_init.kubernetes.limits import check_values
 from istio_init.kubernetes.webhook.patch import difference
 
 if TYPE_CHECKING:
@@ -142,9 +142,8 @@ def read_request(body: bytes | bytearray) -> Request:
         InvalidInput: it is not an AdmissionReview, has an unsupported version, or lacks a member that an answer needs.
     """
     try:
-        review = json.loads(body, parse_constant=_reject_constant)
-        check_values(review)
-    except (ValueError, RecursionError) as error:
+        review = read_json(body, parse_constant=_reject_constant)
+    except ValueError as error:
         raise InvalidInput("body", f"is not valid JSON: {error}", f"an {API_VERSION} {KIND}") from None
     if not isinstance(review, dict):
         raise InvalidInput("body", "is not a JSON object", f"an {API_VERSION} {KIND}")

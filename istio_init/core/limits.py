@@ -1,0 +1,115 @@
+"""Limits of JSON and YAML from outside: a short text must not mean a value that fills memory or overflows the stack.
+
+Pure, and without a parser of YAML: there are two of them here, whose events have the same names (yaml.org, "Processes").
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MAX_DEPTH = 100  # levels of objects and lists; a pod has about ten, and the schemas of custom resources some dozens
+MAX_DIGITS = 100  # of an integer; those of Kubernetes have up to 19, and Python neither reads nor prints more than 4,300
+MAX_EXPANDED = 16 * 1024 * 1024  # characters of a YAML stream with its aliases written out
+VALUE_SIZE = 16  # characters that each value counts for besides its text, as it takes memory, too
+
+TOO_DEEP = f"it has more than {MAX_DEPTH} levels"
+TOO_MANY_DIGITS = f"it has an integer of more than {MAX_DIGITS} digits"
+
+
+def read_json(
+    text: str | bytes | bytearray,
+    parse_constant: Callable[[str], Any] | None = None,
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: one document.
+        parse_constant: see `json.loads`.
+        object_pairs_hook: likewise.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError: it exceeds a limit.
+    """
+    try:
+        value = json.loads(text, parse_int=read_integer, parse_constant=parse_constant, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    check_depth(value)
+    return value
+
+
+def read_integer(text: str) -> int:
+    """Parse a decimal integer.
+
+    Raises:
+        ValueError: it exceeds the limit.
+    """
+    check_digits(text)
+    return int(text)
+
+
+def check_digits(text: str) -> None:
+    """Check the length of an integer in any notation; YAML has some whose conversion takes minutes.
+
+    Raises:
+        ValueError: it exceeds the limit.
+    """
+    if len(text) > MAX_DIGITS:
+        raise ValueError(TOO_MANY_DIGITS)
+
+
+def check_depth(value: Any) -> None:
+    """Check how deeply a value of JSON or YAML is nested.
+
+    Raises:
+        ValueError: it exceeds the limit.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        # What several aliases stand for is one object, which is visited once a level.
+        level = list({id(child): child for one in level for child in _children(one)}.values())
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+def check_aliases(events: Iterable[Any]) -> None:
+    """Check how much a stream of YAML events would be with each alias replaced by its value.
+
+    Raises:
+        ValueError: it exceeds the limit, or a value contains an alias for itself.
+    """
+    sizes: dict[str, int] = {}  # of the values that have an anchor
+    opened: list[tuple[str | None, int]] = []  # the collections around an event: anchor, and size of all before it
+    size = 0
+    for event in events:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            if event.anchor in {anchor for anchor, _ in opened}:
+                raise ValueError(f"the alias *{event.anchor} is in the value that it stands for")
+            size += sizes.get(event.anchor, 0)
+        elif kind == "ScalarEvent":
+            size += VALUE_SIZE + len(event.value)
+            if event.anchor:
+                sizes[event.anchor] = VALUE_SIZE + len(event.value)
+        elif kind in ("SequenceStartEvent", "MappingStartEvent"):
+            opened.append((event.anchor, size))
+            size += VALUE_SIZE
+        elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+            anchor, before = opened.pop()
+            if anchor:
+                sizes[anchor] = size - before
+        if size > MAX_EXPANDED:
+            raise ValueError(f"with its aliases written out, it has more than {MAX_EXPANDED} characters")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
