@@ -95,8 +95,17 @@ def print_text(text: str) -> None:
     """Print a result as it is.
 
     Raises:
+        IstioInitError: see `require_output`.
+    """
+    require_output()
+    sys.stdout.write(text)
+
+
+def require_output() -> None:
+    """Refuse a result that nobody could see.
+
+    Raises:
         IstioInitError: standard output was closed from the start.
     """
     if sys.stdout is None:
         raise IstioInitError("standard output is closed, so the result cannot be printed; open it, such as with >FILE")
-    sys.stdout.write(text)
