@@ -67,8 +67,8 @@ def change_manifests(given: Mapping[str, Any], log: Log, change: Change) -> None
     if in_place and output is not None:
         raise InvalidInput("--in-place", "conflicts with --output", "one of the two")
     sources = _sources((*options["more_paths"], *options["paths"]))
-    if in_place and any(source.path == STANDARD_INPUT for source in sources):
-        raise InvalidInput("--in-place", "standard input cannot be updated in place", "files")
+    if in_place:
+        _require_regular(sources)
     try:
         from istio_init.kubernetes.inject.text import rewrite
     except ModuleNotFoundError as error:
@@ -94,6 +94,12 @@ def _sources(paths: tuple[str, ...]) -> list[Source]:
     if not paths:
         raise InvalidInput(FLAG, "no manifest given", "a file, a directory, or - for standard input")
     return [_source(file) for path in paths for file in _files(path)]
+
+
+def _require_regular(sources: list[Source]) -> None:
+    for source in sources:
+        if source.path == STANDARD_INPUT or not os.path.isfile(source.path):
+            raise InvalidInput("--in-place", f"{source.name} cannot be updated in place", "regular files")
 
 
 def _files(path: str) -> list[str]:

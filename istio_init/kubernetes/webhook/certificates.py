@@ -55,7 +55,11 @@ class ServerCertificate:
         connection.context = self._current
 
     def _read(self) -> tuple[bytes, ...]:
-        return tuple(read_file(file, WHERE) for file in self.files)
+        contents = tuple(read_file(file, WHERE) for file in self.files)
+        for file in self.files:
+            if not Path(file).is_file():  # OpenSSL reads it again, and would wait for a FIFO without end
+                raise self._refusal(f"{file!r} is not a regular file")
+        return contents
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

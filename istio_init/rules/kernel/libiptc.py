@@ -120,7 +120,8 @@ class LibiptcBackend(Backend):
 @contextmanager
 def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
-        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+        # Opening a FIFO would block until it has a writer.
+        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
         if remedy := missing_capability(needs_raw=True):
             # The lock file is only the first thing to fail.
