@@ -71,9 +71,9 @@ def check_depth(value: Any) -> None:
         ValueError: it exceeds the limit.
     """
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         # What several aliases stand for is one object, which is visited once a level.
-        level = list({id(child): child for one in level for child in _children(one)}.values())
+        level = list({id(child): child for one in level for child in _collections(one)}.values())
         if not level:
             return
     raise ValueError(TOO_DEEP)
@@ -109,7 +109,6 @@ def check_aliases(events: Iterable[Any]) -> None:
             raise ValueError(f"with its aliases written out, it has more than {MAX_EXPANDED} characters")
 
 
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def _collections(value: Any) -> Iterable[Any]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (one for one in values if isinstance(one, (dict, list)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
@@ -124,7 +125,8 @@ def read_yaml(text: str) -> list[Any]:
     with suppress(json.JSONDecodeError):
         return [read_json(text)]  # YAML is not quite a superset of JSON: tabs differ
     documents = _load_yaml(text)
-    check_depth(documents)
+    for document in documents:
+        check_depth(document)
     return documents
 
 
@@ -314,6 +316,6 @@ def _objects(value: Any, what: str) -> list[Json]:
     if not all(isinstance(one, dict) for one in found):
         raise _wrong_type(f"{what} has an item that is not an object")
     for one in found:
-        if not isinstance(one.get("name", ""), str):
+        if not isinstance(one.get("name"), (str, NoneType)):
             raise _wrong_type(f"{what}: name {one['name']!r} is not a string; quote it")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import deepcopy
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
@@ -223,7 +224,7 @@ def _objects(owner: Json, member: str, where: str) -> list[Json]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InvalidInput(where, f"{member} is not a list of objects", ALLOWED)
     for one in value:
-        if not isinstance(one.get("name", ""), str):
+        if not isinstance(one.get("name"), (str, NoneType)):
             raise InvalidInput(where, f"{member}: name {one['name']!r} is not a string", "a quoted string")
     return value
 

@@ -81,12 +81,13 @@ def _read(text: str, where: str) -> tuple[bool, list[Any]]:
 def _parse(text: str) -> tuple[bool, list[Any]]:
     with suppress(json.JSONDecodeError):
         return True, [read_json(text)]
-    parser = YAML(typ="safe", pure=True)
     if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
-        check_aliases(parser.parse(text))
+        check_aliases(YAML(typ="safe", pure=True).parse(text))
+    parser = YAML(typ="safe", pure=True)
     parser.Constructor = Constructor
     documents = list(parser.load_all(text))
-    check_depth(documents)
+    for document in documents:
+        check_depth(document)
     return False, documents
 
 
