@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from istio_init.core.errors import IstioInitError
+from istio_init.core.errors import IstioInitError, shorten
 from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import Level, Log
 from istio_init.core.option import read_values
@@ -80,7 +80,7 @@ def report(error: BaseException, log: Log) -> int:
     if isinstance(error, KeyboardInterrupt):
         log.write(Level.ERROR, "interrupted")
         return EXIT_INTERRUPTED
-    refused = "there is not enough memory" if isinstance(error, MemoryError) else error
+    refused = "there is not enough memory" if isinstance(error, MemoryError) else shorten(str(error))
     log.write(Level.ERROR, f"the system refused: {refused}")
     return IstioInitError.exit_code
 

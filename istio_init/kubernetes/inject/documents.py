@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.kubernetes.inject.pod import Workload
 from istio_init.kubernetes.inject.settings import INJECT
 from istio_init.kubernetes.inject.template import TEXTS, inject_template, uninject_template
@@ -68,7 +68,7 @@ def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str,
         return document, ()
     path = KINDS[kind]
     injection = change(document, _at(document, path, where), where)
-    note = f"{where}: {kind} {_name(document)!r}: {injection.note}"
+    note = f"{where}: {kind} {shorten(_name(document))!r}: {injection.note}"
     return document if injection.template is None else _put(document, path, injection.template), (note,)
 
 

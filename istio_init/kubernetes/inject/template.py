@@ -8,7 +8,7 @@ from copy import deepcopy
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.limits import read_json
 from istio_init.kubernetes.inject import istio_1_0, istio_1_30
 from istio_init.kubernetes.inject.pod import Additions, PodTemplate, check_ports, read_ports
@@ -71,7 +71,7 @@ def inject_template(template: Json, settings: InjectSettings, workload: Workload
     pod = PodTemplate(workload, labels, annotations, account, names, ports, parsed, settings)
     additions = entry(ADDITIONS, settings.layout, "injection")(pod)
     _reject_volume_conflicts(spec, additions, where)
-    note = "; ".join((f"injected (layout {find(settings.layout).name}, namespace {workload.namespace})", *warnings))
+    note = "; ".join((f"injected (layout {find(settings.layout).name}, namespace {shorten(workload.namespace)})", *warnings))
     return Injection(_apply(template, additions, where), note)
 
 

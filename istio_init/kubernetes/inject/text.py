@@ -85,6 +85,7 @@ def _parse(text: str) -> tuple[bool, list[Any]]:
         check_aliases(YAML(typ="safe", pure=True).parse(text))
     parser = YAML(typ="safe", pure=True)
     parser.Constructor = Constructor
+    parser.composer.warn_double_anchors = False  # YAML allows them, and a warning would be several lines of Python's
     documents = list(parser.load_all(text))
     for document in documents:
         check_depth(document)

@@ -11,7 +11,7 @@ from base64 import b64encode
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.limits import read_json
 from istio_init.kubernetes.halves import pod_contradictions
 from istio_init.kubernetes.inject.pod import Workload
@@ -197,11 +197,11 @@ def _skip_reason(request: Request) -> str:
     if {**request.kind, "group": request.kind.get("group") or ""} != POD:
         group, version, kind = (str(request.kind.get(part) or "") for part in ("group", "version", "kind"))
         found = f"{group}/{version} {kind}".strip("/ ")
-        return f"only v1 Pods are injected, not {found or 'an unspecified kind'}"
+        return f"only v1 Pods are injected, not {shorten(found) or 'an unspecified kind'}"
     if request.subresource:
-        return f"only pods are injected, not their subresource {request.subresource!r}"
+        return f"only pods are injected, not their subresource {_shortened(request.subresource)}"
     if request.operation != "CREATE":
-        return f"only new pods are injected; the operation is {request.operation or 'missing'}, not CREATE"
+        return f"only new pods are injected; the operation is {shorten(request.operation) or 'missing'}, not CREATE"
     return ""
 
 
@@ -223,7 +223,7 @@ def _title(request: Request) -> str:
     metadata = _metadata(request.pod)
     generated = metadata.get("generateName")
     own = request.name or metadata.get("name") or (f"{generated}*" if generated else "unnamed")
-    return f"{request.namespace}/{own}"
+    return shorten(f"{request.namespace}/{own}")
 
 
 def _metadata(pod: Json) -> Json:
