@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+import subprocess
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from istio_init.core.errors import InvalidInput
 from istio_init.core.limits import MAX_DEPTH, check_aliases, check_depth, read_json
 from istio_init.kubernetes.manifest import read_yaml
 from istio_init.sidecar.bootstrap.settings import read_metadata
+from tests.unit.program import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -139,3 +141,37 @@ def test_metadata_of_a_proxy_is_no_bomb(bomb: str) -> None:
         read_metadata("sidecar", {"ISTIO_METAJSON_X": text})
     assert problem in str(error.value)
     assert len(str(error.value)) < 400
+
+
+OUT_OF_MEMORY = "istio-init: error: the system refused: there is not enough memory\n"
+
+
+@pytest.mark.parametrize("words", [("inject", "-f"), ("bootstrap", "--manifest")], ids=" ".join)
+def test_too_little_memory_is_told_in_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "large.json"
+    file.write_text(f"[{'[],' * 4_000_000}[]]", encoding="utf-8")
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -v 200000; exec "$@"', "sh", *command(*words, str(file))],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize("words", [("apply", "-n"), ("bootstrap", "--ip=10.1.1.1")], ids=" ".join)
+def test_too_little_memory_is_told_wherever_it_is_noticed(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr("istio_init.cli.apply.read_settings", fail)
+    monkeypatch.setattr("istio_init.cli.group.shell_complete", fail)
+    monkeypatch.setattr("istio_init.cli.bootstrap.print_text", fail)
+    assert main.run(words) == 1
+    assert capsys.readouterr().err == OUT_OF_MEMORY
+    monkeypatch.setenv("_ISTIO_INIT_COMPLETE", "bash_source")
+    assert main.run(()) == 1
+    assert capsys.readouterr().err == OUT_OF_MEMORY
