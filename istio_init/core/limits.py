@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MAX_DEPTH = 100  # levels of objects and lists; a pod has about ten, and the schemas of custom resources some dozens
+MAX_VALUES = 1_000_000  # in a stream of documents; in YAML, each takes up to 0.5 kB while it is read
 MAX_DIGITS = 100  # of an integer; those of Kubernetes have up to 19, and Python neither reads nor prints more than 4,300
 MAX_EXPANDED = 16 * 1024 * 1024  # characters of a YAML stream with its aliases written out
 VALUE_SIZE = 16  # characters that each value counts for besides its text, as it takes memory, too
 
 TOO_DEEP = f"it has more than {MAX_DEPTH} levels"
+TOO_MANY = f"it has more than {MAX_VALUES} values"
 TOO_MANY_DIGITS = f"it has an integer of more than {MAX_DIGITS} digits"
 
 
@@ -36,12 +38,20 @@ def read_json(
         json.JSONDecodeError: it is not JSON.
         ValueError: it exceeds a limit.
     """
+    if _most_values(text) > MAX_VALUES:
+        raise ValueError(TOO_MANY)
     try:
         value = json.loads(text, parse_int=read_integer, parse_constant=parse_constant, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     check_depth(value)
     return value
+
+
+def _most_values(text: str | bytes | bytearray) -> int:
+    """Return a number that the values of a JSON text cannot exceed; a comma in a string counts, too."""
+    marks: Any = "[{," if isinstance(text, str) else (b"[", b"{", b",")
+    return sum(map(text.count, marks)) if text.lstrip()[:1] in marks else 0
 
 
 def read_integer(text: str) -> int:
@@ -70,13 +80,29 @@ def check_depth(value: Any) -> None:
     Raises:
         ValueError: it exceeds the limit.
     """
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        # What several aliases stand for is one object, which is visited once a level.
-        level = list({id(child): child for one in level for child in _collections(one)}.values())
-        if not level:
-            return
-    raise ValueError(TOO_DEEP)
+    opened = [iter([value])]
+    while opened:
+        inner = next((one for one in opened[-1] if isinstance(one, (dict, list))), None)
+        if inner is None:
+            opened.pop()
+            continue
+        opened.append(iter(inner.values() if isinstance(inner, dict) else inner))
+        if len(opened) > MAX_DEPTH + 1:
+            raise ValueError(TOO_DEEP)
+
+
+def counted(values: int) -> int:
+    """Count one more value of a document.
+
+    Args:
+        values: those before it.
+
+    Raises:
+        ValueError: it exceeds the limit.
+    """
+    if values >= MAX_VALUES:
+        raise ValueError(TOO_MANY)
+    return values + 1
 
 
 def check_aliases(events: Iterable[Any]) -> None:
@@ -107,8 +133,3 @@ def check_aliases(events: Iterable[Any]) -> None:
                 sizes[anchor] = size - before
         if size > MAX_EXPANDED:
             raise ValueError(f"with its aliases written out, it has more than {MAX_EXPANDED} characters")
-
-
-def _collections(value: Any) -> Iterable[Any]:
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (one for one in values if isinstance(one, (dict, list)))

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
-from istio_init.core.limits import TOO_DEEP, check_aliases, check_depth, check_digits, read_json
+from istio_init.core.limits import TOO_DEEP, check_aliases, check_depth, check_digits, counted, read_json
 from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.options import OPTIONS
 
@@ -134,6 +134,12 @@ def _load_yaml(text: str) -> list[Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.values = counted(self.values)
+            return super().compose_node(parent, index)
+
         def construct_yaml_int(self, node: Any) -> int:
             check_digits(node.value)
             return super().construct_yaml_int(node)

@@ -11,8 +11,10 @@ import yaml
 from ruamel.yaml import YAML
 
 from istio_init.cli import main
+from istio_init.core import limits
 from istio_init.core.errors import InvalidInput
 from istio_init.core.limits import MAX_DEPTH, check_aliases, check_depth, read_json
+from istio_init.kubernetes.inject.text import rewrite
 from istio_init.kubernetes.manifest import read_yaml
 from istio_init.sidecar.bootstrap.settings import read_metadata
 from tests.unit.program import command
@@ -41,6 +43,7 @@ def laughs(leaf: str, levels: int) -> str:
 
 BOMBS = {
     "brackets": ("[" * 100_000, DEEP),
+    "brackets side by side": (f"[{'[],' * 1_000_000}[]]", "it has more than 1000000 values"),
     "JSON": ("[" * 101 + "]" * 101, DEEP),
     "YAML": ("[x, " * 101 + "]" * 101, DEEP),
     "dashes": ("- " * 400 + "x", DEEP),
@@ -105,6 +108,19 @@ def test_a_bomb_is_no_yaml(text: str, problem: str) -> None:
     assert str(error.value).endswith(problem)
 
 
+def test_the_number_of_values_in_yaml_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_VALUES", 100)
+    for read in (read_yaml, lambda text: rewrite(text, "f", lambda document, _: (document, ()))):
+        read("- a\n" * 99)
+        with pytest.raises((ValueError, InvalidInput), match="it has more than 1000000 values"):
+            read("- a\n" * 100)
+
+
+def test_texts_in_yaml_may_have_any_number_of_commas() -> None:
+    text = f"a: '{',' * 1_000_001}'"
+    assert read_yaml(text) == [{"a": "," * 1_000_001}]
+
+
 def test_deep_and_shared_values_within_the_limits_are_read() -> None:
     deepest = "[" * 99 + "]" * 99
     assert read_yaml(f"a: &a {deepest}\nb: *a")[0]["b"] == read_yaml(deepest)[0]
@@ -149,9 +165,10 @@ OUT_OF_MEMORY = "istio-init: error: the system refused: there is not enough memo
 @pytest.mark.parametrize("words", [("inject", "-f"), ("bootstrap", "--manifest")], ids=" ".join)
 def test_too_little_memory_is_told_in_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "large.json"
-    file.write_text(f"[{'[],' * 4_000_000}[]]", encoding="utf-8")
+    members = '{"":0},' * 490_000
+    file.write_text(f"[{members}0]", encoding="utf-8")
     done = subprocess.run(
-        ["/bin/sh", "-c", 'ulimit -v 200000; exec "$@"', "sh", *command(*words, str(file))],
+        ["/bin/sh", "-c", 'ulimit -v 80000; exec "$@"', "sh", *command(*words, str(file))],
         check=False,
         capture_output=True,
         text=True,

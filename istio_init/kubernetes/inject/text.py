@@ -11,11 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer as YamlComposer
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from istio_init.core.errors import InvalidInput
-from istio_init.core.limits import MAX_DEPTH, TOO_DEEP, check_aliases, check_depth, check_digits, read_json
+from istio_init.core.limits import MAX_DEPTH, TOO_DEEP, check_aliases, check_depth, check_digits, counted, read_json
 from istio_init.kubernetes.inject.splice import Splicer, Unwritable
 from istio_init.kubernetes.inject.tree import read_trees
 
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 ALLOWED = f"YAML or JSON of at most {MAX_DEPTH} levels"
 # The parser's errors, and what constructors of scalar values can raise.
 UNREADABLE = (YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class Composer(YamlComposer):
+    """Makes nodes of plain YAML, but not any number of them."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.warn_double_anchors = False  # YAML allows them, and a warning would be several lines of Python's
+        self.values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Make a node."""
+        self.values = counted(self.values)
+        return super().compose_node(parent, index)
 
 
 class Constructor(SafeConstructor):
@@ -84,8 +99,7 @@ def _parse(text: str) -> tuple[bool, list[Any]]:
     if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
         check_aliases(YAML(typ="safe", pure=True).parse(text))
     parser = YAML(typ="safe", pure=True)
-    parser.Constructor = Constructor
-    parser.composer.warn_double_anchors = False  # YAML allows them, and a warning would be several lines of Python's
+    parser.Composer, parser.Constructor = Composer, Constructor
     documents = list(parser.load_all(text))
     for document in documents:
         check_depth(document)
