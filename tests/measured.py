@@ -25,7 +25,7 @@ FILES = (
     "tests/contract/",
     *(f"tests/unit/test_{name}.py" for name in ("cli_apply", "engine", "iptc_library", "libiptc", "missing_parts")),
     *(f"tests/unit/test_{name}.py" for name in ("netlink", "remedies", "surroundings")),
-    *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "network_namespace", "rtnetlink", "variants")),
+    *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "network_namespace", "rtnetlink", "unreadable", "variants")),
 )
 CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
 

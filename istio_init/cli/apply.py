@@ -6,7 +6,7 @@ import os
 import time
 
 from istio_init.cli.command import Subcommand, print_text
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.core.log import Level
 from istio_init.core.option import read_values
@@ -130,8 +130,9 @@ def _explain(words: Sequence[str]) -> InvalidInput | None:
     others = {flag for option in RUN_FLAGS for flag in option.flags} - own
     for flag, value in zip(words, (*words[1:], ""), strict=True):
         if flag == "-q" and value[:1].isdigit():
-            allowed = f"--layout {CURRENT} --istio-outbound-ports {value}, or `istio-init istio-iptables -q {value}`"
-            return InvalidInput(flag, f"it is --quiet in `apply`, and takes no value {value!r}", allowed)
+            ports = shorten(value)
+            allowed = f"--layout {CURRENT} --istio-outbound-ports {ports}, or `istio-init istio-iptables -q {ports}`"
+            return InvalidInput(flag, f"it is --quiet in `apply`, and takes no value {ports!r}", allowed)
         name = flag.partition("=")[0]
         if name in others:
             allowed = "`istio-init istio-iptables`, which has it (--layout too)"

@@ -84,7 +84,7 @@ def _object(text: str, path: str, where: str) -> dict[str, Any]:
 
     try:
         documents = json.loads(json.dumps(read_yaml(text), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         problem = f"{path!r} is not valid JSON or YAML: {error}"
         raise InvalidInput(where, problem, "a single object with JSON values") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):

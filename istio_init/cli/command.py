@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from istio_init.core.errors import IstioInitError
+from istio_init.core.errors import IstioInitError, shorten
 from istio_init.core.light import TYPE_CHECKING, Any, NamedTuple
 from istio_init.core.log import Level, Log
 from istio_init.core.option import read_values
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Given = Mapping[str, Any]  # what was read from a command line: see `istio_init.core.argv`
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+REPORTED = (IstioInitError, OSError, MemoryError, KeyboardInterrupt)  # errors that `report` knows
 LOG_NAMES = frozenset({"log_format", "verbose", "quiet"})
 
 
@@ -66,7 +67,7 @@ def execute(command: Subcommand, given: Given, log: Log) -> int:
         flush()
     except BrokenPipeError:
         return 0  # who read the output has seen enough (`istio-init -n | head`)
-    except (IstioInitError, OSError, KeyboardInterrupt) as error:
+    except REPORTED as error:
         return report(error, log)
     return status
 
@@ -79,7 +80,8 @@ def report(error: BaseException, log: Log) -> int:
     if isinstance(error, KeyboardInterrupt):
         log.write(Level.ERROR, "interrupted")
         return EXIT_INTERRUPTED
-    log.write(Level.ERROR, f"the system refused: {error}")
+    refused = "there is not enough memory" if isinstance(error, MemoryError) else shorten(str(error))
+    log.write(Level.ERROR, f"the system refused: {refused}")
     return IstioInitError.exit_code
 
 
@@ -90,6 +92,20 @@ def flush() -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a result as it is."""
-    if sys.stdout:  # as above
-        sys.stdout.write(text)
+    """Print a result as it is.
+
+    Raises:
+        IstioInitError: see `require_output`.
+    """
+    require_output()
+    sys.stdout.write(text)
+
+
+def require_output() -> None:
+    """Refuse a result that nobody could see.
+
+    Raises:
+        IstioInitError: standard output was closed from the start.
+    """
+    if sys.stdout is None:
+        raise IstioInitError("standard output is closed, so the result cannot be printed; open it, such as with >FILE")

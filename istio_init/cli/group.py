@@ -11,10 +11,10 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from istio_init import __version__
-from istio_init.cli.command import Subcommand, execute, flush, report
+from istio_init.cli.command import REPORTED, Subcommand, execute, flush, report, require_output
 from istio_init.cli.main import COMPLETION
 from istio_init.core.argv import NO_VALUE, refuse_flag, spell_out
-from istio_init.core.errors import InvalidInput, IstioInitError, shorten
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.log import Level
 from istio_init.core.option import Kind, Option
 
@@ -92,22 +92,30 @@ def run_group(words: Sequence[str], log: Log) -> int:
         words: the command line.
         log: for messages about its usage.
     """
-    if COMPLETION in os.environ:
-        return complete(os.environ[COMPLETION], log)
     try:
-        with group.make_context(PROGRAM, list(words), obj=log) as context:
-            status = group.invoke(context)
+        if COMPLETION in os.environ:
+            require_output()
+            return complete(os.environ[COMPLETION], log)
+        status = _invoke(words, log)
         flush()
     except BrokenPipeError:
         return 0  # who asked for help has seen enough
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except click.ClickException as error:
         log.write(Level.ERROR, f"{shorten(error.format_message())} (istio-init --help shows what is allowed)")
         return error.exit_code
-    except (IstioInitError, OSError, KeyboardInterrupt) as error:
+    except REPORTED as error:
         return report(error, log)
     return int(status or 0)
+
+
+def _invoke(words: Sequence[str], log: Log) -> int | None:
+    try:
+        with group.make_context(PROGRAM, list(words), obj=log) as context:
+            status: int | None = group.invoke(context)
+    except click.exceptions.Exit as end:  # after help, or the version
+        require_output()  # click says nothing where it cannot print
+        return end.exit_code
+    return status
 
 
 def complete(instruction: str, log: Log) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.cli.command import print_text
 from istio_init.core.errors import InvalidInput, IstioInitError
-from istio_init.core.files import decode, read_bytes, write_text
+from istio_init.core.files import decode, write_text
 from istio_init.core.log import Level, Log
 from istio_init.core.option import Kind, Option, read_values
+from istio_init.core.reading import ALLOWED, read_all, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,8 +67,8 @@ def change_manifests(given: Mapping[str, Any], log: Log, change: Change) -> None
     if in_place and output is not None:
         raise InvalidInput("--in-place", "conflicts with --output", "one of the two")
     sources = _sources((*options["more_paths"], *options["paths"]))
-    if in_place and any(source.path == STANDARD_INPUT for source in sources):
-        raise InvalidInput("--in-place", "standard input cannot be updated in place", "files")
+    if in_place:
+        _require_regular(sources)
     try:
         from istio_init.kubernetes.inject.text import rewrite
     except ModuleNotFoundError as error:
@@ -94,8 +96,14 @@ def _sources(paths: tuple[str, ...]) -> list[Source]:
     return [_source(file) for path in paths for file in _files(path)]
 
 
+def _require_regular(sources: list[Source]) -> None:
+    for source in sources:
+        if source.path == STANDARD_INPUT or not os.path.isfile(source.path):
+            raise InvalidInput("--in-place", f"{source.name} cannot be updated in place", "regular files")
+
+
 def _files(path: str) -> list[str]:
-    if path == STANDARD_INPUT or not Path(path).is_dir():
+    if path == STANDARD_INPUT or not os.path.isdir(path):
         return [path]
     found = sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not found:
@@ -107,8 +115,15 @@ def _source(path: str) -> Source:
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise InvalidInput(FLAG, "standard input is closed", "a file, a directory, or - for standard input")
-        return Source(path, "standard input", decode(sys.stdin.buffer.read(), path, FLAG))
-    return Source(path, path, decode(read_bytes(path, FLAG), path, FLAG))
+        return Source(path, "standard input", decode(_standard_input(), path, FLAG))
+    return Source(path, path, decode(read_file(path, FLAG), path, FLAG))
+
+
+def _standard_input() -> bytes:
+    try:
+        return read_all(sys.stdin.fileno())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(FLAG, f"cannot read standard input: {error}", ALLOWED) from None
 
 
 def _joined(texts: list[str]) -> str:

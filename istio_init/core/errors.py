@@ -26,6 +26,11 @@ def shorten(message: str) -> str:
     return message if len(message) <= MESSAGE_LENGTH else f"{message[:KEPT]}…{message[-KEPT:]}"
 
 
+def shorten_words(message: str) -> str:
+    """Put a message on one line, and shorten its long words, such as the values in messages of the system."""
+    return " ".join(map(shorten, message.split()))
+
+
 class IstioInitError(Exception):
     """The base of every error that this package raises on purpose."""
 
@@ -44,7 +49,7 @@ class InvalidInput(IstioInitError):
     exit_code = 2
 
     def __init__(self, where: str, problem: str, allowed: str) -> None:
-        problem = shorten(problem)
+        where, problem = shorten(where), shorten(problem)
         super().__init__(f"{where}: {problem} (allowed: {allowed})")
         self.where = where
         self.problem = problem

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.reading import read_file
 
 PUBLIC = 0o644
 PRIVATE = 0o600
@@ -14,27 +15,12 @@ PRIVATE_DIRECTORY = 0o700
 
 
 def read_text(path: str, where: str) -> str:
-    """Read a text file.
-
-    Args:
-        path: the file.
-        where: the flag or variable that specified it, for the error.
+    """Read a text file; its line breaks become newlines.
 
     Raises:
-        InvalidInput: the file cannot be read or is not UTF-8.
+        InvalidInput: see `read_file`; or it is not UTF-8.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
-
-
-def read_bytes(path: str, where: str) -> bytes:
-    """Read a file without newline translation; see `read_text` for arguments and errors."""
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
+    return decode(read_file(path, where), path, where).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decode(data: bytes, path: str, where: str) -> str:
@@ -67,7 +53,7 @@ def write_text(path: str, text: str, where: str, mode: int = PUBLIC) -> None:
             file.write_text(text, encoding="utf-8")
         else:
             _replace(file.resolve(), text, mode)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidInput(where, f"cannot write {path!r}: {error}", "a file in an existing directory") from None
 
 
@@ -92,11 +78,14 @@ def _is_special(path: Path) -> bool:
 
 
 def _replace(path: Path, text: str, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name that nobody can guess, and never a link: in a directory for all, such as /tmp, others could have put one there.
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
     try:
-        temporary.touch(PRIVATE)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(mode)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(descriptor, mode)
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise

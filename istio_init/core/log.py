@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from istio_init.core.errors import shorten_words
 from istio_init.core.light import TYPE_CHECKING, Any, IntEnum, NamedTuple
 from istio_init.core.option import Kind, Option
 
@@ -49,7 +50,7 @@ class Log(NamedTuple):
         if level < self.level:
             return
         if level > Level.DEBUG:
-            message = " ".join(message.split())  # one line, whatever a tool or a path had in it
+            message = shorten_words(message)  # one line, whatever a tool or a path had in it
         word = "" if level is Level.INFO else f"{level.name.lower()}: "
         line = _json_line(level, message) if self.json else f"istio-init: {word}{message}"
         # That nobody reads the log must not keep anything from being done.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from istio_init.core.errors import shorten
 from istio_init.rules.model import DNS_PORT, ENVOY_PORT, HEALTH_PORT, INBOUND_PORT, PROXY_UID, READINESS_PORT
 from istio_init.rules.values import ALL
 from istio_init.sidecar.bootstrap.settings import ADMIN_PORT, PROMETHEUS_PORT
@@ -137,4 +138,4 @@ def _claims(pair: Pair) -> Iterator[tuple[str, int, int]]:
     for port in pair.proxy.application_ports:
         yield f"--applicationPorts {port}", port, port
     for name, port in pair.container_ports:
-        yield f"containerPort {port} of container {name!r}", port, port
+        yield f"containerPort {port} of container {shorten(name)!r}", port, port

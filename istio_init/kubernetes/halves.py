@@ -28,7 +28,7 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
     """Read what an init container is given, as `apply` reads it, or as `istio-iptables` where that is the first word.
 
     Neither this machine's own environment files nor its users, addresses and name servers are the pod's, so they do not
-    count.
+    count. Nor do files that the pod's variables name: they are the pod's, and must not be looked for on this machine.
 
     Raises:
         InvalidInput: a flag or a variable is not allowed; `where` says whose it is.
@@ -41,7 +41,7 @@ def read_rules(words: Sequence[str], environ: Mapping[str, str], where: str) -> 
         layout = read_values([option for option in options if option.name == "layout"], given)["layout"]
         if is_today:
             RunFlags.of(given, environ, layout)  # these flags make no rule, but they must be right
-        return parse_settings(collect(given, {**no_files, **environ}, layout), NO_ACCOUNTS, layout)
+        return parse_settings(collect(given, {**environ, **no_files}, layout), NO_ACCOUNTS, layout)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.where}", error.problem, error.allowed) from None
 

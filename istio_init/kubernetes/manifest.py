@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import TOO_DEEP, check_aliases, check_depth, check_digits, counted, read_json
 from istio_init.rules.commands import IPTABLES_COMMAND
 from istio_init.rules.options import OPTIONS
 
@@ -118,16 +120,39 @@ def read_yaml(text: str) -> list[Any]:
     """Parse the documents of a YAML stream, or a JSON document.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is neither, or exceeds a limit of `istio_init.core.limits`.
     """
+    with suppress(json.JSONDecodeError):
+        return [read_json(text)]  # YAML is not quite a superset of JSON: tabs differ
+    documents = _load_yaml(text)
+    for document in documents:
+        check_depth(document)
+    return documents
+
+
+def _load_yaml(text: str) -> list[Any]:
     import yaml
 
-    with suppress(ValueError, RecursionError):
-        return [json.loads(text)]  # YAML is not quite a superset of JSON: tabs differ
+    class Loader(yaml.SafeLoader):
+        values = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.values = counted(self.values)
+            return super().compose_node(parent, index)
+
+        def construct_yaml_int(self, node: Any) -> int:
+            check_digits(node.value)
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
-        return list(yaml.safe_load_all(text))
+        if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
+            check_aliases(yaml.parse(text, Loader))
+        return list(yaml.load_all(text, Loader))
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     # Constructors of scalar values can raise any of these.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         message = f"not valid YAML: {error}"
         raise ValueError(message) from None
 
@@ -296,4 +321,7 @@ def _objects(value: Any, what: str) -> list[Json]:
     found = _list(value, what)
     if not all(isinstance(one, dict) for one in found):
         raise _wrong_type(f"{what} has an item that is not an object")
+    for one in found:
+        if not isinstance(one.get("name"), (str, NoneType)):
+            raise _wrong_type(f"{what}: name {one['name']!r} is not a string; quote it")
     return found

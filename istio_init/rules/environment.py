@@ -12,6 +12,7 @@ import pwd
 from istio_init.core.errors import InvalidInput, Unsupported
 from istio_init.core.light import TYPE_CHECKING, socket
 from istio_init.core.option import Option, Value
+from istio_init.core.reading import read_file
 from istio_init.rules.layout import ISTIO_1_0, Layout, find
 from istio_init.rules.model import LOOPBACK_CIDR_IPV6, PROXY_SOURCE_IPV6
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, OPTIONS
@@ -216,10 +217,11 @@ def _read_files(environ: Mapping[str, str]) -> dict[str, Value]:
 
 def _read_file(path: str, where: str) -> dict[str, Value]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")  # as a shell does; splitlines also splits at other characters
-    except (OSError, ValueError) as error:
-        raise InvalidInput(where, f"cannot read {path!r}: {error}", "the path of a readable text file") from None
+        text = read_file(path, where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(where, f"cannot read {path!r}: {error}", "UTF-8") from None
+    # As a shell does; splitlines also splits at other characters.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     variables: dict[str, Value] = {}
     for number, line in enumerate(lines, start=1):
         place = f"{path}:{number}"

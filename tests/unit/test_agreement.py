@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from istio_init.kubernetes.agreement import MESH_PORTS, Pair, contradictions, listener_ports
+from istio_init.kubernetes.halves import read_rules
 from istio_init.rules.layout import CURRENT
 from istio_init.rules.settings import Settings
 from istio_init.sidecar.bootstrap import render_bootstrap
@@ -370,3 +371,17 @@ def test_the_help_tells_of_the_check() -> None:
     assert [
         word for word in ("--interception FLAGS", "--manifest FILE", "--run-as-uid UID", "192.0.2.1") if word not in shown
     ] == []
+
+
+@pytest.mark.parametrize("variable", ["ISTIO_CLUSTER_CONFIG", "ISTIO_SIDECAR_CONFIG"])
+def test_files_that_variables_of_a_pod_name_are_not_looked_for_on_this_machine(variable: str, tmp_path: Path) -> None:
+    """They are the pod's; here the same name may stand for a secret, which an error would show."""
+    file = tmp_path / "here.env"
+    file.write_text("ENVOY_PORT=15000\na secret\n", encoding="utf-8")
+    found = read_rules(["-u", "1337"], {variable: str(file)}, "init container istio-init")
+    assert found == read_rules(["-u", "1337"], {}, "init container istio-init")
+    manifest = tmp_path / "pod.yaml"
+    env = f"    env: [{{name: {variable}, value: {file}}}]\n"
+    text = MANIFEST % ("-p, '15001', -u, '1337', -b, '9080'", 9080, 1337)
+    manifest.write_text(text.replace("  containers:\n", f"{env}  containers:\n"), encoding="utf-8")
+    assert check("--manifest", str(manifest)).returncode == 0

@@ -135,6 +135,44 @@ def test_a_disk_that_refuses_at_the_last_moment_leaves_the_old_file(tmp_path: Pa
     assert names(tmp_path) == ["x"]
 
 
+def test_a_temporary_file_is_new_and_its_name_cannot_be_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, int]] = []
+    really_open = os.open
+
+    def note(path: Path, flags: int, *mode: int) -> int:
+        opened.append((path.name, flags))
+        return really_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", note)
+    for _ in range(2):
+        write_text(str(tmp_path / "x"), "new", "--output")
+    (first, flags), (second, _) = opened
+    assert first != second
+    assert flags & os.O_EXCL
+    assert flags & os.O_NOFOLLOW
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("theirs", encoding="utf-8")
+    secret.chmod(0o600)
+    monkeypatch.setattr(os, "urandom", bytes)  # now it can be guessed
+    link = tmp_path / f".x.{bytes(8).hex()}"
+    link.symlink_to(secret)
+    assert "File exists" in refuses_to_write(tmp_path / "x")
+    assert (secret.read_text(encoding="utf-8"), mode(secret)) == ("theirs", 0o600)
+    assert link.is_symlink()
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_text("old", encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"--output: cannot write '.*x': 'utf-8' codec"):
+        write_text(str(file), "\udcff", "--output")
+    assert file.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["x"]
+
+
 def test_a_private_directory_is_for_its_user_alone_and_those_above_are_made(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b" / "c"
     make_private_directory(str(directory), "--configPath")

@@ -376,6 +376,11 @@ BROKEN: dict[str, Any] = {
     "a container": template(containers=["x"]),
     "a port": template(containers=[{"name": "a", "ports": [{"containerPort": "http"}]}]),
     "volumes": template(volumes={}),
+    "a volume's name": template(volumes=[{"name": 7}]),
+    "a volume's name that is a list": template(volumes=[{"name": ["istio-envoy"]}]),
+    "a container's name": template(containers=[{"name": {"istio-proxy": 1}}]),
+    "an init container's name": template(initContainers=[{"name": True}]),
+    "a port's name": template(containers=[{"name": "a", "ports": [{"name": 80, "containerPort": 80}]}]),
 }
 
 
@@ -383,6 +388,15 @@ BROKEN: dict[str, Any] = {
 def test_what_is_no_pod_is_refused(of: Json) -> None:
     with pytest.raises(InvalidInput, match=f"^{WHERE}"):
         injected(of)
+
+
+def test_a_name_that_is_no_text_is_shown_and_one_that_is_null_is_none() -> None:
+    with pytest.raises(InvalidInput, match=r"volumes: name \['x'\] is not a string \(allowed: a quoted string\)"):
+        injected(template(volumes=[{"name": ["x"]}]))
+    assert injected(template(volumes=[{"name": None, "emptyDir": {}}]))["spec"]["volumes"][0] == {
+        "name": None,
+        "emptyDir": {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -444,7 +458,7 @@ def test_a_pod_that_is_not_injected_stays_as_it_is() -> None:
     assert uninject_template(template(), where=WHERE) == (None, "unchanged: not injected")
 
 
-@pytest.mark.parametrize("status", ["", "[]", '{"volumes":"x"}', '{"containers":[1]}', '{"empty":[]}'])
+@pytest.mark.parametrize("status", ["", "[]", '{"volumes":"x"}', '{"containers":[1]}', '{"empty":[]}', "[" * 200])
 def test_a_status_of_nobodys_is_refused(status: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{WHERE}: annotation {STATUS}: "):
         uninject_template(template({STATUS: status}), where=WHERE)

@@ -219,6 +219,12 @@ spec:
 """
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_anchor_may_be_used_again() -> None:
+    text = "a: &a b\nc: &a d\ne: *a\n"
+    assert rewrite(text, "f", lambda document, _: (document, (document["e"],))) == (text, ("d",))
+
+
 @pytest.mark.parametrize("text", [SHARED, MERGED, TAGGED], ids=["anchor", "merge key", "tag"])
 def test_a_pod_that_shares_its_parts_or_tags_them_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"^f: .*allowed: a pod without YAML anchors"):

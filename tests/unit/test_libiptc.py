@@ -16,6 +16,7 @@ from istio_init.rules.model import Family, Match, MatchKind, Rule, Snapshot, Tab
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from istio_init.rules.kernel.backend import Readings
 
@@ -68,6 +69,15 @@ def test_a_copy_that_ends_without_a_word_is_an_error_with_what_libxtables_said(
     message = f'libiptc exited with status {status}: target "X" already registered; try --backend restore'
     assert (type(reading.why), str(reading.why)) == (Unsupported, message)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_lock_that_is_a_fifo_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = tmp_path / "lock"
+    os.mkfifo(fifo)
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(fifo))
+    signal.alarm(10)
+    with LibiptcBackend().locked():
+        signal.alarm(0)
 
 
 def test_what_libxtables_says_of_a_copy_that_did_its_work_is_not_shown(

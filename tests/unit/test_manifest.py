@@ -171,6 +171,11 @@ BAD = {
     "no objects": ([pod({"containers": ["x"]})], "containers has an item that is not an object"),
     "no list of arguments": ([pod(spec({"name": "istio-init", "args": "-p 15001"}))], "args is not a list"),
     "no user": ([pod(spec(securityContext={"runAsUser": "me"}))], "runAsUser: 'me' is not an integer"),
+    "a container's name": (
+        [pod({"initContainers": [INIT], "containers": [{"name": 7}, PROXY]})],
+        "containers: name 7 is not",
+    ),
+    "a variable's name": ([pod(spec(proxy={**PROXY, "env": [{"name": ["X"]}]}))], r"env: name \['X'\] is not a string"),
     "no port": ([pod({**spec(), "containers": [{"ports": [{}]}, PROXY]})], "containerPort: None is not an integer"),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -152,8 +154,18 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(certificate
 
 
 def test_a_file_that_is_not_there_is_named(certificates: Certificates) -> None:
-    with pytest.raises(InvalidInput, match="/nowhere: No such file"):
+    with pytest.raises(InvalidInput, match="cannot read '/nowhere': No such file"):
         ServerCertificate(str(certificates.certificate), "/nowhere")
+
+
+def test_a_fifo_which_openssl_would_wait_for_is_refused(certificates: Certificates) -> None:
+    fifo = certificates.directory / "fifo.crt"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(certificates.certificate.read_bytes(),))
+    writer.start()
+    with pytest.raises(InvalidInput, match="is not a regular file"):
+        ServerCertificate(str(fifo), str(certificates.key))
+    writer.join()
 
 
 # The script that makes them.

@@ -126,6 +126,15 @@ def test_a_denial_says_why_in_a_status() -> None:
     }
 
 
+@pytest.mark.parametrize("member", ["volumes", "containers", "initContainers"])
+def test_a_pod_with_a_name_that_is_no_text_is_denied_with_the_reason(member: str) -> None:
+    strange = {**POD, "spec": {**POD["spec"], member: [{"name": ["x"]}]}}
+    found = judged(strange)
+    assert found.outcome == Outcome.DENIED
+    message = found.review["response"]["status"]["message"]
+    assert message.endswith(f"{member}: name ['x'] is not a string (allowed: a quoted string)")
+
+
 def allowed_with_a_warning(found: Answer) -> str:
     assert found.outcome == Outcome.LEFT_ALONE
     assert set(found.review["response"]) == {"uid", "allowed", "warnings"}
@@ -180,8 +189,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"kind": "\xff"}', "body: is not valid JSON"),
     "no JSON": (b"kind: AdmissionReview", "body: is not valid JSON"),
     "NaN": (b"[NaN]", "body: is not valid JSON: NaN"),
-    "too deep": (b"[" * 100_000, "body: is not valid JSON"),
-    "a number too long to read": (b"[" + b"9" * 5000 + b"]", "body: is not valid JSON"),
+    "too deep": (b"[" * 100_000, "body: is not valid JSON: it has more than 100 levels"),
+    "a bit too deep": (b"[" * 101 + b"]" * 101, "body: is not valid JSON: it has more than 100 levels"),
+    "a number too long to read": (b"[" + b"9" * 5000 + b"]", "body: is not valid JSON: it has an integer of more than 100"),
     "a list": (b"[]", "body: is not a JSON object"),
     "v1beta1": (
         encoded({**GOOD, "apiVersion": "admission.k8s.io/v1beta1"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.kubernetes.inject.pod import Workload
 from istio_init.kubernetes.inject.settings import INJECT
 from istio_init.kubernetes.inject.template import TEXTS, inject_template, uninject_template
@@ -54,7 +54,7 @@ def _inject(settings: InjectSettings, document: Json, template: Json, where: str
     warnings = (
         [NEVER_ENDS] if made.template is not None and kind in RUN_TO_COMPLETION and not settings.native_sidecar else []
     )
-    if template is not document and any(INJECT in (_metadata(document).get(part) or ()) for part in TEXTS):
+    if template is not document and any(INJECT in _object(_metadata(document).get(part)) for part in TEXTS):
         warnings.append(f"{INJECT} on the {kind} itself has no effect: it must be in the pod template's metadata")
     return made._replace(note="; ".join((made.note, *warnings)))
 
@@ -68,7 +68,7 @@ def _changed(document: Any, change: Change, where: str) -> tuple[Any, tuple[str,
         return document, ()
     path = KINDS[kind]
     injection = change(document, _at(document, path, where), where)
-    note = f"{where}: {kind} {_name(document)!r}: {injection.note}"
+    note = f"{where}: {kind} {shorten(_name(document))!r}: {injection.note}"
     return document if injection.template is None else _put(document, path, injection.template), (note,)
 
 
@@ -92,8 +92,11 @@ def _put(document: Json, path: Sequence[str], template: Json) -> Json:
 
 
 def _metadata(document: Json) -> Json:
-    metadata = document.get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
+    return _object(document.get("metadata"))
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
 
 
 def _name(document: Json) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.kubernetes.agreement import MESH_PORTS
 from istio_init.kubernetes.inject.settings import STATUS_PORT
 from istio_init.kubernetes.manifest import container_ports
@@ -135,7 +135,7 @@ def check_ports(ports: tuple[tuple[str, int], ...], annotations: PodAnnotations,
             annotation = f"{where}: annotation {STATUS_PORT}"
             raise InvalidInput(annotation, f"port {status_port} is used by {user}", "a port not used in the pod")
     return tuple(
-        f"container {container} declares port {port}, which the proxy uses ({MESH_PORTS[port]})"
+        f"container {shorten(container)} declares port {port}, which the proxy uses ({MESH_PORTS[port]})"
         for port, container in app.items()
         if port in MESH_PORTS
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.option import Value
 from istio_init.kubernetes.agreement import MESH_PORTS
 from istio_init.rules import values as parse
@@ -215,7 +215,7 @@ def image(text: str, where: str) -> str:
 def _unknown(annotations: Mapping[str, str]) -> Iterator[str]:
     for name in annotations:
         if name.startswith((TRAFFIC_PREFIX, OWN_PREFIX)) and name not in TRAFFIC:
-            yield f"annotation {name} is unknown and has no effect"
+            yield f"annotation {shorten(name)} is unknown and has no effect"
 
 
 def _own_ports(captured: tuple[str, ...]) -> Iterator[str]:

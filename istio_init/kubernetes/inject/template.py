@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import deepcopy
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
+from istio_init.core.limits import read_json
 from istio_init.kubernetes.inject import istio_1_0, istio_1_30
 from istio_init.kubernetes.inject.pod import Additions, PodTemplate, check_ports, read_ports
 from istio_init.kubernetes.inject.settings import INJECT, STATUS, InjectSettings, PodAnnotations, wants_injection
@@ -69,7 +71,7 @@ def inject_template(template: Json, settings: InjectSettings, workload: Workload
     pod = PodTemplate(workload, labels, annotations, account, names, ports, parsed, settings)
     additions = entry(ADDITIONS, settings.layout, "injection")(pod)
     _reject_volume_conflicts(spec, additions, where)
-    note = "; ".join((f"injected (layout {find(settings.layout).name}, namespace {workload.namespace})", *warnings))
+    note = "; ".join((f"injected (layout {find(settings.layout).name}, namespace {shorten(workload.namespace)})", *warnings))
     return Injection(_apply(template, additions, where), note)
 
 
@@ -190,8 +192,8 @@ def _read_status(text: str, where: str) -> Json:
     """Parse a status annotation, ours or Istio's, and fill in missing members."""
     annotation = f"{where}: annotation {STATUS}"
     try:
-        status = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        status = read_json(text)
+    except ValueError as error:
         raise InvalidInput(annotation, f"{text!r} is not JSON: {error}", ALLOWED_STATUS) from None
     if not isinstance(status, dict) or not isinstance(status.get(EMPTY, {}), dict):
         raise InvalidInput(annotation, f"{text!r} is not an injection status", ALLOWED_STATUS)
@@ -221,6 +223,9 @@ def _objects(owner: Json, member: str, where: str) -> list[Json]:
         return []
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InvalidInput(where, f"{member} is not a list of objects", ALLOWED)
+    for one in value:
+        if not isinstance(one.get("name"), (str, NoneType)):
+            raise InvalidInput(where, f"{member}: name {one['name']!r} is not a string", "a quoted string")
     return value
 
 

@@ -11,9 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer as YamlComposer
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import MAX_DEPTH, TOO_DEEP, check_aliases, check_depth, check_digits, counted, read_json
 from istio_init.kubernetes.inject.splice import Splicer, Unwritable
 from istio_init.kubernetes.inject.tree import read_trees
 
@@ -22,8 +25,36 @@ if TYPE_CHECKING:
 
     Change = Callable[[Any, str], tuple[Any, tuple[str, ...]]]
 
+ALLOWED = f"YAML or JSON of at most {MAX_DEPTH} levels"
 # The parser's errors, and what constructors of scalar values can raise.
 UNREADABLE = (YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class Composer(YamlComposer):
+    """Makes nodes of plain YAML, but not any number of them."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.warn_double_anchors = False  # YAML allows them, and a warning would be several lines of Python's
+        self.values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Make a node."""
+        self.values = counted(self.values)
+        return super().compose_node(parent, index)
+
+
+class Constructor(SafeConstructor):
+    """Makes the values of plain YAML, but no integers of any length."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Make an integer."""
+        check_digits(node.value)
+        value: int = super().construct_yaml_int(node)
+        return value
+
+
+Constructor.add_constructor("tag:yaml.org,2002:int", Constructor.construct_yaml_int)
 
 
 def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]]:
@@ -54,12 +85,25 @@ def rewrite(text: str, where: str, change: Change) -> tuple[str, tuple[str, ...]
 
 def _read(text: str, where: str) -> tuple[bool, list[Any]]:
     """Parse the documents; also return whether the text is JSON."""
-    with suppress(ValueError, RecursionError):
-        return True, [json.loads(text)]
     try:
-        return False, list(YAML(typ="safe", pure=True).load_all(text))
+        return _parse(text)
+    except RecursionError:
+        raise InvalidInput(where, TOO_DEEP, ALLOWED) from None
     except UNREADABLE as error:
-        raise InvalidInput(where, f"not valid YAML: {error}", "YAML or JSON") from None
+        raise InvalidInput(where, f"not valid YAML: {error}", ALLOWED) from None
+
+
+def _parse(text: str) -> tuple[bool, list[Any]]:
+    with suppress(json.JSONDecodeError):
+        return True, [read_json(text)]
+    if "&" in text and "*" in text:  # without an anchor and an alias there is nothing to expand
+        check_aliases(YAML(typ="safe", pure=True).parse(text))
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer, parser.Constructor = Composer, Constructor
+    documents = list(parser.load_all(text))
+    for document in documents:
+        check_depth(document)
+    return False, documents
 
 
 def _spliced(text: str, before: list[Any], after: list[Any], where: str, *, is_json: bool) -> str:

@@ -6,6 +6,9 @@ import ssl
 from pathlib import Path
 
 from istio_init.core.errors import InvalidInput
+from istio_init.core.reading import read_file
+
+WHERE = "--tls-cert, --tls-key"
 
 
 class ServerCertificate:
@@ -52,10 +55,11 @@ class ServerCertificate:
         connection.context = self._current
 
     def _read(self) -> tuple[bytes, ...]:
-        try:
-            return tuple(Path(file).read_bytes() for file in self.files)
-        except OSError as error:
-            raise self._refusal(f"{error.filename}: {error.strerror}") from None
+        contents = tuple(read_file(file, WHERE) for file in self.files)
+        for file in self.files:
+            if not Path(file).is_file():  # OpenSSL reads it again, and would wait for a FIFO without end
+                raise self._refusal(f"{file!r} is not a regular file")
+        return contents
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -67,4 +71,4 @@ class ServerCertificate:
         return context
 
     def _refusal(self, problem: str) -> InvalidInput:
-        return InvalidInput("--tls-cert, --tls-key", problem, "a certificate and its unencrypted key, in PEM")
+        return InvalidInput(WHERE, problem, "a certificate and its unencrypted key, in PEM")

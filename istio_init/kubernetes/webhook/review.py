@@ -11,7 +11,8 @@ from base64 import b64encode
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from istio_init.core.errors import InvalidInput
+from istio_init.core.errors import InvalidInput, shorten
+from istio_init.core.limits import read_json
 from istio_init.kubernetes.halves import pod_contradictions
 from istio_init.kubernetes.inject.pod import Workload
 from istio_init.kubernetes.webhook.patch import difference
@@ -141,8 +142,8 @@ def read_request(body: bytes | bytearray) -> Request:
         InvalidInput: it is not an AdmissionReview, has an unsupported version, or lacks a member that an answer needs.
     """
     try:
-        review = json.loads(body, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
+        review = read_json(body, parse_constant=_reject_constant)
+    except ValueError as error:
         raise InvalidInput("body", f"is not valid JSON: {error}", f"an {API_VERSION} {KIND}") from None
     if not isinstance(review, dict):
         raise InvalidInput("body", "is not a JSON object", f"an {API_VERSION} {KIND}")
@@ -196,11 +197,11 @@ def _skip_reason(request: Request) -> str:
     if {**request.kind, "group": request.kind.get("group") or ""} != POD:
         group, version, kind = (str(request.kind.get(part) or "") for part in ("group", "version", "kind"))
         found = f"{group}/{version} {kind}".strip("/ ")
-        return f"only v1 Pods are injected, not {found or 'an unspecified kind'}"
+        return f"only v1 Pods are injected, not {shorten(found) or 'an unspecified kind'}"
     if request.subresource:
-        return f"only pods are injected, not their subresource {request.subresource!r}"
+        return f"only pods are injected, not their subresource {_shortened(request.subresource)}"
     if request.operation != "CREATE":
-        return f"only new pods are injected; the operation is {request.operation or 'missing'}, not CREATE"
+        return f"only new pods are injected; the operation is {shorten(request.operation) or 'missing'}, not CREATE"
     return ""
 
 
@@ -222,7 +223,7 @@ def _title(request: Request) -> str:
     metadata = _metadata(request.pod)
     generated = metadata.get("generateName")
     own = request.name or metadata.get("name") or (f"{generated}*" if generated else "unnamed")
-    return f"{request.namespace}/{own}"
+    return shorten(f"{request.namespace}/{own}")
 
 
 def _metadata(pod: Json) -> Json:

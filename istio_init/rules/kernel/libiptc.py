@@ -16,12 +16,13 @@ import pickle
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from istio_init.core.errors import IstioInitError, NotPermitted, Unsupported
 from istio_init.rules.kernel import iptc_library
 from istio_init.rules.kernel.backend import Backend, Changes, Reading, Readings, Unread, Whole
 from istio_init.rules.kernel.host import NODE_CHAINS
+from istio_init.rules.kernel.iptc_reading import Raw, chains_of, entries_of, library_errors, read_rule
 from istio_init.rules.kernel.legacy import (
     LOCK_FILE_REMEDY,
     XTABLES_LOCK,
@@ -47,7 +48,7 @@ from istio_init.rules.model import (
     TableState,
     Variant,
 )
-from istio_init.rules.render.iptables import TableReader, parse_rule, protocol_of, render_target
+from istio_init.rules.render.iptables import TableReader, protocol_of, render_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -59,14 +60,6 @@ T = TypeVar("T")
 TRIAL_CHAIN = "ISTIO_INIT_TRIAL"
 
 INTERFACE_BYTES = 16  # linux/if.h: IFNAMSIZ
-ANYTHING = (None, "ip", "0.0.0.0/0.0.0.0", "::/0")
-
-
-class Raw(NamedTuple):
-    """A rule in libiptc's binary form, and the mask of bits to compare when it is deleted."""
-
-    entry: bytes
-    mask: bytes
 
 
 class LibiptcBackend(Backend):
@@ -127,7 +120,8 @@ class LibiptcBackend(Backend):
 @contextmanager
 def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
-        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+        # Opening a FIFO would block until it has a writer.
+        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
         if remedy := missing_capability(needs_raw=True):
             # The lock file is only the first thing to fail.
@@ -151,7 +145,8 @@ def _apart(function: Callable[..., T], *arguments: object) -> T:
         Unsupported: the child exited without a result.
     """
     iptc_library.load()  # once here, rather than in each child
-    sys.stdout.flush()  # python-iptables flushes it too; the child would write the buffered bytes a second time
+    if sys.stdout:  # None where it was closed from the start
+        sys.stdout.flush()  # the child would write the buffered bytes a second time
     messages = os.memfd_create("xtables")
     reading, writing = os.pipe()
     with warnings.catch_warnings():
@@ -179,6 +174,8 @@ def _run_child(writing: int, messages: int, function: Callable[..., object], arg
     """Pickle a function's result, or the exception that it raises, to `writing`, and exit; stderr goes to `messages`."""
     try:
         os.dup2(messages, 2)
+        if sys.stdout is None:  # python-iptables flushes it
+            sys.stdout = open(os.devnull, "w", encoding="ascii")  # noqa: SIM115 - for the rest of this process
         try:
             result: object = function(*arguments)
         except Exception as error:  # noqa: BLE001 - raised again in the parent
@@ -187,11 +184,6 @@ def _run_child(writing: int, messages: int, function: Callable[..., object], arg
             pickle.dump(result, pipe)
     finally:
         os._exit(0)
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    iptc = iptc_library.load()
-    return (iptc.IPTCError, iptc.XTablesError)
 
 
 def _open(family: Family, name: Table) -> Any:
@@ -210,7 +202,7 @@ def _read_family(family: Family) -> tuple[Snapshot, set[str]]:
     noted: set[str] = set()
     try:
         return {name: _read_table(family, name, noted) for name in legacy_tables(family)}, noted
-    except _errors() as error:
+    except library_errors() as error:
         raise _failure(error, family, "") from error
 
 
@@ -220,43 +212,19 @@ def _try(family: Family, name: Table) -> None:
             table = _open(family, name)
             getattr(table, make)(TRIAL_CHAIN)
             table.commit()
-    except _errors() as error:
+    except library_errors() as error:
         raise _failure(error, family, name) from error
 
 
 def _read_table(family: Family, name: Table, noted: set[str]) -> TableState:
     table = _open(family, name)
     reader = TableReader(name)
-    for chain in table.chains:
-        noted.update(NODE_CHAINS & {chain.name})
-        reader.add_chain(chain.name, chain.get_policy().name if chain.is_builtin() else "-")
-        for rule in chain.rules:
-            text = _text(rule)
-            unknown = isinstance(parse_rule(text), OpaqueRule)
-            reader.add_rule(chain.name, text, Raw(bytes(rule.rule), bytes(rule.mask)) if unknown else None)
+    for chain in chains_of(table):
+        noted.update(NODE_CHAINS & {chain})
+        reader.add_chain(chain, table.get_policy(chain)[0].name if table.builtin_chain(chain) else "-")
+        for entry in entries_of(table, chain):
+            reader.add_rule(chain, *read_rule(table, chain, entry))
     return reader.state()
-
-
-def _text(rule: Any) -> str:
-    """Return a python-iptables rule in the syntax of iptables-save."""
-    words = []
-    for known in MATCHES.values():
-        value = getattr(rule, known.attribute) if known.attribute else None
-        if value not in ANYTHING:
-            words += [*(["!"] * value.startswith("!")), known.option, known.native_text(value.removeprefix("!"))]
-    for match in rule.matches:
-        words += ["-m", match.name, *_options(match)]
-    goto = "-g" if rule.target.goto else "-j"
-    return " ".join((*words, goto, rule.target.name, *_options(rule.target)))
-
-
-def _options(extension: Any) -> list[str]:
-    words = []
-    for name, values in extension.get_all_parameters().items():
-        negated = values[:1] == ["!"]
-        quoted = (f'"{value}"' if " " in value else value for value in values[negated:])
-        words += [*(["!"] * negated), f"--{name}", *quoted]
-    return words
 
 
 def _commit(family: Family, changes: list[TableChange]) -> None:
@@ -270,7 +238,7 @@ def _commit(family: Family, changes: list[TableChange]) -> None:
         for table in prepared:
             name = table.name
             table.commit()
-    except _errors() as error:
+    except library_errors() as error:
         raise _failure(error, family, name) from error
 
 

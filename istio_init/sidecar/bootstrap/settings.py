@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from istio_init.core.durations import SECOND, parse_duration
 from istio_init.core.errors import InvalidInput
+from istio_init.core.limits import read_json
 from istio_init.core.option import Kind, Option
 
 HOUR = 3600 * SECOND
@@ -215,9 +216,9 @@ def read_metadata(role: str, environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(METAJSON_PREFIX):
             continue
         try:
-            members = json.loads(environ[name], parse_constant=_reject_constant, object_pairs_hook=_reject_duplicates)
+            members = read_json(environ[name], parse_constant=_reject_constant, object_pairs_hook=_reject_duplicates)
             json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not valid JSON: {error}", "a JSON object") from None
         if not isinstance(members, dict):
             raise InvalidInput(f"${name}", f"{environ[name]!r} is not a JSON object", 'such as {"app":"productpage"}')
