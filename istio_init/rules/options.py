@@ -16,6 +16,7 @@ from istio_init.rules.model import (
     TPROXY_MARK,
     TPROXY_ROUTE_TABLE,
     TUNNEL_PORT,
+    Jump,
     Mode,
 )
 
@@ -112,6 +113,10 @@ OPTIONS = (
            "Groups whose outbound traffic is excluded; applies only where all groups are captured. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner), default=""),
+    Option("jump", ("--jump",), (), "[first|last]",
+           "Where our rules stand in built-in chains: first, before third-party rules, or last, behind those that are "
+           "there. Default: last.",
+           choices=tuple(Jump), default=Jump.LAST),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
            f"The IPv4 loopback CIDR, within 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", since=V1_30,
            parse=parse.loopback, default=LOOPBACK_CIDR),

@@ -16,6 +16,7 @@ from istio_init.rules.model import (
     TPROXY_MARK,
     TPROXY_ROUTE_TABLE,
     TUNNEL_PORT,
+    Jump,
     Mode,
 )
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
@@ -81,7 +82,7 @@ CIDRS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
-    *("drop_invalid", "dns_port"),
+    *("drop_invalid", "dns_port", "jump"),
 )
 
 
@@ -132,6 +133,7 @@ class Settings(NamedTuple):
     owner_groups: tuple[str, ...] = (ALL,)
     owner_groups_exclude: tuple[str, ...] = ()
     loopback_cidr: str = LOOPBACK_CIDR
+    jump: str = Jump.LAST
     nameservers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

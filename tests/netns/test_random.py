@@ -83,6 +83,7 @@ FLAGS: dict[str, st.SearchStrategy[str | None]] = {
     "--exclude-inbound-cidrs": lists("10.77.0.0/30", "203.0.113.0/24", "fd77::1"),
     "--exclude-outbound-ports-for-uids": lists("tcp:80-443:1000", "tcp:3306:0", "udp:53:1000"),
     "--dns-port": st.just("15153"),
+    "--jump": st.sampled_from(("first", "last")),
     "-c": lists("eth0", "eth1", "net+"),
     "-k": lists("vm0", "eth0", "vm+"),
     "--redirect-dns": SWITCH,

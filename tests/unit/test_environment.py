@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "inbound_exclude_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "outbound_exclude_ports_for_uids": ("tcp:1:1001", "tcp:2:1002", "tcp:3:1003"),
     "dns_port": ("1001", "1002", "1003"),
+    "jump": ("first", "last", "first"),
     "service_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "service_exclude_cidrs": ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"),
     "tunnel_port": ("1001", "1002", "1003"),

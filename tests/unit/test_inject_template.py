@@ -160,6 +160,7 @@ GOOD = {
     "istio-init/excludeInboundCIDRs": ("10.2.0.0/16", "--exclude-inbound-cidrs"),
     "istio-init/excludeOutboundPortsForUIDs": ("tcp:5432:1000", "--exclude-outbound-ports-for-uids"),
     "istio-init/dnsPort": ("15153", "--dns-port"),
+    "istio-init/jump": ("first", "--jump"),
 }
 BAD = {
     "sidecar.istio.io/interceptionMode": "NONE",
@@ -173,6 +174,7 @@ BAD = {
     "istio-init/excludeInboundCIDRs": "*",
     "istio-init/excludeOutboundPortsForUIDs": "tcp:5432",
     "istio-init/dnsPort": "0",
+    "istio-init/jump": "0",
     STATUS_PORT: "15090",
     PROXY_IMAGE_ANNOTATION: "my proxy",
     "sidecar.istio.io/inject": "maybe",

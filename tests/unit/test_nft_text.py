@@ -540,7 +540,14 @@ def test_a_rule_in_a_base_chain_is_signed_as_a_plan_signs_it() -> None:
     assert base() == {Table.NAT: TableState({}, inserted=(("OUTPUT", signed),))}
 
 
-@pytest.mark.parametrize("change", [{"type": "filter"}, {"hook": "input"}, {"prio": -99}, {"policy": "drop"}])
+def test_a_base_chain_before_all_others_is_read_as_one_of_rules_that_stand_first() -> None:
+    first = Rule((Match(MatchKind.COMMENT, "istio-init-first"),), RETURN)
+    assert base(prio=-101) == {Table.NAT: TableState({}, inserted=(("OUTPUT", first),))}
+
+
+@pytest.mark.parametrize(
+    "change", [{"type": "filter"}, {"hook": "input"}, {"prio": -99}, {"prio": -102}, {"policy": "drop"}]
+)
 def test_a_base_chain_at_another_place_is_not_ours(change: dict[str, object]) -> None:
     assert base(**change) != base()
 

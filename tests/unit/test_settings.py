@@ -30,6 +30,7 @@ DEFAULTS = {
     "outbound_exclude_ports_for_uids": (),
     "service_cidrs": (),
     "service_exclude_cidrs": (),
+    "jump": "last",
 }
 DEFAULTS_OF_CURRENT = DEFAULTS | {
     "inbound_capture_port": 15006,
@@ -317,6 +318,7 @@ BAD_VALUES = {
         *("tcp:80", "80:1000", "tcp::1000", "tcp:80:", "sctp:80:1000", ":80:1000", "TCP:80:1000", "tcp:0:1000"),
         *("tcp:90-80:1000", "tcp:80:4294967295", "tcp:80:nobody-of-this-name", "tcp:80:-1", "tcp:80:1;reboot", "*"),
     ),
+    "jump": ("", "head", "FIRST", "first,last", " first"),
     "mode": ("", "REDIRCT", "redirect", "NONE", "TPROXY ", "REDIRECT,TPROXY", "__class__"),
     "tproxy_mark": (
         "0",

@@ -47,6 +47,7 @@ TRAFFIC = {
     f"{OWN_PREFIX}excludeInboundCIDRs": "inbound_exclude_cidrs",
     f"{OWN_PREFIX}excludeOutboundPortsForUIDs": "outbound_exclude_ports_for_uids",
     f"{OWN_PREFIX}dnsPort": "dns_port",
+    f"{OWN_PREFIX}jump": "jump",
 }
 # The flags of those that Istio does not have.
 OWN_FLAGS = tuple(

@@ -340,7 +340,8 @@ def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
     """Return a warning for each chain in which third-party rules take precedence over ours."""
     return [
         f"a third-party rule takes precedence over ours in {table} {chain} ({family}); what it matches bypasses the proxy: "
-        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if this is not intended"
+        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it, or put ours ahead of it "
+        "(--jump first), if this is not intended"
         for (table, chain), rules in shadows(wanted, current).items()
     ]
 

@@ -15,9 +15,11 @@ from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import (
+    FIRST_COMMENT,
     NFT_TABLE,
     Family,
     KernelRule,
+    Match,
     MatchKind,
     OpaqueRule,
     Plan,
@@ -41,6 +43,11 @@ FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 # Priorities of iptables' tables: linux/netfilter_ipv4.h.
 PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER: 0}
+
+# Of two chains with the same priority, the kernel runs the one that came last (nf_hook_grow in net/netfilter/core.c). A
+# lower one does not depend on that; nobody else uses that which is lower by one.
+FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
+AHEAD = 1
 
 
 def render_nft(plan: Plan) -> str:
@@ -107,11 +114,17 @@ def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRu
     return chains
 
 
-def hook(table: Table, chain: str) -> tuple[str, str, int]:
-    """Return the type, hook and priority of the base chain that stands for a built-in chain."""
+def hook(table: Table, chain: str, *, is_first: bool = False) -> tuple[str, str, int]:
+    """Return the type, hook and priority of the base chain that stands for a built-in chain.
+
+    Args:
+        table: of iptables.
+        chain: the built-in chain.
+        is_first: whether it comes before those of iptables and of others, which have the usual priority.
+    """
     # Only the type `route` looks up the route again after a mark has changed (nft(8)).
     kind = "nat" if table is Table.NAT else "route" if (table, chain) == (Table.MANGLE, "OUTPUT") else "filter"
-    return kind, chain.lower(), PRIORITIES[table]
+    return kind, chain.lower(), PRIORITIES[table] - AHEAD * is_first
 
 
 def _known(rules: Iterable[KernelRule]) -> Iterator[Rule]:
@@ -125,7 +138,8 @@ def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
     """Return the lines of each chain of one table."""
     chains: dict[str, list[str]] = {}
     for name, rules in by_chain((*change.inserted_jumps, *change.added_jumps)).items():
-        kind, point, priority = hook(change.table, name)
+        is_first = any(isinstance(rule, Rule) and FIRST in rule.matches for rule in rules)
+        kind, point, priority = hook(change.table, name, is_first=is_first)
         chains[f"{change.table}_{name}"] = [f"type {kind} hook {point} priority {priority}; policy accept;"]
         _Writer(family, change, name, chains).write(rules)
     for name, content in change.chains.items():

@@ -31,7 +31,7 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.render.nft import hook
+from istio_init.rules.render.nft import FIRST, hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ TABLES = {table.value: table for table in Table}
 GUARD = re.compile("[a-z]+_[A-Z_]+_if_[0-9]+")
 KEYS = {key: known for known in MATCHES.values() for key in known.keys}
 DROP = Target(TargetKind.DROP)
+OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
 
 
 def parse_listing(text: str) -> Snapshot:
@@ -80,7 +81,7 @@ class _Listing:
             table = TABLES[prefix]
             state = states.get(table, TableState({}))
             if chain in BUILTIN_CHAINS:
-                rules = (*self._header(table, chain, body), *self._read(table, name, is_base=True))
+                rules = self._base(table, chain, body)
                 states[table] = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
             elif chain in CHAINS_OF[table] and "hook" not in body:
                 states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
@@ -92,18 +93,22 @@ class _Listing:
             states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._unexpected, ()))
         return states
 
-    def _header(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
+    def _base(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
+        """Read a base chain; its rules get the comments that a plan's rules have in built-in chains."""
         found = (body.get("type"), body.get("hook"), body.get("prio"))
-        if found != hook(table, chain) or body.get("policy") != "accept" or "dev" in body:
+        is_first = found == hook(table, chain, is_first=True)
+        if not (is_first or found == hook(table, chain)) or body.get("policy") != "accept" or "dev" in body:
             yield OpaqueRule(str(found))
+        for rule in self._read(table, body["name"]):
+            yield _signed(rule, is_first=is_first)
 
-    def _read(self, table: Table, name: str, *, is_base: bool = False) -> Iterator[KernelRule]:
+    def _read(self, table: Table, name: str) -> Iterator[KernelRule]:
         groups = iter([self._try(table, name, expressions) for expressions in self._rules.get(name, ())])
         for group in groups:
             # A target with `nft_drops` is followed by a rule that drops, which is part of it.
             if _needs_drop(group) and next(groups, ()) != _dropped(group):
                 yield OpaqueRule("tproxy without a drop")
-            yield from map(_signed, group) if is_base else group
+            yield from group
 
     def _try(self, table: Table, name: str, expressions: list[Json]) -> tuple[Rule, ...] | tuple[OpaqueRule]:
         try:
@@ -167,11 +172,11 @@ def _dropped(group: tuple[KernelRule, ...]) -> tuple[KernelRule, ...]:
     return tuple(rule._replace(target=DROP) for rule in group if isinstance(rule, Rule))
 
 
-def _signed(rule: KernelRule) -> KernelRule:
+def _signed(rule: KernelRule, *, is_first: bool) -> KernelRule:
     """Add the comment that a plan's rules have in built-in chains, and that is omitted in our nft table."""
-    if isinstance(rule, OpaqueRule) or rule.target.kind is TargetKind.JUMP:
+    if isinstance(rule, OpaqueRule) or (rule.target.kind is TargetKind.JUMP and not is_first):
         return rule
-    return rule._replace(matches=(*rule.matches, Match(MatchKind.COMMENT, OWNER_COMMENT)))
+    return rule._replace(matches=(*rule.matches, FIRST if is_first else OURS))
 
 
 def _matches(condition: Json) -> Iterator[list[Match]]:
