@@ -44,7 +44,7 @@ OPTIONS = (
     Option("mode", ("-m", "--istio-inbound-interception-mode"), ("ISTIO_INBOUND_INTERCEPTION_MODE",), "MODE",
            "How inbound connections reach Envoy: REDIRECT, or TPROXY, which keeps the client's address. "
            "Default: REDIRECT.",
-           parse=parse.mode, default=Mode.REDIRECT),
+           parse=parse.mode, default=Mode.REDIRECT, offered=tuple(Mode)),
     Option("tproxy_mark", ("-t", "--istio-inbound-tproxy-mark"), ("ISTIO_INBOUND_TPROXY_MARK",), "MARK",
            f"Mark for packets that TPROXY diverts. Default: {TPROXY_MARK}.",
            parse=parse.mark, default=str(TPROXY_MARK)),
