@@ -99,6 +99,10 @@ OPTIONS = (
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
            "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
+    Option("forward_dns", ("--forward-dns",), (), "BOOL",
+           "With --redirect-dns: let containers and virtual machines in the pod, whose requests it forwards, get their "
+           "answers. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
            "Drop packets in conntrack state INVALID. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),

@@ -88,6 +88,7 @@ FLAGS: dict[str, st.SearchStrategy[str | None]] = {
     "-k": lists("vm0", "eth0", "vm+"),
     "--redirect-dns": SWITCH,
     "--capture-all-dns": SWITCH,
+    "--forward-dns": SWITCH,
     "--drop-invalid": SWITCH,
     "--dual-stack": SWITCH,
     "ISTIO_OUTBOUND_OWNER_GROUPS": st.just("*") | lists("1000", "2000", "3000"),

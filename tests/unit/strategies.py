@@ -96,6 +96,7 @@ VALUES_OF_CURRENT: dict[str, st.SearchStrategy[str]] = VALUES | {
     "virtual_interfaces": lists(interfaces),
     "redirect_dns": booleans,
     "capture_all_dns": booleans,
+    "forward_dns": booleans,
     "drop_invalid": booleans,
     "dual_stack": booleans,
     "owner_groups": st.just(ALL) | group_lists,

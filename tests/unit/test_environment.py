@@ -45,6 +45,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "virtual_interfaces": ("eth1", "eth2", "eth3"),
     "redirect_dns": ("True", "False", "True"),
     "capture_all_dns": ("True", "False", "True"),
+    "forward_dns": ("True", "False", "True"),
     "drop_invalid": ("True", "False", "True"),
     "dual_stack": ("True", "False", "True"),
     "owner_groups": ("1001", "1002", "1003"),

@@ -44,6 +44,7 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "redirect_dns": False,
     "dns_port": 15053,
     "capture_all_dns": False,
+    "forward_dns": False,
     "drop_invalid": False,
     "dual_stack": False,
     "owner_groups": ("*",),
@@ -57,7 +58,7 @@ CIDR_LISTS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 OWNERS = ("proxy_uids", "proxy_gids")
 GROUPS = ("owner_groups", "owner_groups_exclude")
 INTERFACES = ("exclude_interfaces", "virtual_interfaces")
-SWITCHES = ("redirect_dns", "capture_all_dns", "drop_invalid", "dual_stack")
+SWITCHES = ("redirect_dns", "capture_all_dns", "forward_dns", "drop_invalid", "dual_stack")
 
 # A machine with one user and one group.
 ACCOUNTS = Accounts(uid={"istio-proxy": 1234, "envoy": 101}.get, gid={"envoy": 102}.get)
@@ -506,6 +507,8 @@ def test_senders_to_leave_alone_and_a_port_of_dns_have_no_effect_where_nothing_i
     (warning,) = parse(inbound_exclude_cidrs="10.0.0.0/8").warnings
     assert warning == "--inbound_exclude_cidrs has no effect: nothing inbound is captured (-b)"
     assert parse(inbound_exclude_cidrs="10.0.0.0/8", inbound_ports="80").warnings == ()
+    (warning,) = current(forward_dns="true").warnings
+    assert warning == "--forward_dns has no effect: it applies only with --redirect-dns"
     assert current(dns_port="15153").warnings == ("--dns_port has no effect: it applies only with --redirect-dns",)
 
 
