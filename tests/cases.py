@@ -208,6 +208,18 @@ CASES = (
         ),
     ),
     Case(
+        "jump-first",
+        ("-u", "1337", "-i", "*", "-b", "9080", "--jump", "first"),
+        (
+            *ALWAYS,
+            *SELF_CALL,
+            out(SERVICE, 80, ENVOY),
+            into(9080, ENVOY),
+            into(9081, DIRECT),
+            into(9080, REJECTED, POD_IPV6),
+        ),
+    ),
+    Case(
         "tproxy-list",
         ("-u", "1337", "-m", "TPROXY", "-i", "*", "-b", "9080,9100-9105"),
         (*ALWAYS, *SELF_CALL, out(SERVICE, 80, ENVOY), into(9080, ENVOY), into(9102, ENVOY), into(9081, DIRECT)),

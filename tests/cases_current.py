@@ -268,6 +268,25 @@ CASES_CURRENT = (
         facts=SERVERS,
     ),
     case(
+        "forwarded-dns",
+        (*USUAL, "--redirect-dns", "--forward-dns"),
+        *ALWAYS,
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        out(NAMESERVER, 53, DIRECT, PROXY, "udp"),
+        out(OTHER_NAMESERVER, 53, DIRECT, protocol="udp"),
+        into(53, DIRECT, protocol="udp"),
+        facts=SERVERS,
+    ),
+    case(
+        "forwarded-dns-of-any-server",
+        ("--redirect-dns", "--capture-all-dns", "--forward-dns", "--dual-stack"),
+        *ALWAYS,
+        *ALWAYS_IPV6,
+        out(OTHER_NAMESERVER, 53, RESOLVER, protocol="udp"),
+        into(53, DIRECT, protocol="udp"),
+        into(53, DIRECT, POD_IPV6, protocol="udp"),
+    ),
+    case(
         "exclude-interfaces",
         (*USUAL, "-c", "eth0,net+"),
         *ALWAYS,
@@ -289,6 +308,16 @@ CASES_CURRENT = (
         *SELF_CALL,
         out(SERVICE, 80, ENVOY),
         into(9080, INBOUND),
+    ),
+    case(
+        "jump-first",
+        (*USUAL, "-m", "TPROXY", "-c", "eth1", "-k", "vm0", "--redirect-dns", "--drop-invalid", "--jump", "first"),
+        *ALWAYS,
+        *SELF_CALL,
+        out(SERVICE, 80, ENVOY),
+        out(NAMESERVER, 53, RESOLVER, protocol="udp"),
+        into(9080, INBOUND),
+        facts=SERVERS,
     ),
     case(
         "virtual-interfaces-tproxy",
@@ -591,17 +620,19 @@ VALUES: dict[str, tuple[str | None, ...]] = {
     "--exclude-inbound-cidrs": (None, "198.51.100.0/24,fd98::/64"),
     "--exclude-outbound-ports-for-uids": (None, "tcp:5432:1000,udp:53:2000"),
     "--dns-port": (None, "15153"),
+    "--jump": (None, "first"),
     "-c": (None, "eth1,net+"),
     "-k": (None, "vm0", "vm0,vm1"),
     "--redirect-dns": (None, "true"),
     "--capture-all-dns": (None, "true"),
+    "--forward-dns": (None, "true"),
     "--drop-invalid": (None, "true"),
     "--dual-stack": (None, "true"),
     "ISTIO_OUTBOUND_OWNER_GROUPS": (None, "*", "1000,2000"),
     "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": (None, "4000"),
     "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": (None, "127.0.0.0/8"),
 }
-SWITCHES = ("--redirect-dns", "--capture-all-dns", "--drop-invalid", "--dual-stack")
+SWITCHES = ("--redirect-dns", "--capture-all-dns", "--forward-dns", "--drop-invalid", "--dual-stack")
 
 
 def case_of(name: str, values: dict[str, str | None], *, facts: HostFacts = BOTH_SERVERS) -> Case:

@@ -1,18 +1,15 @@
-"""The command line by click: help, completion, messages about usage, and the commands that no pod waits for."""
+"""The command line by click: help, messages about usage, and the commands that no pod waits for."""
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
 
 from istio_init import __version__
 from istio_init.cli.command import REPORTED, Subcommand, execute, flush, report, require_output
-from istio_init.cli.main import COMPLETION
 from istio_init.core.argv import NO_VALUE, refuse_flag, spell_out
 from istio_init.core.errors import InvalidInput, shorten
 from istio_init.core.log import Level
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 COMMANDS = ("apply", "clean", "istio-iptables", "bootstrap", "proxy", "inject", "uninject", "lab")
 PROGRAM = "istio-init"
-COMPLETIONS = tuple(f"{shell}_{what}" for shell in ("bash", "zsh", "fish") for what in ("source", "complete"))
 
 EPILOG = """\b
 `apply` is the default: `istio-init -u 1337 -b 9080` is `istio-init apply -u 1337 -b 9080`,
@@ -93,9 +89,6 @@ def run_group(words: Sequence[str], log: Log) -> int:
         log: for messages about its usage.
     """
     try:
-        if COMPLETION in os.environ:
-            require_output()
-            return complete(os.environ[COMPLETION], log)
         status = _invoke(words, log)
         flush()
     except BrokenPipeError:
@@ -116,14 +109,6 @@ def _invoke(words: Sequence[str], log: Log) -> int | None:
         require_output()  # click says nothing where it cannot print
         return end.exit_code
     return status
-
-
-def complete(instruction: str, log: Log) -> int:
-    """Print a shell's completion script, or what it may offer; nothing else is done while the variable is set."""
-    if instruction not in COMPLETIONS:
-        problem = f"{instruction!r} is not a request of a shell; nothing was changed"
-        return report(InvalidInput(f"${COMPLETION}", problem, ", ".join(COMPLETIONS)), log)
-    return shell_complete(group, {}, PROGRAM, COMPLETION, instruction)
 
 
 def show_help() -> int:
@@ -153,6 +138,11 @@ class TableCommand(click.Command):
     def __init__(self, command: Subcommand, **settings: Any) -> None:
         super().__init__(command.name, help=command.help, epilog=command.epilog, **settings)
         self._command = command
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The table of what it takes."""
+        return self._command.options
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words.
@@ -210,10 +200,3 @@ class Text(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
         del param, ctx
         refuse_flag(self._option, value)
         return value
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the values that are possible."""
-        del ctx, param
-        if self._option.is_path:
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(choice) for choice in self._option.choices if choice.startswith(incomplete)]

@@ -82,6 +82,8 @@ def istio_iptables(given: Given, log: Log) -> None:
         print_plan(run, plan, values["output_format"])
         return
     if flags.skip_rule_apply:
+        if flags.run_validation:  # it may add a pair of interfaces
+            run.open_engine(log.debug).refuse_host(run.families)
         log.write(Level.INFO, f"no rule is written ({flags.wheres['skip_rule_apply']})")
     else:
         write_plan(run, log, plan, started)

@@ -27,7 +27,11 @@ GROUP_FLAGS = frozenset({"-h", "--help", "--version"})
 
 def run(words: Sequence[str]) -> int:
     """Run one command line, and return the exit code."""
-    if COMPLETION not in os.environ and _is_only_curious(words):
+    if COMPLETION in os.environ:
+        from istio_init.cli.completion import complete
+
+        return complete(os.environ[COMPLETION], Log())
+    if _is_only_curious(words):
         from istio_init.cli.group import show_help
 
         return show_help()
@@ -35,7 +39,7 @@ def run(words: Sequence[str]) -> int:
     # Until the options are read, only the words themselves say how to log.
     line = " ".join(words).replace("=", " ")
     log = Log(json="--log-format json" in line or "--log_as_json" in line)
-    command = None if COMPLETION in os.environ else _quick(name)
+    command = _quick(name)
     if command is not None:
         try:
             given = read(command.options, rest, name)

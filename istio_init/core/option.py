@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Parse = Callable[[str, str], Any]
 
-TRUE = "true"
+TRUE, FALSE = "true", "false"
 
 
 class Kind(StrEnum):
@@ -54,6 +54,7 @@ class Option(NamedTuple):
         kind: how its value stands on a command line.
         default: what counts where nothing is given, as a user would write it; None leaves it to the command.
         choices: the values that are possible, in the order of the help; empty for any that `parse` takes.
+        offered: values that a shell offers, where `choices` are not all that `parse` takes.
         parse: makes a value of a text and of where it stood.
         is_list: whether an empty value means something ("none"). For the others an empty *variable* counts as not set, as
             `${VAR:-default}` did in Istio 1.0's script.
@@ -70,6 +71,7 @@ class Option(NamedTuple):
     kind: Kind = Kind.VALUE
     default: str | None = None
     choices: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
     parse: Parse = verbatim
     is_list: bool = False
     is_path: bool = False

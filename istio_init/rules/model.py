@@ -28,6 +28,7 @@ PROXY_SOURCE_IPV6 = "::6/128"
 ANY_IPV4 = "0.0.0.0/0"
 ANY_IPV6 = "::/0"
 OWNER_COMMENT = "istio-init"  # marks our rules in chains that are not ours
+FIRST_COMMENT = "istio-init-first"  # the same, for rules that must stand before all others (--jump first)
 UINT32_MAX = 4294967295
 
 
@@ -52,6 +53,13 @@ class Mode(StrEnum):
 
     REDIRECT = "REDIRECT"
     TPROXY = "TPROXY"
+
+
+class Jump(StrEnum):
+    """Where our rules stand in a built-in chain."""
+
+    FIRST = "first"  # before third-party rules, whenever those came
+    LAST = "last"  # behind the third-party rules that were there when ours were written
 
 
 class Variant(StrEnum):

@@ -16,6 +16,7 @@ from istio_init.rules.model import (
     TPROXY_MARK,
     TPROXY_ROUTE_TABLE,
     TUNNEL_PORT,
+    Jump,
     Mode,
 )
 
@@ -43,7 +44,7 @@ OPTIONS = (
     Option("mode", ("-m", "--istio-inbound-interception-mode"), ("ISTIO_INBOUND_INTERCEPTION_MODE",), "MODE",
            "How inbound connections reach Envoy: REDIRECT, or TPROXY, which keeps the client's address. "
            "Default: REDIRECT.",
-           parse=parse.mode, default=Mode.REDIRECT),
+           parse=parse.mode, default=Mode.REDIRECT, offered=tuple(Mode)),
     Option("tproxy_mark", ("-t", "--istio-inbound-tproxy-mark"), ("ISTIO_INBOUND_TPROXY_MARK",), "MARK",
            f"Mark for packets that TPROXY diverts. Default: {TPROXY_MARK}.",
            parse=parse.mark, default=str(TPROXY_MARK)),
@@ -98,6 +99,10 @@ OPTIONS = (
     Option("capture_all_dns", ("--capture-all-dns",), ("CAPTURE_ALL_DNS",), "BOOL",
            "With --redirect-dns: capture requests to any server. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
+    Option("forward_dns", ("--forward-dns",), (), "BOOL",
+           "With --redirect-dns: let containers and virtual machines in the pod, whose requests it forwards, get their "
+           "answers. Default: false.", kind=Kind.SWITCH, since=V1_30,
+           parse=parse.boolean, default="false"),
     Option("drop_invalid", ("--drop-invalid",), ("DROP_INVALID", "INVALID_DROP"), "BOOL",
            "Drop packets in conntrack state INVALID. Default: false.", kind=Kind.SWITCH, since=V1_30,
            parse=parse.boolean, default="false"),
@@ -112,6 +117,10 @@ OPTIONS = (
            "Groups whose outbound traffic is excluded; applies only where all groups are captured. Default: none.",
            is_list=True, since=V1_30,
            parse=parse.listed(parse.owner), default=""),
+    Option("jump", ("--jump",), (), "[first|last]",
+           "Where our rules stand in built-in chains: first, before third-party rules, or last, behind those that are "
+           "there. Default: last.",
+           choices=tuple(Jump), default=Jump.LAST),
     Option("loopback_cidr", (), ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",), "CIDR",
            f"The IPv4 loopback CIDR, within 127.0.0.0/8. Default: {LOOPBACK_CIDR}.", since=V1_30,
            parse=parse.loopback, default=LOOPBACK_CIDR),

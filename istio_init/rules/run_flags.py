@@ -67,7 +67,8 @@ def _switch(name: str, variable: str, text: str, *flags: str) -> Option:
 LOG_FLAGS = (
     Option("log_output_level", ("--log_output_level",), (), "LEVELS",
            f"Log level: one of {', '.join(LEVELS)}, or SCOPE:LEVEL, comma-separated, for the scopes "
-           f"{DEFAULT_SCOPE} and {EVERY_SCOPE}. Takes precedence over -v and --quiet.", parse=_level),
+           f"{DEFAULT_SCOPE} and {EVERY_SCOPE}. Takes precedence over -v and --quiet.", parse=_level,
+           offered=tuple(LEVELS)),
     Option("log_as_json", ("--log_as_json",), (), "BOOL", "The same as --log-format json.", kind=Kind.SWITCH,
            parse=parse.boolean),
 )  # fmt: skip
@@ -94,7 +95,8 @@ RUN_FLAGS = (
             "always are."),
     _switch("native_nftables", "NATIVE_NFTABLES", "The same as --backend nft."),
     Option("force_iptables_binary", ("--force-iptables-binary",), ("FORCE_IPTABLES_BINARY",), "VARIANT",
-           f"The same as --iptables-variant: {' or '.join(BINARIES)}.", parse=_binary, default=""),
+           f"The same as --iptables-variant: {' or '.join(BINARIES)}.", parse=_binary, default="",
+           offered=BINARIES),
     _switch("cni_mode", "CNI_MODE", "No effect: each network namespace has its own lock anyway."),
     *LOG_FLAGS,
     Option("log_target", ("--log_target",), (), "PATH", "No effect: the log goes to standard error.", is_path=True),

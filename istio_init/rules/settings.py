@@ -16,6 +16,7 @@ from istio_init.rules.model import (
     TPROXY_MARK,
     TPROXY_ROUTE_TABLE,
     TUNNEL_PORT,
+    Jump,
     Mode,
 )
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
@@ -81,7 +82,7 @@ CIDRS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 AS_READ = (
     *("envoy_port", "mode", "tproxy_mark", "tproxy_route_table", "inbound_ports", "inbound_exclude_ports", "tunnel_port"),
     *("outbound_ports", "outbound_exclude_ports", "exclude_interfaces", "virtual_interfaces", "capture_all_dns"),
-    *("drop_invalid", "dns_port"),
+    *("drop_invalid", "dns_port", "forward_dns", "jump"),
 )
 
 
@@ -127,11 +128,13 @@ class Settings(NamedTuple):
     redirect_dns: bool = False
     dns_port: int = DNS_PORT
     capture_all_dns: bool = False
+    forward_dns: bool = False
     drop_invalid: bool = False
     ipv6: bool = False
     owner_groups: tuple[str, ...] = (ALL,)
     owner_groups_exclude: tuple[str, ...] = ()
     loopback_cidr: str = LOOPBACK_CIDR
+    jump: str = Jump.LAST
     nameservers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -270,7 +273,7 @@ def _dns_warnings(settings: Settings, found: Mapping[str, Any], values: Mapping[
     if found["redirect_dns"]:
         yield "DNS is not captured, because resolv.conf has no nameserver; --capture-all-dns captures requests to any server"
         return
-    given = [values[name].where for name in ("capture_all_dns", "dns_port") if name in values and found[name]]
+    given = [values[name].where for name in ("capture_all_dns", "dns_port", "forward_dns") if name in values and found[name]]
     yield from (f"{where} has no effect: it applies only with --redirect-dns" for where in given)
     if any(one.protocol == "udp" for one in settings.outbound_exclude_ports_for_uids):
         where = values["outbound_exclude_ports_for_uids"].where

@@ -71,6 +71,8 @@ EVERYTHING = current(**EVERY_FLAG)
 # Both families, with policy routes, an address of lo, and DNS requests to any server.
 DUAL = current(**EVERY_FLAG, mode="TPROXY", capture_all_dns="true")
 DUAL_OTHER_MARK = current(mode="TPROXY", dual_stack="true", inbound_ports="80", tproxy_mark="9", tproxy_route_table="70000")
+FIRST = build_plan(Settings.of(proxy_uids="1337", service_cidrs="*", inbound_ports="9080", jump="first"))
+EVERYTHING_FIRST = current(**EVERY_FLAG, mode="TPROXY", jump="first")
 INTERFACES = current(inbound_ports="80", service_cidrs="10.0.0.0/8", exclude_interfaces="net1", virtual_interfaces="vm0")
 
 PLANS = {
@@ -79,6 +81,8 @@ PLANS = {
     "current": EVERYTHING,
     "current-tproxy": DUAL,
     "current-interfaces": INTERFACES,
+    "first": FIRST,
+    "current-first": EVERYTHING_FIRST,
 }
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
 
@@ -202,6 +206,10 @@ def test_a_plan_is_read_back_as_it_was_applied_found_in_place_and_removed_whole(
         (DUAL, EVERYTHING),
         (EVERYTHING, INTERFACES),
         (INTERFACES, REDIRECT),
+        (REDIRECT, FIRST),
+        (FIRST, REDIRECT),
+        (DUAL, EVERYTHING_FIRST),
+        (EVERYTHING_FIRST, EVERYTHING),
     ],
     ids=[
         "to-tproxy",
@@ -215,6 +223,10 @@ def test_a_plan_is_read_back_as_it_was_applied_found_in_place_and_removed_whole(
         "current-to-redirect",
         "current-to-interfaces",
         "interfaces-to-redirect",
+        "to-first",
+        "to-last",
+        "current-to-first",
+        "current-to-last",
     ],
 )
 def test_another_plan_replaces_the_one_before(kernel: Kernel, before: Plan, after: Plan) -> None:
@@ -261,10 +273,10 @@ def broken(plan: Plan) -> Plan:
 
 @pytest.mark.parametrize(
     "before",
-    [NOTHING, REDIRECT, OTHER_MARK, DUAL_OTHER_MARK],
-    ids=["nothing", "redirect", "tproxy", "current-tproxy"],
+    [NOTHING, REDIRECT, OTHER_MARK, DUAL_OTHER_MARK, FIRST],
+    ids=["nothing", "redirect", "tproxy", "current-tproxy", "first"],
 )
-@pytest.mark.parametrize("wanted", [TPROXY, DUAL], ids=["to-tproxy", "to-current-tproxy"])
+@pytest.mark.parametrize("wanted", [TPROXY, DUAL, EVERYTHING_FIRST], ids=["to-tproxy", "to-current-tproxy", "to-first"])
 def test_when_one_table_fails_all_is_as_it_was(kernel: Kernel, before: Plan, wanted: Plan) -> None:
     kernel.call(lambda: kernel.engine.apply(before))
     with pytest.raises(Unsupported) as failure:
@@ -372,13 +384,55 @@ def test_a_rule_of_others_that_came_before_what_belongs_at_the_head_goes_behind_
     assert [" -i vm" in rule and "ACCEPT" in rule for rule in rules_of(kernel, tool, "nat", "PREROUTING")].index(True) == 4
 
 
-@each_real_one
-def test_when_a_table_fails_each_rule_stands_again_where_it_stood(kernel: Kernel) -> None:
+def places(kernel: Kernel) -> dict[tuple[str, str, str], str]:
+    """Tell of each built-in chain with third-party rules where ours stand: `first`, `last`, or in what order else."""
+    found = {}
+    for tool in kernel.tools():
+        for table, chain in FOREIGN_CHAINS:
+            rules = rules_of(kernel, tool, table, chain)
+            ours = ["-j ISTIO" in rule or "--comment istio-init" in rule for rule in rules]
+            ours = [one and '"' not in rule for one, rule in zip(ours, rules, strict=True)]
+            if any(ours):
+                sorts = {"first": sorted(ours, reverse=True), "last": sorted(ours)}
+                found[tool, table, chain] = next((name for name, order in sorts.items() if order == ours), str(rules))
+    return found
+
+
+@each_of_iptables
+def test_rules_that_are_to_stand_first_do_so_in_every_chain_and_third_party_rules_stay_in_order(kernel: Kernel) -> None:
+    last = current(**{name: text for name, text in EVERY_FLAG.items() if name != "virtual_interfaces"}, mode="TPROXY")
     add_foreign_rules(kernel)
-    kernel.call(lambda: kernel.engine.apply(EVERYTHING))
+    before = kernel.everything()
+    for plan, place in ((EVERYTHING_FIRST, "first"), (last, "last"), (EVERYTHING_FIRST, "first")):
+        assert kernel.call(lambda plan=plan: kernel.engine.apply(plan)).changed  # type: ignore[misc] # a plain closure
+        assert set(places(kernel).values()) == {place}
+        assert len(places(kernel)) == 2 * len(FOREIGN_CHAINS)
+        assert not kernel.call(lambda plan=plan: kernel.engine.apply(plan)).changed  # type: ignore[misc] # as above
+    kernel.call(kernel.engine.remove)
+    assert kernel.everything() == before
+
+
+@each_of_iptables
+def test_rules_that_are_to_stand_first_do_so_again_once_a_third_party_rule_came_before_them(kernel: Kernel) -> None:
+    kernel.call(lambda: kernel.engine.apply(FIRST))
+    tool, _ = kernel.tools()
+    kernel.namespace.run(tool, "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+    kernel.namespace.run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "--dport", "81", "-j", "ACCEPT")
+    assert kernel.call(lambda: kernel.engine.apply(FIRST)).changed
+    found = rules_of(kernel, tool, "nat", "OUTPUT")
+    assert [rule.split()[-1] for rule in found] == ["ISTIO_OUTPUT", "ACCEPT", "ACCEPT"]
+    assert ["--dport 80" in rule for rule in found[1:]] == [True, False]
+    assert not kernel.call(lambda: kernel.engine.apply(FIRST)).changed
+
+
+@each_real_one
+@pytest.mark.parametrize(("one", "other"), [(EVERYTHING, DUAL), (EVERYTHING_FIRST, DUAL)], ids=["last", "first"])
+def test_when_a_table_fails_each_rule_stands_again_where_it_stood(kernel: Kernel, one: Plan, other: Plan) -> None:
+    add_foreign_rules(kernel)
+    kernel.call(lambda: kernel.engine.apply(one))
     before = kernel.everything()
     with pytest.raises(Unsupported):
-        kernel.call(lambda: kernel.engine.apply(broken(DUAL)))
+        kernel.call(lambda: kernel.engine.apply(broken(other)))
     assert kernel.everything() == before
 
 

@@ -20,6 +20,7 @@ GOLDENS += [(name, output_format) for name in SHOWN for output_format in ("comma
 GOLDENS += [
     (name, "nft") for name in ("inbound-list", "outbound-exclusions", "current-owner-groups", "current-dual-stack-lists")
 ]
+GOLDENS += [("jump-first", "table"), ("jump-first", "nft")]
 
 
 @sweep(("name", "output_format"), GOLDENS)

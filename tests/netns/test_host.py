@@ -43,6 +43,21 @@ def test_a_node_is_refused_whichever_rule_set_shows_it(pod: Pod, variant: str, f
     pod.inside.istio_init("clean", *flags, environment={"ISTIO_INIT_HOST": "true"})
 
 
+VALIDATION = ("--skip-rule-apply", "--run-validation")
+
+
+@pytest.mark.parametrize("flags", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_a_node_is_not_validated_either_unless_it_is_meant(pod: Pod, variant: str, flags: tuple[str, ...]) -> None:
+    pod.inside.istio_init("istio-iptables", *RULES, *flags)
+    pod.inside.run(f"iptables-{variant}", "-t", "nat", "-N", "KUBE-SERVICES")
+    done = pod.inside.istio_init("istio-iptables", *RULES, *flags, *VALIDATION, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "--host: the chain KUBE-SERVICES shows" in line
+    assert "validation passed" in pod.inside.istio_init("istio-iptables", *RULES, *flags, *VALIDATION, "--host").stderr
+
+
 def test_a_node_with_the_nftables_of_kube_proxy_is_refused(pod: Pod) -> None:
     pod.inside.run("nft", "-f", "-", stdin="add table ip kube-proxy\nadd chain ip kube-proxy services\n")
     assert pod.inside.istio_init(*RULES, check=False).returncode == 2
@@ -76,7 +91,12 @@ def machine(namespace: Namespace, place: Path, *words: str) -> tuple[int, str]:
 def test_a_machines_own_namespace_is_refused_as_the_target_too(pod: Pod, tmp_path: Path) -> None:
     before = state(pod.outside)
     for number, words in enumerate(
-        [RULES, ("clean",), ("istio-iptables", *RULES, "--network-namespace", "/proc/self/ns/net")]
+        [
+            RULES,
+            ("clean",),
+            ("istio-iptables", *RULES, "--network-namespace", "/proc/self/ns/net"),
+            ("istio-iptables", *RULES, *VALIDATION),
+        ]
     ):
         status, stderr = machine(pod.outside, tmp_path / str(number), *words)
         assert (status, stderr.count("\n")) == (2, 1), stderr

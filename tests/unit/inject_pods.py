@@ -53,7 +53,7 @@ def proxy_of(of: Json) -> Json:
 
 def flag(container: Json, name: str) -> str:
     """Give the word behind a flag."""
-    words = container["args"]
+    words = [part for word in container["args"] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     value = words[words.index(name) + 1]
     assert isinstance(value, str)
     return value

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from istio_init.core.option import Value
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, LAYOUTS
-from istio_init.rules.model import DNS_PORT, ENVOY_PORT, INBOUND_PORT, UINT32_MAX, Mode
+from istio_init.rules.model import DNS_PORT, ENVOY_PORT, INBOUND_PORT, UINT32_MAX, Jump, Mode
 from istio_init.rules.options import ENABLE_INBOUND_IPV6, ENVOY_USER, MAX_GROUPS, OPTIONS
 from istio_init.rules.settings import NO_ACCOUNTS, HostFacts, Settings, parse_settings
 from istio_init.rules.values import ALL, BOOLS, ID_MAX, INTERFACE_BYTES, PORT_MAX, RESERVED_ROUTE_TABLES
@@ -80,6 +80,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "outbound_exclude_ports_for_uids": ports_of_users("tcp"),
     "service_cidrs": st.just(ALL) | cidr_lists,
     "service_exclude_cidrs": cidr_lists,
+    "jump": st.sampled_from(list(Jump)).map(str),
 }
 # And of layout current.
 VALUES_OF_CURRENT: dict[str, st.SearchStrategy[str]] = VALUES | {
@@ -95,6 +96,7 @@ VALUES_OF_CURRENT: dict[str, st.SearchStrategy[str]] = VALUES | {
     "virtual_interfaces": lists(interfaces),
     "redirect_dns": booleans,
     "capture_all_dns": booleans,
+    "forward_dns": booleans,
     "drop_invalid": booleans,
     "dual_stack": booleans,
     "owner_groups": st.just(ALL) | group_lists,

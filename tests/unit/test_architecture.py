@@ -309,7 +309,7 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 UNUSED_MATCHES = {
     ISTIO_1_0: {
         *(MatchKind.IN_INTERFACE, MatchKind.SOURCE_PORT, MatchKind.DESTINATION_PORTS),
-        *(MatchKind.CTDIR, MatchKind.MARK, MatchKind.CONNMARK, MatchKind.COMMENT),
+        *(MatchKind.CTDIR, MatchKind.MARK, MatchKind.CONNMARK),
     },
     ISTIO_1_30: {MatchKind.SOCKET},
 }

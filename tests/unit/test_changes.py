@@ -7,10 +7,11 @@ from hypothesis import given
 
 from istio_init.core.errors import Unsupported
 from istio_init.rules.changes import TableChange, compare, desired, shadows
-from istio_init.rules.layout import CURRENT
+from istio_init.rules.layout import CURRENT, LAYOUTS
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import (
     NO_REASON,
+    Ending,
     Family,
     KernelRule,
     Match,
@@ -228,6 +229,29 @@ def test_a_plan_wants_its_inserted_rules_at_the_head() -> None:
         ("PREROUTING", TargetKind.RETURN),
     ]
     assert [chain for chain, _ in nat.jumps] == ["PREROUTING", "OUTPUT", "OUTPUT"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
+def test_with_jump_first_all_rules_in_built_in_chains_belong_to_the_head_and_none_is_taken_for_one_without(
+    layout: str, mode: str
+) -> None:
+    texts = {"inbound_ports": "", "service_cidrs": "*", "mode": mode}
+    last, first = (desired(build_plan(Settings.of(layout, jump=jump, **texts)), Family.IPV4) for jump in ("last", "first"))
+    for table, state in first.items():
+        assert not state.jumps
+        assert [chain for chain, _ in state.inserted] == [chain for chain, _ in (*last[table].inserted, *last[table].jumps)]
+        # What stands first because it came first reads like what is to stand there.
+        came_first = last[table]._replace(inserted=last[table].inserted + last[table].jumps, jumps=())
+        assert compare({table: state}, {table: came_first}) != []
+        assert compare({table: last[table]}, {table: state}) != []
+        assert compare({table: state}, {table: state._replace(jumps=state.inserted, inserted=())}) != []
+
+
+def test_rules_that_stand_first_are_in_no_third_partys_shadow() -> None:
+    theirs = {Table.NAT: TableState({}, endings=(Ending("OUTPUT", "-p tcp -j ACCEPT", is_ahead=False),))}
+    plans = {jump: desired(build_plan(Settings.of(service_cidrs="*", jump=jump)), Family.IPV4) for jump in ("last", "first")}
+    assert {jump: bool(shadows(plan, theirs)) for jump, plan in plans.items()} == {"last": True, "first": False}
 
 
 def test_what_a_plan_wants_is_kept_by_family_and_table() -> None:

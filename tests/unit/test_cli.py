@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ from istio_init.cli.main import run
 from istio_init.rules.model import Family, Variant
 from istio_init.rules.options import OPTIONS
 from tests.privileges import give_up
-from tests.unit.program import POD, TPROXY, call, command, printed, refused
+from tests.unit.program import POD, TPROXY, call, printed, refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -260,72 +258,6 @@ def test_warnings_are_json_where_the_log_is() -> None:
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["level"] == "warning"
     assert done.stdout == printed("-b", "80")
-
-
-# Completion in a shell
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        ("istio-init cl", ["plain,clean"]),
-        ("istio-init apply --iptables-", ["plain,--iptables-variant"]),
-        ("istio-init apply --iptables-variant l", ["plain,legacy"]),
-        ("istio-init clean --family ip", ["plain,ipv4", "plain,ipv6"]),
-        ("istio-init inject -f dep", ["file,dep"]),
-    ],
-)
-def test_a_shell_is_offered_commands_flags_and_values(words: str, offered: list[str]) -> None:
-    variables = {"_ISTIO_INIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    assert call(environment=variables).stdout.split() == offered
-
-
-def test_a_shell_is_given_its_script() -> None:
-    assert "_ISTIO_INIT_COMPLETE=bash_complete" in call(environment={"_ISTIO_INIT_COMPLETE": "bash_source"}).stdout
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_is_given_a_script_that_asks_the_program(shell: str) -> None:
-    done = call(environment={"_ISTIO_INIT_COMPLETE": f"{shell}_source"})
-    assert done.returncode == 0
-    assert f"_ISTIO_INIT_COMPLETE={shell}_complete" in done.stdout
-    program = shutil.which(shell)
-    if program:
-        checked = subprocess.run(
-            [program, "-n", "/dev/stdin"], check=False, input=done.stdout, capture_output=True, text=True
-        )
-        assert (checked.returncode, checked.stderr) == (0, "")
-
-
-def test_a_real_bash_completes_commands_flags_and_values(tmp_path: Path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        give_up("bash is not installed")
-    program = tmp_path / "istio-init"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
-    script = """
-eval "$(_ISTIO_INIT_COMPLETE=bash_source istio-init 2>/dev/null)"
-offer() {
-    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
-    _istio_init_completion istio-init
-    echo "${COMPREPLY[*]}"
-}
-offer istio-init cle
-offer istio-init clean --iptables-
-offer istio-init clean --family ip
-"""
-    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([bash, "--norc", "-c", script], check=True, capture_output=True, text=True, env=path)
-    assert done.stdout.splitlines() == ["clean", "--iptables-variant", "ipv4 ipv6"]
-
-
-@pytest.mark.parametrize("instruction", ["", "1", "bash", "tcsh_source"])
-def test_nothing_is_applied_where_the_variable_of_completion_is_set(instruction: str) -> None:
-    for words in ((), POD, ("clean",)):
-        line = refused(call(*words, environment={"_ISTIO_INIT_COMPLETE": instruction}))
-        assert f"$_ISTIO_INIT_COMPLETE: {instruction!r}" in line
-        assert "bash_source" in line
 
 
 # An extra that is missing

@@ -160,6 +160,8 @@ GOOD = {
     "istio-init/excludeInboundCIDRs": ("10.2.0.0/16", "--exclude-inbound-cidrs"),
     "istio-init/excludeOutboundPortsForUIDs": ("tcp:5432:1000", "--exclude-outbound-ports-for-uids"),
     "istio-init/dnsPort": ("15153", "--dns-port"),
+    "istio-init/forwardDNS": ("true", "--forward-dns"),
+    "istio-init/jump": ("first", "--jump"),
 }
 BAD = {
     "sidecar.istio.io/interceptionMode": "NONE",
@@ -173,6 +175,8 @@ BAD = {
     "istio-init/excludeInboundCIDRs": "*",
     "istio-init/excludeOutboundPortsForUIDs": "tcp:5432",
     "istio-init/dnsPort": "0",
+    "istio-init/forwardDNS": "2",
+    "istio-init/jump": "0",
     STATUS_PORT: "15090",
     PROXY_IMAGE_ANNOTATION: "my proxy",
     "sidecar.istio.io/inject": "maybe",
@@ -189,7 +193,7 @@ def test_every_annotation_of_the_rules_has_a_good_and_a_bad_value() -> None:
 def test_an_annotation_decides_its_flag(annotation: str) -> None:
     text, name = GOOD[annotation]
     assert flag(init_of(injected(template({annotation: text}), TODAY)), name) == text
-    if name in ("-q", "-o", "-c", "--dns-port"):
+    if name in ("-q", "-o", "-c", "--dns-port", "--forward-dns"):
         with pytest.raises(InvalidInput, match=f"annotation {annotation}: layout istio-1.0 does not support it"):
             injected(template({annotation: text}))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_script_names_only_chains_of_ours_and_appends_to_built_in_ones(before:
             chain = rest.split()[0]
             assert chain in (BUILTIN_CHAINS if verb == "-I" else OWN_CHAINS | BUILTIN_CHAINS)
             if chain in BUILTIN_CHAINS:
-                assert rest.split()[-1] in OWN_CHAINS or "-m comment --comment istio-init -j" in rest
+                assert rest.split()[-1] in OWN_CHAINS or re.search("-m comment --comment istio-init(-first)? -j", rest)
         else:
             assert line == "COMMIT" or line.startswith("*")
 
@@ -331,12 +332,13 @@ def test_any_jump_from_a_built_in_chain_into_ours_is_ours(jump: str) -> None:
 SIGNED = "-i net1 -m comment --comment istio-init -j RETURN"
 
 
-def test_a_rule_in_a_built_in_chain_that_bears_our_comment_is_ours() -> None:
-    found = parse_save(saved("nat", *BUILTINS, f"-A PREROUTING {SIGNED}"))
+@pytest.mark.parametrize("rule", [SIGNED, SIGNED.replace("istio-init", "istio-init-first")], ids=["last", "first"])
+def test_a_rule_in_a_built_in_chain_that_bears_a_comment_of_ours_is_ours(rule: str) -> None:
+    found = parse_save(saved("nat", *BUILTINS, f"-A PREROUTING {rule}"))
     (state,) = found.values()
-    assert [(chain, render_rule(rule)) for chain, rule in state.inserted] == [("PREROUTING", SIGNED)]
+    assert [(chain, render_rule(rule)) for chain, rule in state.inserted] == [("PREROUTING", rule)]
     assert not state.foreign
-    assert f"-D PREROUTING {SIGNED}\n" in render_changes(compare({}, found))
+    assert f"-D PREROUTING {rule}\n" in render_changes(compare({}, found))
 
 
 @pytest.mark.parametrize(
@@ -344,6 +346,7 @@ def test_a_rule_in_a_built_in_chain_that_bears_our_comment_is_ours() -> None:
     [
         '-m comment --comment "as in -m comment --comment istio-init -j RETURN" -j ACCEPT',
         "-m comment --comment istio-initial -j RETURN",
+        "-m comment --comment istio-init-firstly -j RETURN",
         "-m comment --comment istio -j RETURN",
     ],
 )

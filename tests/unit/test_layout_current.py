@@ -11,12 +11,12 @@ from istio_init.rules.changes import compare, desired
 from istio_init.rules.layouts import build_plan, reasons
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
+    FIRST_COMMENT,
     NO_REASON,
     OWN_CHAINS,
     OWNER_COMMENT,
     Chain,
     Family,
-    Match,
     MatchKind,
     Plan,
     Rule,
@@ -142,8 +142,9 @@ def test_each_rule_has_a_reason_and_each_rule_outside_of_our_chains_is_known_as_
         for rule in (*one.inserted, *one.rules):
             assert rule.reason.id
             if one.name in BUILTIN_CHAINS:
-                signed = Match(MatchKind.COMMENT, OWNER_COMMENT) in rule.matches
-                assert signed is not (rule.target.kind is TargetKind.JUMP)
+                comments = [match.value for match in rule.matches if match.kind is MatchKind.COMMENT]
+                unsigned = [] if rule.target.kind is TargetKind.JUMP else [OWNER_COMMENT]
+                assert comments == ([FIRST_COMMENT] if "--jump" in case.flags else unsigned)
         assert one.name in BUILTIN_CHAINS | OWN_CHAINS
 
 

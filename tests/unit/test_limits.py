@@ -185,10 +185,12 @@ def test_too_little_memory_is_told_wherever_it_is_noticed(
         raise MemoryError
 
     monkeypatch.setattr("istio_init.cli.apply.read_settings", fail)
-    monkeypatch.setattr("istio_init.cli.group.shell_complete", fail)
+    monkeypatch.setattr("istio_init.cli.completion.offer", fail)
     monkeypatch.setattr("istio_init.cli.bootstrap.print_text", fail)
     assert main.run(words) == 1
     assert capsys.readouterr().err == OUT_OF_MEMORY
-    monkeypatch.setenv("_ISTIO_INIT_COMPLETE", "bash_source")
+    monkeypatch.setenv("_ISTIO_INIT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "istio-init ")
+    monkeypatch.setenv("COMP_CWORD", "1")
     assert main.run(()) == 1
     assert capsys.readouterr().err == OUT_OF_MEMORY

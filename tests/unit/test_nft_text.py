@@ -32,7 +32,7 @@ from istio_init.rules.model import (
     TargetKind,
 )
 from istio_init.rules.render import render
-from istio_init.rules.render.nft import canonical_tables, hook, render_gains, render_nft, render_tables
+from istio_init.rules.render.nft import canonical_tables, declaration, hook, render_gains, render_nft, render_tables
 from istio_init.rules.render.nft_listing import parse_listing
 from istio_init.rules.render.nft_sets import canonical, join
 from istio_init.rules.settings import Settings
@@ -189,8 +189,9 @@ def test_where_there_is_no_table_none_is_deleted() -> None:
     assert "delete table ip istio-init" not in text
 
 
-def test_chains_are_listed_with_whether_a_plan_has_them_like_that() -> None:
+def test_chains_are_listed_with_the_declaration_of_those_that_a_plan_has_like_that() -> None:
     kind, point, priority = hook(Table.NAT, "OUTPUT")
+    first = {"type": kind, "hook": "prerouting", "prio": priority - 1, "policy": "accept"}
     base = {"type": kind, "hook": point, "prio": priority, "policy": "accept"}
     chains = [
         {"name": "nat_OUTPUT"} | base,
@@ -199,14 +200,18 @@ def test_chains_are_listed_with_whether_a_plan_has_them_like_that() -> None:
         {"name": "of_nobody"} | base,
     ]
     items: list[dict[str, Any]] = [{"chain": chain} for chain in chains]
-    expected = {"nat_OUTPUT": True, "nat_PREROUTING": False, "nat_ISTIO_OUTPUT": False, "of_nobody": False}
+    usual = "type nat hook output priority -100; policy accept;"
+    expected = {"nat_OUTPUT": usual, "nat_PREROUTING": "", "nat_ISTIO_OUTPUT": "", "of_nobody": ""}
     assert parse_listing(json.dumps({"nftables": items})).chains == expected
     assert parse_listing(json.dumps({"nftables": [*items, {"set": {"name": "theirs"}}]})).chains == {}
+    at_head = parse_listing(json.dumps({"nftables": [{"chain": {"name": "nat_PREROUTING"} | first}]})).chains
+    assert at_head == {"nat_PREROUTING": "type nat hook prerouting priority -101; policy accept;"}
 
 
 def test_a_base_chain_that_stays_is_filled_anew_and_all_other_chains_go() -> None:
     changes = {Family.IPV4: [TableChange(Table.NAT, {}, added_jumps=(("OUTPUT", Rule((TCP,), RETURN)),))]}
-    standing = {"nat_OUTPUT": True, "nat_PREROUTING": True, "nat_ISTIO_OUTPUT": False, "mangle_X": False}
+    bases = {f"nat_{chain}": declaration(hook(Table.NAT, chain)) for chain in ("OUTPUT", "PREROUTING")}
+    standing = {**bases, "nat_ISTIO_OUTPUT": "", "mangle_X": ""}
     text = render_tables(changes, standing={Family.IPV4: standing})
     emptied, _, filled = text.partition("table ip istio-init {")
     assert emptied.splitlines() == [
@@ -216,6 +221,18 @@ def test_a_base_chain_that_stays_is_filled_anew_and_all_other_chains_go() -> Non
     assert "table ip istio-init {" + filled in render_tables(changes)
 
 
+def test_a_base_chain_of_another_priority_does_not_stay() -> None:
+    rule = Rule((TCP, Match(MatchKind.COMMENT, "istio-init-first")), RETURN)
+    changes = {Family.IPV4: [TableChange(Table.NAT, {}, inserted_jumps=(("OUTPUT", rule),))]}
+    texts = [
+        render_tables(
+            changes, standing={Family.IPV4: {"nat_OUTPUT": declaration(hook(Table.NAT, "OUTPUT", is_first=first))}}
+        )
+        for first in (False, True)
+    ]
+    assert ["delete chain ip istio-init nat_OUTPUT" in text for text in texts] == [True, False]
+
+
 def test_what_one_table_gains_comes_before_what_another_loses() -> None:
     changes = {
         Family.IPV4: [
@@ -223,7 +240,8 @@ def test_what_one_table_gains_comes_before_what_another_loses() -> None:
             TableChange(Table.NAT, {}, added_jumps=(("OUTPUT", Rule((TCP,), RETURN)),)),
         ]
     }
-    redirect, tproxy = {"nat_PREROUTING": True, "nat_OUTPUT": True}, {"mangle_PREROUTING": True, "nat_OUTPUT": True}
+    redirect = {"nat_PREROUTING": "type nat", "nat_OUTPUT": "type nat"}
+    tproxy = {"mangle_PREROUTING": "type filter", "nat_OUTPUT": "type nat"}
     gains = render_gains(changes, {Family.IPV4: redirect})
     assert gains.startswith("table ip istio-init {\n\tchain mangle_PREROUTING {")
     assert "nat" not in gains
@@ -592,7 +610,14 @@ def test_a_rule_in_a_base_chain_is_signed_as_a_plan_signs_it() -> None:
     assert base() == {Table.NAT: TableState({}, inserted=(("OUTPUT", signed),))}
 
 
-@pytest.mark.parametrize("change", [{"type": "filter"}, {"hook": "input"}, {"prio": -99}, {"policy": "drop"}])
+def test_a_base_chain_before_all_others_is_read_as_one_of_rules_that_stand_first() -> None:
+    first = Rule((Match(MatchKind.COMMENT, "istio-init-first"),), RETURN)
+    assert base(prio=-101) == {Table.NAT: TableState({}, inserted=(("OUTPUT", first),))}
+
+
+@pytest.mark.parametrize(
+    "change", [{"type": "filter"}, {"hook": "input"}, {"prio": -99}, {"prio": -102}, {"policy": "drop"}]
+)
 def test_a_base_chain_at_another_place_is_not_ours(change: dict[str, object]) -> None:
     assert base(**change) != base()
 

@@ -102,8 +102,9 @@ def test_a_table_shows_each_rule_on_a_line_with_its_reason_at_the_end(case: Case
     columns = set()
     for chain in plan.chains:
         assert next(lines) == ""
-        heads = f"{len(chain.inserted)} at the head, the others" if chain.inserted else "these are"
-        note = f"  (built-in: {heads} appended)" if chain.name in BUILTIN_CHAINS else ""
+        places = f"{len(chain.inserted)} at the head, the others appended" if chain.inserted else "these are appended"
+        places = places if chain.rules else "these are at the head"
+        note = f"  (built-in: {places})" if chain.name in BUILTIN_CHAINS else ""
         assert next(lines) == f"{chain.family} {chain.table} {chain.name}{note}"
         for number, rule in enumerate((*chain.inserted, *chain.rules), start=1):
             line = next(lines)

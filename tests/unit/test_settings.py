@@ -30,6 +30,7 @@ DEFAULTS = {
     "outbound_exclude_ports_for_uids": (),
     "service_cidrs": (),
     "service_exclude_cidrs": (),
+    "jump": "last",
 }
 DEFAULTS_OF_CURRENT = DEFAULTS | {
     "inbound_capture_port": 15006,
@@ -43,6 +44,7 @@ DEFAULTS_OF_CURRENT = DEFAULTS | {
     "redirect_dns": False,
     "dns_port": 15053,
     "capture_all_dns": False,
+    "forward_dns": False,
     "drop_invalid": False,
     "dual_stack": False,
     "owner_groups": ("*",),
@@ -56,7 +58,7 @@ CIDR_LISTS = ("inbound_exclude_cidrs", "service_cidrs", "service_exclude_cidrs")
 OWNERS = ("proxy_uids", "proxy_gids")
 GROUPS = ("owner_groups", "owner_groups_exclude")
 INTERFACES = ("exclude_interfaces", "virtual_interfaces")
-SWITCHES = ("redirect_dns", "capture_all_dns", "drop_invalid", "dual_stack")
+SWITCHES = ("redirect_dns", "capture_all_dns", "forward_dns", "drop_invalid", "dual_stack")
 
 # A machine with one user and one group.
 ACCOUNTS = Accounts(uid={"istio-proxy": 1234, "envoy": 101}.get, gid={"envoy": 102}.get)
@@ -317,6 +319,7 @@ BAD_VALUES = {
         *("tcp:80", "80:1000", "tcp::1000", "tcp:80:", "sctp:80:1000", ":80:1000", "TCP:80:1000", "tcp:0:1000"),
         *("tcp:90-80:1000", "tcp:80:4294967295", "tcp:80:nobody-of-this-name", "tcp:80:-1", "tcp:80:1;reboot", "*"),
     ),
+    "jump": ("", "head", "FIRST", "first,last", " first"),
     "mode": ("", "REDIRCT", "redirect", "NONE", "TPROXY ", "REDIRECT,TPROXY", "__class__"),
     "tproxy_mark": (
         "0",
@@ -504,6 +507,8 @@ def test_senders_to_leave_alone_and_a_port_of_dns_have_no_effect_where_nothing_i
     (warning,) = parse(inbound_exclude_cidrs="10.0.0.0/8").warnings
     assert warning == "--inbound_exclude_cidrs has no effect: nothing inbound is captured (-b)"
     assert parse(inbound_exclude_cidrs="10.0.0.0/8", inbound_ports="80").warnings == ()
+    (warning,) = current(forward_dns="true").warnings
+    assert warning == "--forward_dns has no effect: it applies only with --redirect-dns"
     assert current(dns_port="15153").warnings == ("--dns_port has no effect: it applies only with --redirect-dns",)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_init.core.errors import InvalidInput, shorten
 from istio_init.kubernetes.agreement import MESH_PORTS
-from istio_init.kubernetes.inject.settings import STATUS_PORT
+from istio_init.kubernetes.inject.settings import STATUS_PORT, SWITCHES
 from istio_init.kubernetes.manifest import container_ports
 from istio_init.rules.model import HEALTH_PORT, PROXY_UID, READINESS_PORT, Mode
 from istio_init.rules.values import PORT_MAX
@@ -79,8 +79,12 @@ class PodTemplate(NamedTuple):
         Args:
             flags: each flag and its `Option.name`.
         """
-        given = self.parsed.flags
-        return tuple(word for flag, name in flags if name in given for word in (flag, given[name]))
+        words: list[str] = []
+        for flag, name in flags:
+            if name in self.parsed.flags:
+                value = self.parsed.flags[name]
+                words += [f"{flag}={value}"] if name in SWITCHES else [flag, value]
+        return tuple(words)
 
 
 class Additions(NamedTuple):

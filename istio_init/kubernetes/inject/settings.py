@@ -47,6 +47,8 @@ TRAFFIC = {
     f"{OWN_PREFIX}excludeInboundCIDRs": "inbound_exclude_cidrs",
     f"{OWN_PREFIX}excludeOutboundPortsForUIDs": "outbound_exclude_ports_for_uids",
     f"{OWN_PREFIX}dnsPort": "dns_port",
+    f"{OWN_PREFIX}forwardDNS": "forward_dns",
+    f"{OWN_PREFIX}jump": "jump",
 }
 # The flags of those that Istio does not have.
 OWN_FLAGS = tuple(
@@ -54,6 +56,7 @@ OWN_FLAGS = tuple(
     for option in OPTIONS
     if option.name in {name for annotation, name in TRAFFIC.items() if annotation.startswith(OWN_PREFIX)}
 )
+SWITCHES = frozenset(option.name for option in OPTIONS if option.is_switch)
 # Boolean words that Istio's injector accepts for this annotation, in addition to Go's.
 WORDS = {"y": True, "yes": True, "on": True, "n": False, "no": False, "off": False}
 # github.com/distribution/reference: host and port, path, tag and digest.

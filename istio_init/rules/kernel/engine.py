@@ -148,6 +148,26 @@ class Engine:
             parts = [one for one in (part, *others) if one.changes] or [part]
             return _report(parts, families, parts, (*unseen, *hidden), gone)
 
+    def refuse_host(self, families: tuple[Family, ...] = BOTH_FAMILIES) -> None:
+        """Refuse to go on in a network namespace in which `apply` would refuse to write, for what is done without an apply.
+
+        What cannot be read is passed over here: who may not read rules cannot add interfaces either.
+
+        Raises:
+            InvalidInput: it is a machine's own, or a Kubernetes node's, and neither is meant.
+        """
+        if self._host:
+            return
+        refuse_machine()
+        noted: set[str] = set()
+        for backend, where in self._all(families):
+            try:
+                backend.read(where)
+            except NotPermitted:
+                continue
+            noted |= backend.node_chains
+        refuse_node(noted)
+
     @contextmanager
     def _opened(self) -> Iterator[Callable[[], None]]:
         """Hold the writer's lock on a network namespace that may be written to; see `Backend.locked` for what is yielded."""
@@ -208,6 +228,10 @@ class Engine:
         if not self._host:
             refuse_node(noted)
         return found, hidden
+
+    def _all(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
+        yield self._backend, families
+        yield from self._others(families)
 
     def _others(self, families: tuple[Family, ...]) -> Iterator[tuple[Backend, tuple[Family, ...]]]:
         """Yield backends that may hold rules of ours that the last `read` did not return, with the families concerned."""
@@ -279,7 +303,8 @@ def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
     """Return a warning for each chain in which third-party rules take precedence over ours."""
     return [
         f"a third-party rule takes precedence over ours in {table} {chain} ({family}); what it matches bypasses the proxy: "
-        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it if this is not intended"
+        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it, or put ours ahead of it "
+        "(--jump first), if this is not intended"
         for (table, chain), rules in shadows(wanted, current).items()
     ]
 

@@ -54,7 +54,7 @@ class NftBackend(Backend):
         super().__init__(waits)
         self._observe = observe
         self._absent: set[Family] = set()  # families that had no table of ours at the last read
-        self._standing: dict[Family, dict[str, bool]] = {}  # the chains of the others: see `Listing.chains`
+        self._standing: dict[Family, dict[str, str]] = {}  # the chains of the others: see `Listing.chains`
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Return nf_tables, the only kernel interface that nft uses."""

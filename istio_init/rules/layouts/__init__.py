@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.layout import ISTIO_1_0, ISTIO_1_30, entry
+from istio_init.rules.model import Jump
 
 if TYPE_CHECKING:
     from istio_init.rules.model import Plan
@@ -32,4 +33,9 @@ def build_plan(settings: Settings) -> Plan:
     Raises:
         InvalidInput: there is no such layout.
     """
-    return entry(BUILD, settings.layout, "rules")(settings)
+    plan = entry(BUILD, settings.layout, "rules")(settings)
+    if settings.jump == Jump.LAST:
+        return plan
+    from istio_init.rules.layouts.parts import first
+
+    return first(plan)

@@ -2,6 +2,10 @@
 
 Without zones, the app's request and the proxy's own request to the same server can have the same addresses and ports.
 conntrack would then take them for one connection, and answers would get lost (istio/istio#33469).
+
+A server's answers are put into the proxy's zone, whoever asked. A request that the pod forwards is in no zone, so that the
+answer belongs to no connection: if the source was translated, as for Docker's containers, it gets lost (istio/istio#54689).
+With `forward_dns`, such requests are in the proxy's zone, too, where translation keeps their ports apart from the proxy's.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ def dns_pieces(settings: Settings, family: Family, nameservers: tuple[str, ...])
     for server in servers:
         sender = (from_cidr(server),) if server else ()
         yield _raw("ISTIO_INBOUND", (*sender, UDP, FROM_RESOLVER), _zone(PROXY_ZONE), reasons.DNS_ZONE_SERVER)
+        if settings.forward_dns:
+            yield _raw("ISTIO_INBOUND", (*_to(server), UDP, TO_RESOLVER), _zone(PROXY_ZONE), reasons.DNS_ZONE_FORWARDED)
 
 
 def _to(server: str) -> tuple[Match, ...]:

@@ -7,6 +7,7 @@ from istio_init.rules.model import (
     ANY_IPV4,
     ANY_IPV6,
     BUILTIN_CHAINS,
+    FIRST_COMMENT,
     OWNER_COMMENT,
     Chain,
     Family,
@@ -21,6 +22,7 @@ from istio_init.rules.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from istio_init.rules.model import Plan
     from istio_init.rules.settings import Settings
     from istio_init.rules.values import PortsOfUser
 
@@ -29,6 +31,7 @@ UDP = Match(MatchKind.PROTOCOL, "udp")
 OUT_LO = Match(MatchKind.OUT_INTERFACE, "lo")
 IN_LO = Match(MatchKind.IN_INTERFACE, "lo")
 OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
+FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
 RETURN = Target(TargetKind.RETURN)
 
 
@@ -64,6 +67,22 @@ def _signed(piece: Piece) -> Rule:
     if piece.chain not in BUILTIN_CHAINS or piece.rule.target.kind is TargetKind.JUMP:
         return piece.rule
     return piece.rule._replace(matches=(*piece.rule.matches, OURS))
+
+
+def first(plan: Plan) -> Plan:
+    """Move all rules in built-in chains to the head.
+
+    They have a comment of their own, jumps as well. Without it, rules that stand first because they were there first could
+    not be told from these, and a plan that no longer asks for the head would be taken for one that is in place.
+    """
+    return plan._replace(chains=tuple(_at_head(chain) if chain.name in BUILTIN_CHAINS else chain for chain in plan.chains))
+
+
+def _at_head(chain: Chain) -> Chain:
+    rules = (*chain.inserted, *chain.rules)
+    unsigned = (rule._replace(matches=tuple(match for match in rule.matches if match != OURS)) for rule in rules)
+    signed = tuple(rule._replace(matches=(*rule.matches, FIRST)) for rule in unsigned)
+    return chain._replace(rules=(), inserted=signed)
 
 
 def jump(chain: str) -> Target:

@@ -111,4 +111,7 @@ DNS_ZONE_PROXY = Reason("dns-zone-proxy", "the proxy's requests to a server are 
 DNS_ZONE_REPLY = Reason("dns-zone-reply", "the proxy's replies to the app are in the app's conntrack zone")
 DNS_ZONE_APP = Reason("dns-zone-app", "the app's requests are in the app's conntrack zone")
 DNS_RAW_INBOUND = Reason("dns-raw-inbound", "replies from servers are assigned to zones before conntrack sees them")
+DNS_ZONE_FORWARDED = Reason(
+    "dns-zone-forwarded", "requests that the pod forwards are in the proxy's conntrack zone, as their answers are"
+)
 DNS_ZONE_SERVER = Reason("dns-zone-server", "a server's replies are in the proxy's conntrack zone, as its requests are")

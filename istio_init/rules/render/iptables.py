@@ -13,6 +13,7 @@ from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, MatchType, Ta
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
     CHAINS_OF,
+    FIRST_COMMENT,
     OWNER_COMMENT,
     Ending,
     Family,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 ENDING_TARGETS = frozenset(
     ("DNAT", "NETMAP", "QUEUE", "NFQUEUE", *(t.name for t in TARGETS.values() if t.effect not in ("jumps", "continues")))
 )
-OUR_COMMENT = f"-m comment --comment {OWNER_COMMENT} "
+OUR_COMMENTS = tuple(f"-m comment --comment {comment} " for comment in (OWNER_COMMENT, FIRST_COMMENT))
 # The iptables programs accept 255 arguments per rule (MAX_ARGC in xshared.h), including `-A CHAIN`. A rule that would have
 # more writes its matches, of which there can be many, with three arguments instead of five.
 MAX_ARGUMENTS = 240
@@ -280,7 +281,10 @@ class TableReader:
 def is_ours(table: Table, chain: str, text: str) -> bool:
     """Return whether a rule, as iptables-save prints it, is in a chain of ours, or leads there, or bears our comment."""
     own = CHAINS_OF[table]
-    return chain in own or (chain in BUILTIN_CHAINS and (_target_name(text) in own or OUR_COMMENT in _unquoted(text)))
+    if chain in own or chain not in BUILTIN_CHAINS:
+        return chain in own
+    unquoted = _unquoted(text)
+    return _target_name(text) in own or any(comment in unquoted for comment in OUR_COMMENTS)
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:

@@ -15,9 +15,11 @@ from istio_init.core.light import TYPE_CHECKING
 from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import (
+    FIRST_COMMENT,
     NFT_TABLE,
     Family,
     KernelRule,
+    Match,
     MatchKind,
     OpaqueRule,
     Plan,
@@ -36,13 +38,18 @@ if TYPE_CHECKING:
 
     from istio_init.rules.matches.kinds import MatchType
 
-    Standing = Mapping[str, bool]  # see `istio_init.rules.render.nft_listing.Listing.chains`
+    Standing = Mapping[str, str]  # see `istio_init.rules.render.nft_listing.Listing.chains`
 
 FAMILY, PROTOCOL = "{family}", "{protocol}"  # placeholders in the expressions of matches
 FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 # Priorities of iptables' tables: linux/netfilter_ipv4.h.
 PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER: 0}
+
+# Of two chains with the same priority, the kernel runs the one that came last (nf_hook_grow in net/netfilter/core.c). A
+# lower one does not depend on that; nobody else uses that which is lower by one.
+FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
+AHEAD = 1
 
 
 def render_nft(plan: Plan) -> str:
@@ -97,17 +104,17 @@ def render_gains(families: Mapping[Family, Sequence[TableChange]], standing: Map
     lines = []
     for family, changes in families.items():
         old, new = standing.get(family, {}), _all_chains(family, changes)
-        losing = {_table_of(name) for name, is_base in old.items() if is_base and name not in new}
+        losing = {_table_of(name) for name, declared in old.items() if declared and name not in new}
         gaining = {name: rules for name, rules in new.items() if _table_of(name) not in losing}
         if losing and any(name not in old for name in gaining):
-            lines += _emptied(family, gaining, {name: base for name, base in old.items() if _table_of(name) not in losing})
+            lines += _emptied(family, gaining, {name: one for name, one in old.items() if _table_of(name) not in losing})
             lines += _filled(family, gaining)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _emptied(family: Family, chains: Collection[str], standing: Standing) -> list[str]:
+def _emptied(family: Family, chains: Mapping[str, list[str]], standing: Standing) -> list[str]:
     """Return the lines that remove all rules, and all chains but the base chains that stay."""
-    gone = [name for name, is_base in standing.items() if not (is_base and name in chains)]
+    gone = [name for name, declared in standing.items() if not declared or chains.get(name, [])[:1] != [declared]]
     return [
         *(f"flush chain {_name(family)} {name}" for name in standing),
         *(f"delete chain {_name(family)} {name}" for name in gone),
@@ -160,11 +167,23 @@ def by_chain(jumps: Iterable[tuple[str, KernelRule]]) -> dict[str, list[KernelRu
     return chains
 
 
-def hook(table: Table, chain: str) -> tuple[str, str, int]:
-    """Return the type, hook and priority of the base chain that stands for a built-in chain."""
+def hook(table: Table, chain: str, *, is_first: bool = False) -> tuple[str, str, int]:
+    """Return the type, hook and priority of the base chain that stands for a built-in chain.
+
+    Args:
+        table: of iptables.
+        chain: the built-in chain.
+        is_first: whether it comes before those of iptables and of others, which have the usual priority.
+    """
     # Only the type `route` looks up the route again after a mark has changed (nft(8)).
     kind = "nat" if table is Table.NAT else "route" if (table, chain) == (Table.MANGLE, "OUTPUT") else "filter"
-    return kind, chain.lower(), PRIORITIES[table]
+    return kind, chain.lower(), PRIORITIES[table] - AHEAD * is_first
+
+
+def declaration(hooked: tuple[str, str, int]) -> str:
+    """Return the line that declares a base chain of this type, hook and priority."""
+    kind, point, priority = hooked
+    return f"type {kind} hook {point} priority {priority}; policy accept;"
 
 
 def _known(rules: Iterable[KernelRule]) -> Iterator[Rule]:
@@ -178,8 +197,8 @@ def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
     """Return the lines of each chain of one table."""
     chains: dict[str, list[str]] = {}
     for name, rules in by_chain((*change.inserted_jumps, *change.added_jumps)).items():
-        kind, point, priority = hook(change.table, name)
-        chains[f"{change.table}_{name}"] = [f"type {kind} hook {point} priority {priority}; policy accept;"]
+        is_first = any(isinstance(rule, Rule) and FIRST in rule.matches for rule in rules)
+        chains[f"{change.table}_{name}"] = [declaration(hook(change.table, name, is_first=is_first))]
         _Writer(family, change, name, chains).write(rules)
     for name, content in change.chains.items():
         _Writer(family, change, name, chains).write(content)

@@ -34,7 +34,7 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.render.nft import hook
+from istio_init.rules.render.nft import FIRST, declaration, hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,7 @@ MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 GUARD = re.compile("[a-z]+_[A-Z_]+_if_[0-9]+")
 KEYS = {key: known for known in MATCHES.values() for key in known.keys}
 DROP = Target(TargetKind.DROP)
+OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
 
 
 class Listing(NamedTuple):
@@ -51,12 +52,12 @@ class Listing(NamedTuple):
 
     Attributes:
         tables: the same as iptables would hold it.
-        chains: the names of all chains, each with whether it is a base chain exactly as a plan has it; none if the table
-            holds anything besides chains and rules.
+        chains: all chains by name, each with the declaration of a base chain as a plan has it, or an empty text; none if
+            the table holds anything besides chains and rules.
     """
 
     tables: Snapshot
-    chains: dict[str, bool]
+    chains: dict[str, str]
 
 
 def parse_listing(text: str) -> Listing:
@@ -103,7 +104,7 @@ class _Listing:
             self._unexpected.append(f"{kind} {body.get('name', '')}")
 
     def read(self) -> Listing:
-        chains = {} if self._unexpected else {name: _is_base_of_ours(name, body) for name, body in self._chains.items()}
+        chains = {} if self._unexpected else {name: _declaration(name, body) for name, body in self._chains.items()}
         return Listing(self._tables(), chains)
 
     def _tables(self) -> Snapshot:
@@ -116,8 +117,7 @@ class _Listing:
             table = TABLES[prefix]
             state = states.get(table, TableState({}))
             if chain in BUILTIN_CHAINS:
-                header = () if _is_base_of_ours(name, body) else (OpaqueRule(str(_hook(body))),)
-                rules = (*header, *self._read(table, name, is_base=True))
+                rules = self._base(table, chain, body)
                 states[table] = state._replace(inserted=(*state.inserted, *((chain, rule) for rule in rules)))
             elif chain in CHAINS_OF[table] and "hook" not in body:
                 states[table] = state._replace(chains={**state.chains, chain: tuple(self._read(table, name))})
@@ -129,14 +129,22 @@ class _Listing:
             states[Table.FILTER] = state._replace(chains=state.chains | dict.fromkeys(self._unexpected, ()))
         return states
 
-    def _read(self, table: Table, name: str, *, is_base: bool = False) -> Iterator[KernelRule]:
+    def _base(self, table: Table, chain: str, body: Json) -> Iterator[KernelRule]:
+        """Read a base chain; its rules get the comments that a plan's rules have in built-in chains."""
+        if not _declaration(body["name"], body):
+            yield OpaqueRule(str(_hook(body)))
+        is_first = _hook(body) == hook(table, chain, is_first=True)
+        for rule in self._read(table, body["name"]):
+            yield _signed(rule, is_first=is_first)
+
+    def _read(self, table: Table, name: str) -> Iterator[KernelRule]:
         listed = self._rules.get(name, ())
         groups = zip(listed, [self._try(table, name, one.expressions) for one in listed], strict=True)
         for one, group in groups:
             # A target with `nft_drops` is followed by a rule that drops, which is part of it.
             if _needs_drop(group) and next(groups, (one, ()))[1] != _dropped(group):
                 yield OpaqueRule("tproxy without a drop")
-            for rule in map(_signed, group) if is_base else group:
+            for rule in group:
                 yield rule._replace(reason=_reason(one.comment)) if isinstance(rule, Rule) else rule
 
     def _try(self, table: Table, name: str, expressions: list[Json]) -> tuple[Rule, ...] | tuple[OpaqueRule]:
@@ -193,12 +201,13 @@ class _Listing:
         return guarded, Target(TargetKind.RETURN) if last == [{"accept": None}] else _target(table, last)
 
 
-def _is_base_of_ours(name: str, body: Json) -> bool:
-    """Return whether a chain is a base chain as a plan has it, of the type, hook and priority that its name stands for."""
+def _declaration(name: str, body: Json) -> str:
+    """Return the declaration of a base chain that has a type, hook and priority as a plan has them, or an empty text."""
     prefix, _, chain = name.partition("_")
-    if prefix not in TABLES or chain not in BUILTIN_CHAINS:
-        return False
-    return _hook(body) == hook(TABLES[prefix], chain) and body.get("policy") == "accept" and "dev" not in body
+    if prefix not in TABLES or chain not in BUILTIN_CHAINS or body.get("policy") != "accept" or "dev" in body:
+        return ""
+    known = (hook(TABLES[prefix], chain, is_first=is_first) for is_first in (False, True))
+    return next((declaration(one) for one in known if one == _hook(body)), "")
 
 
 def _hook(body: Json) -> tuple[Any, Any, Any]:
@@ -213,11 +222,11 @@ def _dropped(group: tuple[KernelRule, ...]) -> tuple[KernelRule, ...]:
     return tuple(rule._replace(target=DROP) for rule in group if isinstance(rule, Rule))
 
 
-def _signed(rule: KernelRule) -> KernelRule:
+def _signed(rule: KernelRule, *, is_first: bool) -> KernelRule:
     """Add the comment that a plan's rules have in built-in chains, and that is omitted in our nft table."""
-    if isinstance(rule, OpaqueRule) or rule.target.kind is TargetKind.JUMP:
+    if isinstance(rule, OpaqueRule) or (rule.target.kind is TargetKind.JUMP and not is_first):
         return rule
-    return rule._replace(matches=(*rule.matches, Match(MatchKind.COMMENT, OWNER_COMMENT)))
+    return rule._replace(matches=(*rule.matches, FIRST if is_first else OURS))
 
 
 def _reason(comment: str) -> Reason:

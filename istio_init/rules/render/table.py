@@ -7,7 +7,7 @@ from istio_init.rules.model import BUILTIN_CHAINS
 from istio_init.rules.render.iptables import protocol_of, render_match, render_target
 
 if TYPE_CHECKING:
-    from istio_init.rules.model import Plan, Rule
+    from istio_init.rules.model import Chain, Plan, Rule
 
 
 def render_table(plan: Plan) -> str:
@@ -21,8 +21,7 @@ def render_table(plan: Plan) -> str:
     lines = [f"Layout {plan.layout}"]
     remaining = iter(rows)
     for chain in plan.chains:
-        heads = f"{len(chain.inserted)} at the head, the others" if chain.inserted else "these are"
-        note = f"  (built-in: {heads} appended)" if chain.name in BUILTIN_CHAINS else ""
+        note = f"  (built-in: {_places(chain)})" if chain.name in BUILTIN_CHAINS else ""
         lines += ["", f"{chain.family} {chain.table} {chain.name}{note}"]
         for number, _ in enumerate((*chain.inserted, *chain.rules), start=1):
             matches, target, why = next(remaining)
@@ -36,6 +35,12 @@ def render_table(plan: Plan) -> str:
     for address in plan.addresses:
         lines += ["", f"address {address} on lo: the proxy connects to its app from it"]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _places(chain: Chain) -> str:
+    if not chain.inserted:
+        return "these are appended"
+    return f"{len(chain.inserted)} at the head, the others appended" if chain.rules else "these are at the head"
 
 
 def _conditions(rule: Rule) -> str:
