@@ -1,8 +1,11 @@
 """Compares the desired state with the kernel's current state, and computes the changes between them. Pure."""
 
 from istio_init.core.errors import Unsupported
-from istio_init.core.light import NamedTuple
-from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, Plan, Snapshot, Table, TableState
+from istio_init.core.light import TYPE_CHECKING, NamedTuple
+from istio_init.rules.model import BUILTIN_CHAINS, FIRST, Family, KernelRule, Plan, Rule, Snapshot, Table, TableState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NOTHING = TableState({})
 
@@ -60,38 +63,6 @@ def compare(wanted: Snapshot, current: Snapshot) -> list[TableChange]:
     return [change for change in changes if change is not None]
 
 
-def shadows(wanted: Snapshot, current: Snapshot) -> dict[tuple[Table, str], tuple[str, ...]]:
-    """Find third-party rules that take precedence over ours once `wanted` is in place.
-
-    Our rules are appended to built-in chains, so each third-party rule there may decide first. Only the tables that divert
-    connections, mangle and nat, are considered.
-
-    Returns:
-        for each table and chain with such rules, the rules as iptables-save prints them.
-    """
-    found = {}
-    for table in (Table.MANGLE, Table.NAT):
-        ours, theirs = wanted.get(table, NOTHING), current.get(table, NOTHING)
-        stay = all(_same_jumps(ours, theirs, chain) for chain in BUILTIN_CHAINS)  # else all of ours are appended again
-        protocols = _protocols(ours)
-        for chain in dict.fromkeys(chain for chain, _ in ours.jumps):
-            before = (one.text for one in theirs.endings if one.chain == chain and (one.is_ahead or not stay))
-            if rules := tuple(text for text in before if _protocol(text) in protocols):
-                found[table, chain] = rules
-    return found
-
-
-def _protocols(state: TableState) -> tuple[str, ...]:
-    """Return the protocols that a table diverts; "" stands for rules without a protocol."""
-    return ("", "tcp", "udp") if "ISTIO_OUTPUT_DNS" in state.chains else ("", "tcp")
-
-
-def _protocol(text: str) -> str:
-    """Return the protocol that a rule in iptables-save syntax matches; "" if it does not match a single one."""
-    before, asks, after = f" {text}".partition(" -p ")
-    return after.split()[0] if asks and not before.endswith("!") else ""
-
-
 def _compare_table(table: Table, wanted: TableState, current: TableState) -> TableChange | None:
     chains = {name: rules for name, rules in wanted.chains.items() if not _same_rules(rules, current.chains.get(name))}
     dropped = tuple(name for name in current.chains if name not in wanted.chains)
@@ -102,7 +73,7 @@ def _compare_table(table: Table, wanted: TableState, current: TableState) -> Tab
                 f"delete that rule (iptables -t {table} -S {user} shows it) and run this again"
             )
             raise Unsupported(message)
-    jumps_differ = not all(_same_jumps(wanted, current, chain) for chain in BUILTIN_CHAINS)
+    jumps_differ = not all(has_same_jumps(wanted, current, chain) for chain in BUILTIN_CHAINS)
     if not (chains or dropped or jumps_differ):
         return None
     return TableChange(
@@ -121,7 +92,12 @@ def _same_rules(wanted: tuple[KernelRule, ...], current: tuple[KernelRule, ...] 
     return all(ours.does_the_same_as(theirs) for ours, theirs in zip(wanted, current, strict=True))
 
 
-def _same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
+def stand_first(rules: "Iterable[KernelRule]") -> bool:
+    """Return whether rules of ours in a built-in chain are to stand before third-party ones, whenever those came."""
+    return any(isinstance(rule, Rule) and FIRST in rule.matches for rule in rules)
+
+
+def has_same_jumps(wanted: TableState, current: TableState, chain: str) -> bool:
     """Return whether our rules in one built-in chain are in place, in order, with those for its head before all others."""
     heads, found = _jumps_of(wanted.inserted, chain), _jumps_of(current.inserted, chain)
     others = _jumps_of(wanted.jumps, chain), _jumps_of(current.jumps, chain)

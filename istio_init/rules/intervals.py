@@ -21,12 +21,17 @@ def tidy_cidrs(cidrs: Iterable[str]) -> tuple[str, ...]:
     intervals = []
     bits = IPV4_BITS
     for cidr in cidrs:
-        address, _, prefix = cidr.partition("/")
-        if ":" in address:
-            bits = IPV6_BITS
-        first = _number(address)
-        intervals.append((first, first + (1 << bits - int(prefix or bits)) - 1))
-    return tuple(cidr for interval in merge(intervals) for cidr in _cidrs(interval, bits))
+        first, last, bits = cidr_interval(cidr)
+        intervals.append((first, last))
+    return tuple(cidr for interval in merge(intervals) for cidr in cidrs_between(*interval, bits))
+
+
+def cidr_interval(cidr: str) -> tuple[int, int, int]:
+    """Return the first and the last address of a CIDR, or of a bare address, as numbers, and how many bits they have."""
+    address, _, prefix = cidr.partition("/")
+    bits = IPV6_BITS if ":" in address else IPV4_BITS
+    first = _number(address)
+    return first, first + (1 << bits - int(prefix or bits)) - 1, bits
 
 
 def tidy_ports(ports: Iterable[str]) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ def merge(intervals: list[Interval]) -> list[Interval]:
 
 def range_cidrs(first: str, last: str) -> Iterator[str]:
     """Yield the fewest CIDRs that cover exactly a range of addresses, both ends included."""
-    return _cidrs((_number(first), _number(last)), IPV6_BITS if ":" in first else IPV4_BITS)
+    return cidrs_between(_number(first), _number(last), IPV6_BITS if ":" in first else IPV4_BITS)
 
 
 def _number(address: str) -> int:
@@ -72,8 +77,8 @@ def _text(number: int, bits: int) -> str:
     return ipv4_text(number)
 
 
-def _cidrs(interval: Interval, bits: int) -> Iterator[str]:
-    first, last = interval
+def cidrs_between(first: int, last: int, bits: int) -> Iterator[str]:
+    """Yield the fewest CIDRs that cover exactly a range of addresses as numbers, both ends included."""
     while first <= last:
         # The largest block that starts here: aligned to the address, and not longer than what is left.
         host_bits = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)

@@ -106,6 +106,10 @@ class Match(NamedTuple):
     negated: bool = False
 
 
+OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
+FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
+
+
 class TargetKind(StrEnum):
     """What happens to a packet that matches, named as in iptables-extensions(8)."""
 
@@ -296,18 +300,33 @@ OWN_CHAINS = frozenset().union(*CHAINS_OF.values())
 NFT_TABLE = "istio-init"  # native nftables: one table per family, which is entirely ours
 
 
-class Ending(NamedTuple):
-    """A third-party rule in a built-in chain, whose target ends a packet's traversal of that chain.
+class Foreign(NamedTuple):
+    """A third-party rule.
 
     Attributes:
-        chain: the built-in chain.
-        text: the rule as iptables-save prints it, without `-A CHAIN`.
-        is_ahead: whether a rule of ours comes after it.
+        text: the rule as iptables-save prints it, without `-A CHAIN`; what that syntax cannot express is in brackets.
+        handle: its number in nf_tables, where iptables cannot print it; 0 where it can.
     """
 
-    chain: str
     text: str
-    is_ahead: bool
+    handle: int = 0
+
+
+class Theirs(NamedTuple):
+    """What a table holds that is not ours.
+
+    Attributes:
+        rules: the third-party rules of each chain that is not ours, in order; built-in chains that exist are always named.
+        ahead: how many third-party rules of a built-in chain precede the last of ours there.
+        dropping: built-in chains whose policy is DROP.
+    """
+
+    rules: dict[str, tuple[Foreign, ...]]
+    ahead: dict[str, int]
+    dropping: frozenset[str] = frozenset()
+
+
+NOT_READ = Theirs({}, {})
 
 
 class TableState(NamedTuple):
@@ -320,7 +339,7 @@ class TableState(NamedTuple):
         foreign: whether the table holds rules or chains that are not ours.
         users: `(our chain, foreign chain)` for each foreign chain that jumps to one of ours.
         inserted: like `jumps`, but those that precede all third-party rules of their chain.
-        endings: third-party rules that may take precedence over ours, in order.
+        theirs: what else the table holds.
     """
 
     chains: dict[str, tuple[KernelRule, ...]]
@@ -328,7 +347,7 @@ class TableState(NamedTuple):
     foreign: bool = False
     users: tuple[tuple[str, str], ...] = ()
     inserted: tuple[tuple[str, KernelRule], ...] = ()
-    endings: tuple[Ending, ...] = ()
+    theirs: Theirs = NOT_READ
 
 
 Snapshot = dict[Table, TableState]

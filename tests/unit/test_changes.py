@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 
 from istio_init.core.errors import Unsupported
-from istio_init.rules.changes import TableChange, compare, desired, shadows
+from istio_init.rules.changes import TableChange, compare, desired
 from istio_init.rules.layout import CURRENT, LAYOUTS
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import (
     NO_REASON,
-    Ending,
     Family,
     KernelRule,
     Match,
@@ -25,7 +24,6 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.render.iptables import parse_save
 from istio_init.rules.settings import Settings
 from tests.unit.strategies import valid_settings
 
@@ -248,12 +246,6 @@ def test_with_jump_first_all_rules_in_built_in_chains_belong_to_the_head_and_non
         assert compare({table: state}, {table: state._replace(jumps=state.inserted, inserted=())}) != []
 
 
-def test_rules_that_stand_first_are_in_no_third_partys_shadow() -> None:
-    theirs = {Table.NAT: TableState({}, endings=(Ending("OUTPUT", "-p tcp -j ACCEPT", is_ahead=False),))}
-    plans = {jump: desired(build_plan(Settings.of(service_cidrs="*", jump=jump)), Family.IPV4) for jump in ("last", "first")}
-    assert {jump: bool(shadows(plan, theirs)) for jump, plan in plans.items()} == {"last": True, "first": False}
-
-
 def test_what_a_plan_wants_is_kept_by_family_and_table() -> None:
     plan = build_plan(Settings.of(inbound_ports="80", mode="TPROXY"))
     assert set(desired(plan, Family.IPV4)) == {Table.NAT, Table.MANGLE}
@@ -283,56 +275,3 @@ def test_the_changes_between_any_two_plans_lead_from_one_to_the_other(before: Se
         assert compare(wanted, result) == []
         assert compare(wanted, wanted) == []
         assert compare({}, made(result, compare({}, result))) == []
-
-
-JUMP_TEXT = "-A OUTPUT -p tcp -j ISTIO_OUTPUT"
-OUT_JUMP = Rule((TCP,), Target(TargetKind.JUMP, chain="ISTIO_OUTPUT"))
-CAPTURING = nat({"ISTIO_OUTPUT": ()}, ("OUTPUT", OUT_JUMP))
-
-
-def shadowing(*rules: str, wanted: Snapshot = CAPTURING) -> tuple[str, ...]:
-    """Give the rules of OUTPUT that shadow ours; `-` stands for our jump."""
-    lines = [JUMP_TEXT if rule == "-" else f"-A OUTPUT {rule}" for rule in rules]
-    text = "\n".join(("*nat", ":OUTPUT ACCEPT [0:0]", ":ISTIO_OUTPUT - [0:0]", *lines, "COMMIT", ""))
-    return shadows(wanted, parse_save(text)).get((Table.NAT, "OUTPUT"), ())
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "-p tcp -j ACCEPT",
-        "-d 10.0.0.0/8 -j RETURN",
-        "! -d 127.0.0.1/32 -j DNAT --to-destination 10.0.0.1",
-        "-p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080",
-        "! -o lo -j ACCEPT",
-    ],
-)
-def test_a_foreign_rule_that_ends_the_way_before_ours_shadows_it(rule: str) -> None:
-    assert shadowing(rule, "-") == (rule,)
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "-p udp -j ACCEPT",
-        "-p tcp -j LOG",
-        "-d 127.0.0.11/32 -j DNAT --to-destination 127.0.0.11:41000",
-        "-o lo -j ACCEPT",
-        "-p tcp -j THEIRS",
-    ],
-)
-def test_a_foreign_rule_that_takes_no_captured_connection_away_shadows_nothing(rule: str) -> None:
-    assert shadowing(rule, "-") == ()
-
-
-def test_a_foreign_rule_behind_ours_shadows_nothing() -> None:
-    assert shadowing("-p tcp -j LOG", "-", "-p tcp -j ACCEPT") == ()
-
-
-def test_where_ours_are_still_to_be_appended_each_foreign_rule_shadows_them() -> None:
-    assert shadowing("-p tcp -j ACCEPT", "-p tcp -j DROP") == ("-p tcp -j ACCEPT", "-p tcp -j DROP")
-
-
-def test_rules_for_udp_shadow_a_plan_that_captures_dns() -> None:
-    dns = {Table.NAT: CAPTURING[Table.NAT]._replace(chains={"ISTIO_OUTPUT": (), "ISTIO_OUTPUT_DNS": ()})}
-    assert shadowing("-p udp -j ACCEPT", wanted=dns) == ("-p udp -j ACCEPT",)

@@ -130,6 +130,27 @@ class Backend(ABC):
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
         """Return the variant through which each family is read and written."""
 
+    def rule_set(self, family: Family) -> RuleSet:
+        """Return the rule set that holds a family's rules."""
+        del family
+        (only,) = self.rule_sets
+        return only
+
+    def beside(self, family: Family) -> Snapshot:
+        """Return what the last `read` found in legacy tables, if that is not where the family's rules are."""
+        del family
+        return {}
+
+    def native_tables(self, family: Family) -> frozenset[str]:
+        """Return the tables of nf_tables that may hold rules of others, besides those that `read` returned.
+
+        Raises:
+            Unsupported: they could not be listed.
+        """
+        from istio_init.rules.kernel.rule_sets import foreign_tables
+
+        return foreign_tables(family, self.rule_set(family))
+
     def difference(self, wanted: Snapshot, current: Snapshot) -> list[TableChange]:
         """Return the changes that turn `current`, as read, into `wanted`, for one family; empty if nothing differs.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from istio_init.core.errors import NotPermitted, ToolFault
 from istio_init.core.light import TYPE_CHECKING, contextmanager
-from istio_init.rules.changes import desired, shadows
+from istio_init.rules.changes import desired
 from istio_init.rules.handover import diverting_marks
+from istio_init.rules.kernel.ahead import warn_of_rules_ahead
 from istio_init.rules.kernel.backend import BOTH_FAMILIES, Backend, Unread
 from istio_init.rules.kernel.ends import warn_of_ends
 from istio_init.rules.kernel.host import refuse_machine, refuse_node
@@ -125,7 +126,7 @@ class Engine:
                 *written.warnings,
                 *(f"{family} rules are in native nftables: {why}" for family, why in written.moved.items()),
                 *(f"rules of ours that were made through another backend ({one.means}) were removed" for one in replaced),
-                *(line for family, state in before.items() for line in _shadowed(family, wanted[family], state)),
+                *warn_of_rules_ahead(written.parts, others, wanted, self._observe),
             )
             used = [one for one in written.parts if any(map(wanted.get, one.before))] or [part]
             return _report(used, families, [*used, *replaced], warnings, added, gone)._replace(left_out=frozenset(skipped))
@@ -297,16 +298,6 @@ def _report(
         addressed=any(changed.addressed for changed in besides),
         warnings=(*warnings, *(notice for part in parts for notice in part.backend.notices)),
     )
-
-
-def _shadowed(family: Family, wanted: Snapshot, current: Snapshot) -> list[str]:
-    """Return a warning for each chain in which third-party rules take precedence over ours."""
-    return [
-        f"a third-party rule takes precedence over ours in {table} {chain} ({family}); what it matches bypasses the proxy: "
-        f"`{rules[0]}`" + f" (and {len(rules) - 1} more)" * (len(rules) > 1) + "; delete it, or put ours ahead of it "
-        "(--jump first), if this is not intended"
-        for (table, chain), rules in shadows(wanted, current).items()
-    ]
 
 
 def _take_back(surroundings: Surroundings, routes: list[TproxyRoute], addresses: list[str]) -> None:

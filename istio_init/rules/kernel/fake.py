@@ -76,6 +76,16 @@ class FakeBackend(Backend):
             self.transactions += 1
         return None
 
+    def rule_set(self, family: Family) -> RuleSet:
+        """Return a rule set; a fake has but one, and stands for all of them."""
+        del family
+        return RuleSet.NATIVE
+
+    def native_tables(self, family: Family) -> frozenset[str]:
+        """Return no table: a fake shows nothing of the real kernel."""
+        del family
+        return frozenset()
+
     def surroundings(self) -> FakeSurroundings:
         """Return the policy routes and addresses of this fake."""
         return self._surroundings

@@ -13,9 +13,22 @@ from istio_init.rules.handover import FROM_LOOPBACK, narrowing
 from istio_init.rules.kernel import nf_tables
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Whole
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
+from istio_init.rules.kernel.nf_tables_hooks import OF_FAMILY, elements_of
+from istio_init.rules.kernel.nf_tables_rules import words_of
 from istio_init.rules.kernel.nf_tables_text import HOST_NUMBER, describe
 from istio_init.rules.kernel.rule_sets import RuleSet
-from istio_init.rules.model import BUILTIN_CHAINS, Family, KernelRule, Match, OpaqueRule, Rule, Snapshot, Table, Variant
+from istio_init.rules.model import (
+    BUILTIN_CHAINS,
+    Family,
+    Foreign,
+    KernelRule,
+    Match,
+    OpaqueRule,
+    Rule,
+    Snapshot,
+    Table,
+    Variant,
+)
 from istio_init.rules.render.iptables import TableReader, is_ours, parse_rule
 
 if TYPE_CHECKING:
@@ -86,12 +99,14 @@ class NativeBackend(Backend):
     def _read_chain(
         self, family: Family, table: Table, rules: list[NativeRule], texts: list[str] | None, reader: TableReader
     ) -> None:
-        words = [_worded(table, rule) for rule in rules]
-        if texts is not None and len(texts) == len(rules):  # else somebody changed it between the two looks
+        words = [describe(rule.expressions).text for rule in rules]
+        is_printed = texts is not None and len(texts) == len(rules)  # else somebody changed it between the two looks
+        if texts is not None and is_printed:
             words = texts
         for rule, text in zip(rules, words, strict=True):
             is_opaque = isinstance(parse_rule(text), OpaqueRule)
-            reader.add_rule(rule.chain, text, rule if is_opaque else None)
+            is_known = is_printed or is_ours(table, rule.chain, text)
+            reader.add_rule(rule.chain, text, rule if is_opaque else None, None if is_known else _readings(family, rule))
             place = family, table, rule.chain, OpaqueRule(text, rule) if is_opaque else parse_rule(text)
             self._places.setdefault(place, []).append(rule)
             self._forms[place] = rule
@@ -149,9 +164,5 @@ def _condition(match: Match) -> tuple[int, int, bytes]:
     return nf_tables.NFT_META_MARK, nf_tables.NFT_CMP_NEQ, HOST_NUMBER.pack(match.value)
 
 
-def _worded(table: Table, rule: NativeRule) -> str:
-    """Put a rule into words; of a third-party one only what it leads to, with its number."""
-    text = describe(rule.expressions).text
-    if "[" not in text or is_ours(table, rule.chain, text):
-        return text
-    return f"[rule of nft with handle {rule.handle}] {text.rpartition('] ')[2]}"
+def _readings(family: Family, rule: NativeRule) -> list[Foreign]:
+    return words_of(rule, family, lambda name: elements_of(OF_FAMILY[family], rule.table, name))

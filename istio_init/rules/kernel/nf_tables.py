@@ -86,8 +86,8 @@ def chains(family: Family) -> frozenset[tuple[str, str]]:
         NotPermitted: this process may not ask.
         Unsupported: the kernel's answer could not be read.
     """
-    listed = _dump(NFT_MSG_GETCHAIN, NFPROTO[family], f"chains of nf_tables for {family}")
-    return frozenset(_names(body, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) for body in listed)
+    listed = dump(NFT_MSG_GETCHAIN, NFPROTO[family], f"chains of nf_tables for {family}")
+    return frozenset(names_of(body, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME) for body in listed)
 
 
 def rules(family: Family) -> list[NativeRule]:
@@ -96,7 +96,7 @@ def rules(family: Family) -> list[NativeRule]:
     Raises:
         NotPermitted, Unsupported: as for `chains`.
     """
-    return [_rule(body) for body in _dump(NFT_MSG_GETRULE, NFPROTO[family], f"rules of nf_tables for {family}")]
+    return [rule_of(body) for body in dump(NFT_MSG_GETRULE, NFPROTO[family], f"rules of nf_tables for {family}")]
 
 
 def inet_tables() -> frozenset[str]:
@@ -105,13 +105,13 @@ def inet_tables() -> frozenset[str]:
     Raises:
         NotPermitted, Unsupported: as for `chains`.
     """
-    listed = _dump(NFT_MSG_GETTABLE, NFPROTO_INET, "tables of nf_tables")
-    return frozenset(_names(body, NFTA_TABLE_NAME, NFTA_TABLE_NAME)[0] for body in listed)
+    listed = dump(NFT_MSG_GETTABLE, NFPROTO_INET, "tables of nf_tables")
+    return frozenset(names_of(body, NFTA_TABLE_NAME, NFTA_TABLE_NAME)[0] for body in listed)
 
 
 def delete_inet_table(name: str) -> Message:
     """Return the message that deletes a table of the family inet with all that is in it."""
-    return NFT_MSG_DELTABLE, 0, BODY.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, _text(name))
+    return NFT_MSG_DELTABLE, 0, BODY.pack(NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, text(name))
 
 
 def change(messages: Sequence[Message]) -> None:
@@ -127,19 +127,19 @@ def change(messages: Sequence[Message]) -> None:
 
 def create_chain(family: Family, table: str, chain: str) -> Message:
     """Return the message that ensures that a chain exists."""
-    body = attribute(NFTA_CHAIN_TABLE, _text(table)) + attribute(NFTA_CHAIN_NAME, _text(chain))
+    body = attribute(NFTA_CHAIN_TABLE, text(table)) + attribute(NFTA_CHAIN_NAME, text(chain))
     return NFT_MSG_NEWCHAIN, NLM_F_CREATE, _body(family, body)
 
 
 def delete_chain(family: Family, table: str, chain: str) -> Message:
     """Return the message that deletes an empty chain."""
-    body = attribute(NFTA_CHAIN_TABLE, _text(table)) + attribute(NFTA_CHAIN_NAME, _text(chain))
+    body = attribute(NFTA_CHAIN_TABLE, text(table)) + attribute(NFTA_CHAIN_NAME, text(chain))
     return NFT_MSG_DELCHAIN, 0, _body(family, body)
 
 
 def delete_rules(family: Family, table: str, chain: str, handle: int | None = None) -> Message:
     """Return the message that deletes one rule of a chain, or without a handle all of them."""
-    body = attribute(NFTA_RULE_TABLE, _text(table)) + attribute(NFTA_RULE_CHAIN, _text(chain))
+    body = attribute(NFTA_RULE_TABLE, text(table)) + attribute(NFTA_RULE_CHAIN, text(chain))
     if handle is not None:
         body += attribute(NFTA_RULE_HANDLE, HANDLE.pack(handle))
     return NFT_MSG_DELRULE, 0, _body(family, body)
@@ -155,7 +155,7 @@ def add_rule(family: Family, rule: NativeRule, protocol: int = 0, *, at_head: bo
             net/netfilter/nft_compat.c); the kernel does not list it.
         at_head: whether to put it at the head of the chain, instead of its end.
     """
-    body = attribute(NFTA_RULE_TABLE, _text(rule.table)) + attribute(NFTA_RULE_CHAIN, _text(rule.chain))
+    body = attribute(NFTA_RULE_TABLE, text(rule.table)) + attribute(NFTA_RULE_CHAIN, text(rule.chain))
     body += attribute(NFTA_RULE_EXPRESSIONS, rule.expressions)
     if protocol:
         compat = attribute(NFTA_RULE_COMPAT_PROTO, NUMBER.pack(protocol)) + attribute(NFTA_RULE_COMPAT_FLAGS, NUMBER.pack(0))
@@ -165,11 +165,22 @@ def add_rule(family: Family, rule: NativeRule, protocol: int = 0, *, at_head: bo
     return NFT_MSG_NEWRULE, NLM_F_CREATE if at_head else NLM_F_CREATE | NLM_F_APPEND, _body(family, body)
 
 
-def _dump(kind: int, family: int, what: str) -> list[bytes]:
+def dump(kind: int, family: int, what: str, attributes: bytes = b"") -> list[bytes]:
+    """List objects of a kind; none if the kernel does not have any.
+
+    Args:
+        kind: type of the request's message.
+        family: NFPROTO_*.
+        what: what is asked for, for error messages.
+        attributes: of the request.
+
+    Raises:
+        NotPermitted, Unsupported: as for `chains`.
+    """
     with _explained(f"the {what} cannot be read"):
         try:
             with Netlink(NETLINK_NETFILTER) as kernel:
-                return kernel.dump(kind, BODY.pack(family, 0, 0))
+                return kernel.dump(kind, BODY.pack(family, 0, 0) + attributes)
         except ReadError:
             raise
         except OSError as error:
@@ -189,11 +200,12 @@ def _explained(problem: str) -> Iterator[None]:
 
 
 def _expression(name: str, data: bytes) -> bytes:
-    return attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, _text(name)) + attribute(NFTA_EXPR_DATA, data))
+    return attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text(name)) + attribute(NFTA_EXPR_DATA, data))
 
 
-def _rule(body: bytes) -> NativeRule:
-    table, chain = _names(body, NFTA_RULE_TABLE, NFTA_RULE_CHAIN)
+def rule_of(body: bytes) -> NativeRule:
+    """Parse the message of a rule."""
+    table, chain = names_of(body, NFTA_RULE_TABLE, NFTA_RULE_CHAIN)
     _, attributes = parse(body, BODY)
     handle = attributes.get(NFTA_RULE_HANDLE, b"")
     if len(handle) != HANDLE.size:
@@ -202,7 +214,8 @@ def _rule(body: bytes) -> NativeRule:
     return NativeRule(table, chain, HANDLE.unpack(handle)[0], expressions, userdata)
 
 
-def _names(body: bytes, *kinds: int) -> tuple[str, str]:
+def names_of(body: bytes, *kinds: int) -> tuple[str, str]:
+    """Return two attributes of a message that are names."""
     _, attributes = parse(body, BODY)
     table, name = (attributes.get(kind, b"").rstrip(b"\0").decode(errors="replace") for kind in kinds)
     return table, name
@@ -212,5 +225,6 @@ def _body(family: Family, attributes: bytes) -> bytes:
     return BODY.pack(NFPROTO[family], 0, 0) + attributes
 
 
-def _text(name: str) -> bytes:
+def text(name: str) -> bytes:
+    """Return a name as the kernel wants it."""
     return name.encode() + b"\0"

@@ -69,7 +69,7 @@ class Described(NamedTuple):
     protocol: int
 
 
-def describe(expressions: bytes) -> Described:
+def describe(listed: bytes) -> Described:
     """Put the expressions of a rule (the attribute NFTA_RULE_EXPRESSIONS) into words.
 
     Raises:
@@ -79,7 +79,7 @@ def describe(expressions: bytes) -> Described:
     goals: list[str] = []
     protocol = 0
     loaded = Loaded.OTHER  # what the last expression loaded
-    for name, data in _expressions(expressions):
+    for name, data in expressions(listed):
         if name == "counter":
             continue
         value = _compared(data) if name == "cmp" else b""
@@ -89,7 +89,7 @@ def describe(expressions: bytes) -> Described:
             conditions[-1] = f"-p {PROTOCOLS[protocol]}"
         elif wanted is Loaded.MARK and len(value) == HOST_NUMBER.size:
             conditions[-1] = f"-m mark --mark {HOST_NUMBER.unpack(value)[0]:#x}"
-        elif goal := _goal(name, data):
+        elif goal := describe_goal(name, data):
             goals.append(goal)
         elif comment := _comment(name, data):
             conditions.append(f"-m comment --comment {comment}")
@@ -98,44 +98,41 @@ def describe(expressions: bytes) -> Described:
     return Described(" ".join((*conditions, *goals)), protocol)
 
 
-def _expressions(nested: bytes) -> Iterator[tuple[str, bytes]]:
+def expressions(nested: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and data of each expression of a rule."""
     for _, element in records(nested, ATTRIBUTE):
-        parts = _parts(element)
-        yield _string(parts.get(NFTA_EXPR_NAME, b"")), parts.get(NFTA_EXPR_DATA, b"")
+        found = parts(element)
+        yield string(found.get(NFTA_EXPR_NAME, b"")), found.get(NFTA_EXPR_DATA, b"")
 
 
-def _parts(data: bytes) -> dict[int, bytes]:
+def parts(data: bytes) -> dict[int, bytes]:
+    """Return the attributes that are nested in another one."""
     return {kind & NLA_TYPE_MASK: value for (kind,), value in records(data, ATTRIBUTE)}
 
 
 def _loaded(name: str, data: bytes) -> Loaded:
-    parts = _parts(data)
-    if name == "meta" and NFTA_META_DREG in parts:
-        return LOADED.get(_number(parts, NFTA_META_KEY) or 0, Loaded.OTHER)
+    found = parts(data)
+    if name == "meta" and NFTA_META_DREG in found:
+        return LOADED.get(number(found, NFTA_META_KEY) or 0, Loaded.OTHER)
     wanted = (NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN)
-    is_protocol = name == "payload" and tuple(_number(parts, kind) for kind in wanted) == PROTOCOL_OF_IPV4
+    is_protocol = name == "payload" and tuple(number(found, kind) for kind in wanted) == PROTOCOL_OF_IPV4
     return Loaded.PROTOCOL if is_protocol else Loaded.OTHER
 
 
 def _compared(data: bytes) -> bytes:
     """Return the value that a comparison asks for; nothing if it asks for any other."""
-    parts = _parts(data)
-    value = _parts(parts.get(NFTA_CMP_DATA, b"")).get(NFTA_DATA_VALUE, b"")
-    return value if _number(parts, NFTA_CMP_OP) == NFT_CMP_EQ else b""
+    found = parts(data)
+    value = parts(found.get(NFTA_CMP_DATA, b"")).get(NFTA_DATA_VALUE, b"")
+    return value if number(found, NFTA_CMP_OP) == NFT_CMP_EQ else b""
 
 
-def _goal(name: str, data: bytes) -> str:
+def describe_goal(name: str, data: bytes) -> str:
     """Return the target of a rule in iptables' words; an empty text if the expression is a condition."""
-    parts = _parts(data)
+    found = parts(data)
     if name == "immediate":
-        verdict = _parts(_parts(parts.get(NFTA_IMMEDIATE_DATA, b"")).get(NFTA_DATA_VERDICT, b""))
-        if NFTA_VERDICT_CODE not in verdict:
-            return ""
-        (code,) = struct.unpack("!i", verdict[NFTA_VERDICT_CODE])
-        chain = _string(verdict.get(NFTA_VERDICT_CHAIN, b""))
-        return f"-{'g' if VERDICTS.get(code) == 'goto' else 'j'} {chain or VERDICTS.get(code, code)}"
+        return describe_verdict(parts(found.get(NFTA_IMMEDIATE_DATA, b"")).get(NFTA_DATA_VERDICT, b""))
     if name == "target":
-        target, info = _string(parts.get(NFTA_XT_NAME, b"")), parts.get(NFTA_XT_INFO, b"")
+        target, info = string(found.get(NFTA_XT_NAME, b"")), found.get(NFTA_XT_INFO, b"")
         if target == "MARK" and len(info) >= MARK.size:
             return "-j MARK --set-xmark {:#x}/{:#x}".format(*MARK.unpack_from(info))
         if target == "CONNMARK" and info == SAVED:
@@ -144,19 +141,31 @@ def _goal(name: str, data: bytes) -> str:
     return f"[{name} {data.hex()}] -j {TARGETS[name]}" if name in TARGETS else ""
 
 
+def describe_verdict(data: bytes) -> str:
+    """Return a verdict (the attribute NFTA_DATA_VERDICT) in iptables' words; an empty text if there is none."""
+    verdict = parts(data)
+    if NFTA_VERDICT_CODE not in verdict:
+        return ""
+    (code,) = struct.unpack("!i", verdict[NFTA_VERDICT_CODE])
+    chain = string(verdict.get(NFTA_VERDICT_CHAIN, b""))
+    return f"-{'g' if VERDICTS.get(code) == 'goto' else 'j'} {chain or VERDICTS.get(code, code)}"
+
+
 def _comment(name: str, data: bytes) -> str:
     """Return the comment of iptables' extension of that name, if it is one word; else an empty text."""
-    parts = _parts(data)
-    if name != "match" or _string(parts.get(NFTA_XT_NAME, b"")) != "comment":
+    found = parts(data)
+    if name != "match" or string(found.get(NFTA_XT_NAME, b"")) != "comment":
         return ""
-    text = parts.get(NFTA_XT_INFO, b"").partition(b"\0")[0].decode(errors="replace")
+    text = found.get(NFTA_XT_INFO, b"").partition(b"\0")[0].decode(errors="replace")
     return text if text.replace("-", "").replace("_", "").isalnum() else ""
 
 
-def _number(parts: dict[int, bytes], kind: int) -> int | None:
-    value = parts.get(kind, b"")
+def number(found: dict[int, bytes], kind: int) -> int | None:
+    """Return an attribute that is a number; None if it is missing."""
+    value = found.get(kind, b"")
     return NUMBER.unpack(value)[0] if len(value) == NUMBER.size else None
 
 
-def _string(data: bytes) -> str:
+def string(data: bytes) -> str:
+    """Return the text before the first zero byte."""
     return data.partition(b"\0")[0].decode(errors="replace")

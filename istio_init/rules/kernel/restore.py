@@ -73,6 +73,7 @@ class RestoreBackend(Backend):
         self._chosen: dict[Family, RuleSet] = {}
         self._besides: dict[RuleSet, tuple[Family, ...]] = {}  # those not chosen that have rules of ours
         self._ambiguous: set[Family] = set()  # those with third-party rules in both, and none of ours
+        self._legacy: dict[Family, Snapshot] = {}
         self._hidden: HiddenTables | None = None
 
     def variants(self, families: tuple[Family, ...]) -> dict[Family, Variant]:
@@ -111,6 +112,14 @@ class RestoreBackend(Backend):
         for rule_set, where in self._besides.items():
             yield open_rule_set(rule_set, self.waits, self._observe), where
 
+    def rule_set(self, family: Family) -> RuleSet:
+        """Return the rule set that was chosen for a family."""
+        return self._chosen.get(family, self._order[0])
+
+    def beside(self, family: Family) -> Snapshot:
+        """Return what is in legacy tables, if the family's rules are in nf_tables."""
+        return self._legacy.get(family, {}) if self._is_nft(family) else {}
+
     def probe(self, tables: Mapping[Family, Table]) -> dict[Family, str]:
         """Write and remove a rule; a family works if one of its rule sets accepts the rule."""
         scripts = {family: _trial(table) for family, table in tables.items()}
@@ -134,7 +143,7 @@ class RestoreBackend(Backend):
         return failed | self._hidden.commit({f: wanted for f, wanted in removed.items() if wanted and f not in failed})
 
     def _is_nft(self, family: Family) -> bool:
-        return self._chosen.get(family, self._order[0]) is RuleSet.IPTABLES_NFT
+        return self.rule_set(family) is RuleSet.IPTABLES_NFT
 
     def _load(self, scripts: dict[Family, str]) -> dict[Family, IstioInitError]:
         """Load each family's script into its rule set, or try one after another until one accepts it."""
@@ -219,6 +228,7 @@ class RestoreBackend(Backend):
             if isinstance(look, Unread):
                 return look
             tables[one] = look.tables if isinstance(look, Whole) else look.visible
+        self._legacy[family] = tables.get(RuleSet.LEGACY, {})
         ours = [one for one, found in tables.items() if _has_ours(found)]
         occupied = ours or [one for one, found in tables.items() if _has_foreign(found)]
         for rule_set in ours[1:]:
@@ -227,7 +237,7 @@ class RestoreBackend(Backend):
             self._ambiguous.add(family)
         if occupied:
             self._chosen[family] = occupied[0]
-        seen = tables[occupied[0]] if occupied else {}
+        seen = tables[occupied[0] if occupied else self._order[0]]  # which base chains there are counts, too
         why = next((look.why for look in readings.values() if isinstance(look, Partial)), None)
         return Whole(seen) if why is None else Partial(seen, why)
 

@@ -55,3 +55,21 @@ def occupied(families: Collection[Family], known: Collection[RuleSet]) -> dict[R
             if is_there and rule_set not in known:
                 found[rule_set] = (*found.get(rule_set, ()), family)
     return found
+
+
+def foreign_tables(family: Family, known: RuleSet) -> frozenset[str]:
+    """Return the tables of nf_tables that may hold third-party rules; none if this process may not ask.
+
+    Args:
+        family: whose packets pass them; those of the family inet are included.
+        known: the rule set that was read, whose tables are left out.
+
+    Raises:
+        Unsupported: they could not be listed.
+    """
+    try:
+        found = {table for table, _ in chains(family)} | inet_tables()
+    except NotPermitted:  # only programs with capabilities of their own may
+        return frozenset()
+    of_iptables = set(OWN) if known is RuleSet.IPTABLES_NFT else set()
+    return frozenset(found - {NFT_TABLE} - ISTIO_TABLES - of_iptables)

@@ -7,8 +7,8 @@ from istio_init.rules.model import (
     ANY_IPV4,
     ANY_IPV6,
     BUILTIN_CHAINS,
-    FIRST_COMMENT,
-    OWNER_COMMENT,
+    FIRST,
+    OURS,
     Chain,
     Family,
     Match,
@@ -30,8 +30,6 @@ TCP = Match(MatchKind.PROTOCOL, "tcp")
 UDP = Match(MatchKind.PROTOCOL, "udp")
 OUT_LO = Match(MatchKind.OUT_INTERFACE, "lo")
 IN_LO = Match(MatchKind.IN_INTERFACE, "lo")
-OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
-FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
 RETURN = Target(TargetKind.RETURN)
 
 

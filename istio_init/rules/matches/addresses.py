@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING, Any
-from istio_init.rules.matches.kinds import MatchType, Unknown, Value
+from istio_init.rules.matches.kinds import MatchType, Span, Unknown, Value
 from istio_init.rules.model import MatchKind
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from istio_init.rules.packet import Packet
 
 ADDRESS = frozenset("0123456789abcdef.:")
+LAST_CHARACTER = "\U0010ffff"
 SPECIAL = frozenset('"*\\')  # in a quoted string of nft
 
 
@@ -28,6 +29,12 @@ class _Address(MatchType):
             except ValueError:
                 return None
         return text
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        from istio_init.rules.intervals import cidr_interval
+
+        first, last, _ = cidr_interval(str(value))
+        return ((first, last),)
 
     def native_text(self, text: str) -> str:
         """Convert `10.0.0.0/255.0.0.0` to `10.0.0.0/8`."""
@@ -62,6 +69,7 @@ def _is_inside(address: str, cidr: Value) -> bool:
 
 class _Source(_Address):
     kind = MatchKind.SOURCE
+    scale = "source"
     option = "-s"
     attribute = "src"
     nft = "{family} saddr"
@@ -73,6 +81,7 @@ class _Source(_Address):
 
 class _Destination(_Address):
     kind = MatchKind.DESTINATION
+    scale = "destination"
     option = "-d"
     attribute = "dst"
     nft = "{family} daddr"
@@ -84,6 +93,10 @@ class _Destination(_Address):
 
 class _Interface(MatchType):
     """An interface name; a trailing wildcard is `+` in iptables(8) and `*` in nft(8)."""
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        name = str(value)
+        return ((name[:-1], name[:-1] + LAST_CHARACTER),) if name.endswith("+") else ((name, name),)
 
     def nft_value(self, value: Value) -> str:
         name = str(value)
@@ -104,6 +117,7 @@ def _is_interface(name: str, wanted: Value) -> bool:
 
 class _InInterface(_Interface):
     kind = MatchKind.IN_INTERFACE
+    scale = "in interface"
     option = "-i"
     attribute = "in_interface"
     # For IPv6, python-iptables 1.2 sets one bit of the mask per character of the name, so `net+` would also match `lo`.
@@ -117,6 +131,7 @@ class _InInterface(_Interface):
 
 class _OutInterface(_Interface):
     kind = MatchKind.OUT_INTERFACE
+    scale = "out interface"
     option = "-o"
     attribute = "out_interface"
     ipv6_mask = "outiface_mask"

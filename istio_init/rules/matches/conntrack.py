@@ -8,6 +8,7 @@ from istio_init.rules.matches.kinds import (
     ALL_BITS,
     Json,
     MatchType,
+    Span,
     TargetType,
     Unknown,
     Value,
@@ -32,6 +33,7 @@ MARK_TO_PACKET: Json = {"key": MARK, "value": CONNMARK}
 
 class _State(MatchType):
     kind = MatchKind.CTSTATE
+    scale = "state"
     option = "--ctstate"
     extension = "conntrack"
     nft = "ct state"
@@ -40,6 +42,9 @@ class _State(MatchType):
 
     def holds(self, packet: Packet, value: Value) -> bool:
         return packet.ctstate in str(value).split(",")
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        return tuple((state, state) for state in str(value).split(","))
 
     def is_guarded(self, match: Match) -> bool:
         if match.negated:

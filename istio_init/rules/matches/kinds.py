@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Value = int | str
 Pairs = tuple[tuple[str, str], ...]
 Json = dict[str, Any]
+Span = tuple[Value, Value]  # first and last; both are of the same type
 
 OF_PROTOCOL = "PROTOCOL"  # stands for the extension named after the rule's protocol
 PROTOCOLS = ("tcp", "udp")  # protocols with such an extension
@@ -34,6 +35,7 @@ class MatchType:
 
     Attributes:
         kind: the kind.
+        scale: the property of a packet that it looks at, such as its destination port, if values of it can be compared.
         option: its option in iptables(8); "" for an extension that has no option.
         extension: the extension of iptables-extensions(8) that has the option, `OF_PROTOCOL` for that of the rule's
             protocol; "" if the option belongs to iptables itself.
@@ -51,6 +53,7 @@ class MatchType:
     """
 
     kind: MatchKind
+    scale = ""
     option = ""
     extension = ""
     attribute = ""
@@ -66,6 +69,11 @@ class MatchType:
     def holds(self, packet: Packet, value: Value) -> bool:
         """Return whether the match holds for a packet, ignoring negation."""
         raise NotImplementedError
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        """Return a value as intervals, by which two of the same `scale` are compared; none if that is not possible."""
+        del value
+        return ()
 
     # iptables
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING, Any
-from istio_init.rules.matches.kinds import Json, MatchType, Value, read_number
+from istio_init.rules.matches.kinds import Json, MatchType, Span, Value, read_number
 from istio_init.rules.model import Match, MatchKind
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class _Owner(MatchType):
 
     def parse(self, text: str) -> Value | None:
         return int(text) if text.isdecimal() else None
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        return ((value, value),)
 
     def tidy(self, values: Iterable[Value]) -> tuple[Value, ...]:
         return tuple(sorted(set(values), key=int))
@@ -52,6 +55,7 @@ class _Owner(MatchType):
 
 class _UidOwner(_Owner):
     kind = MatchKind.UID_OWNER
+    scale = "user"
     option = "--uid-owner"
     nft = "meta skuid"
     keys = (("meta", "skuid"),)
@@ -62,6 +66,7 @@ class _UidOwner(_Owner):
 
 class _GidOwner(_Owner):
     kind = MatchKind.GID_OWNER
+    scale = "group"
     option = "--gid-owner"
     nft = "meta skgid"
     keys = (("meta", "skgid"),)

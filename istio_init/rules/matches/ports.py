@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from istio_init.core.light import TYPE_CHECKING, Any
-from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, Json, MatchType, Unknown, Value
+from istio_init.rules.matches.kinds import OF_PROTOCOL, PROTOCOLS, Json, MatchType, Span, Unknown, Value
 from istio_init.rules.model import Match, MatchKind
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class _Protocol(MatchType):
     kind = MatchKind.PROTOCOL
+    scale = "protocol"
     option = "-p"
     attribute = "protocol"
     nft = "meta l4proto"
@@ -21,6 +22,9 @@ class _Protocol(MatchType):
 
     def holds(self, packet: Packet, value: Value) -> bool:
         return packet.protocol == value
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        return ((value, value),)
 
     def read_element(self, element: Any) -> Iterator[Value]:
         if not isinstance(element, str):
@@ -33,6 +37,10 @@ class _Ports(MatchType):
 
     # One kernel module contains the extensions of both protocols.
     modules = tuple((protocol, "xt_tcpudp") for protocol in PROTOCOLS)
+
+    def spans(self, value: Value) -> tuple[Span, ...]:
+        ranges = (ports.partition(":") for ports in str(value).split(","))
+        return tuple((int(first), int(last or first)) for first, _, last in ranges)
 
     def nft_value(self, value: Value) -> str:
         return str(value).replace(":", "-")
@@ -63,6 +71,7 @@ def _is_in_range(port: int, ports: str) -> bool:
 
 class _SourcePort(_Ports):
     kind = MatchKind.SOURCE_PORT
+    scale = "source port"
     option = "--sport"
     extension = OF_PROTOCOL
     nft = "{protocol} sport"
@@ -75,6 +84,7 @@ class _SourcePort(_Ports):
 
 class _DestinationPort(_Ports):
     kind = MatchKind.DESTINATION_PORT
+    scale = "destination port"
     option = "--dport"
     extension = OF_PROTOCOL
     nft = "{protocol} dport"
@@ -90,6 +100,7 @@ class _DestinationPort(_Ports):
 
 class _DestinationPorts(_Ports):
     kind = MatchKind.DESTINATION_PORTS
+    scale = "destination port"
     option = "--dports"
     extension = "multiport"
     nft = "{protocol} dport"

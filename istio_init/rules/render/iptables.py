@@ -15,8 +15,8 @@ from istio_init.rules.model import (
     CHAINS_OF,
     FIRST_COMMENT,
     OWNER_COMMENT,
-    Ending,
     Family,
+    Foreign,
     KernelRule,
     Match,
     MatchKind,
@@ -28,16 +28,13 @@ from istio_init.rules.model import (
     TableState,
     Target,
     TargetKind,
+    Theirs,
     Variant,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Targets of iptables-extensions(8) after which a packet leaves the chain, including those that no plan uses.
-ENDING_TARGETS = frozenset(
-    ("DNAT", "NETMAP", "QUEUE", "NFQUEUE", *(t.name for t in TARGETS.values() if t.effect not in ("jumps", "continues")))
-)
 OUR_COMMENTS = tuple(f"-m comment --comment {comment} " for comment in (OWNER_COMMENT, FIRST_COMMENT))
 # The iptables programs accept 255 arguments per rule (MAX_ARGC in xshared.h), including `-A CHAIN`. A rule that would have
 # more writes its matches, of which there can be many, with three arguments instead of five.
@@ -229,38 +226,44 @@ class TableReader:
         self._users: list[tuple[str, str]] = []
         self._foreign = False
         self._seen_foreign: set[str] = set()  # chains in which a third-party rule was added
-        self._endings: list[Ending] = []
+        self._others: dict[str, list[Foreign]] = {}
+        self._ahead: dict[str, int] = {}
+        self._dropping: set[str] = set()
 
     def add_chain(self, name: str, policy: str) -> None:
         """Add a chain; the policy of a user-defined one is `-`."""
         if name in CHAINS_OF[self._name]:
             self._chains[name] = []
-        elif policy != "ACCEPT":  # a changed policy, or a user-defined chain
+            return
+        self._others[name] = []
+        if policy == "DROP":
+            self._dropping.add(name)
+        if policy != "ACCEPT":  # a changed policy, or a user-defined chain
             self._foreign = True
 
-    def add_rule(self, chain: str, text: str, native: object = None) -> None:
+    def add_rule(self, chain: str, text: str, native: object = None, readings: Iterable[Foreign] | None = None) -> None:
         """Add a rule to the end of a chain.
 
         Args:
             chain: name of the chain.
             text: the rule as iptables-save prints it, without `-A CHAIN`.
             native: the backend's own object for it, kept if the model cannot express the rule.
+            readings: what it means, where that is more than the text says, if it is a third party's.
         """
         if chain in self._chains:
             self._chains[chain].append(_keep(parse_rule(text), native))
             return
-        target = _target_name(text)
         if is_ours(self._name, chain, text) or self._is_left_by_istio(chain, text):
             place = self._jumps if chain in self._seen_foreign else self._inserted
             place.append((chain, _keep(parse_rule(text), native)))
-            self._endings = [one._replace(is_ahead=one.is_ahead or one.chain == chain) for one in self._endings]
+            self._ahead[chain] = len(self._others.get(chain, ()))
             return
         self._foreign = True
         self._seen_foreign.add(chain)
+        self._others.setdefault(chain, []).extend((Foreign(text),) if readings is None else readings)
+        target = target_name(text)
         if target in CHAINS_OF[self._name]:
             self._users.append((target, chain))
-        if chain in BUILTIN_CHAINS and target in ENDING_TARGETS and not _is_of_loopback(text):
-            self._endings.append(Ending(chain, text, is_ahead=False))
 
     def _is_left_by_istio(self, chain: str, text: str) -> bool:
         """Return whether today's istio-iptables made a rule for TPROXY, without a comment, but beside chains of ours."""
@@ -273,9 +276,9 @@ class TableReader:
     def state(self) -> TableState:
         """Return the state of the table."""
         chains = {name: tuple(rules) for name, rules in self._chains.items()}
-        return TableState(
-            chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), tuple(self._endings)
-        )
+        others = {name: tuple(rules) for name, rules in self._others.items()}
+        theirs = Theirs(others, self._ahead, frozenset(self._dropping))
+        return TableState(chains, tuple(self._jumps), self._foreign, tuple(self._users), tuple(self._inserted), theirs)
 
 
 def is_ours(table: Table, chain: str, text: str) -> bool:
@@ -283,38 +286,24 @@ def is_ours(table: Table, chain: str, text: str) -> bool:
     own = CHAINS_OF[table]
     if chain in own or chain not in BUILTIN_CHAINS:
         return chain in own
-    unquoted = _unquoted(text)
-    return _target_name(text) in own or any(comment in unquoted for comment in OUR_COMMENTS)
+    plain = unquoted(text)
+    return target_name(text) in own or any(comment in plain for comment in OUR_COMMENTS)
 
 
 def _keep(rule: KernelRule, native: object) -> KernelRule:
     return rule._replace(native=native) if isinstance(rule, OpaqueRule) else rule
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """Return a rule without quoted strings (comments, log prefixes), which may contain anything."""
     if '"' not in text:
         return text
     return "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
 
 
-def _is_of_loopback(text: str) -> bool:
-    """Return whether a rule matches only loopback traffic.
-
-    Most plans do not capture that, and third parties (Docker's DNS) have good reasons for such rules.
-    """
-    words = ["", *text.split()]
-    for before, option, value in zip(words, words[1:], words[2:], strict=False):
-        if before != "!" and option == "-d" and (value.startswith(("127.", "::1/")) or value == "::1"):
-            return True
-        if before != "!" and option in ("-i", "-o") and value == "lo":
-            return True
-    return False
-
-
-def _target_name(text: str) -> str:
+def target_name(text: str) -> str:
     """Return the name of a rule's target or chain, or ""."""
-    words = _unquoted(text).split()
+    words = unquoted(text).split()
     for index in range(len(words) - 2, -1, -1):
         if words[index] in ("-j", "-g"):
             return words[index + 1]

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING
-from istio_init.rules.changes import TableChange, compare, desired
+from istio_init.rules.changes import TableChange, compare, desired, stand_first
 from istio_init.rules.matches import MATCHES, TARGETS
 from istio_init.rules.model import (
-    FIRST_COMMENT,
     NFT_TABLE,
     Family,
     KernelRule,
-    Match,
     MatchKind,
     OpaqueRule,
     Plan,
@@ -48,7 +46,6 @@ PRIORITIES = {Table.RAW: -300, Table.MANGLE: -150, Table.NAT: -100, Table.FILTER
 
 # Of two chains with the same priority, the kernel runs the one that came last (nf_hook_grow in net/netfilter/core.c). A
 # lower one does not depend on that; nobody else uses that which is lower by one.
-FIRST = Match(MatchKind.COMMENT, FIRST_COMMENT)
 AHEAD = 1
 
 
@@ -197,8 +194,7 @@ def _chains(family: Family, change: TableChange) -> dict[str, list[str]]:
     """Return the lines of each chain of one table."""
     chains: dict[str, list[str]] = {}
     for name, rules in by_chain((*change.inserted_jumps, *change.added_jumps)).items():
-        is_first = any(isinstance(rule, Rule) and FIRST in rule.matches for rule in rules)
-        chains[f"{change.table}_{name}"] = [declaration(hook(change.table, name, is_first=is_first))]
+        chains[f"{change.table}_{name}"] = [declaration(hook(change.table, name, is_first=stand_first(rules)))]
         _Writer(family, change, name, chains).write(rules)
     for name, content in change.chains.items():
         _Writer(family, change, name, chains).write(content)

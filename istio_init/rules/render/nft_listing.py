@@ -20,11 +20,11 @@ from istio_init.rules.matches.kinds import Json, Unknown
 from istio_init.rules.model import (
     BUILTIN_CHAINS,
     CHAINS_OF,
+    FIRST,
     NO_REASON,
-    OWNER_COMMENT,
+    OURS,
     KernelRule,
     Match,
-    MatchKind,
     OpaqueRule,
     Reason,
     Rule,
@@ -34,7 +34,7 @@ from istio_init.rules.model import (
     Target,
     TargetKind,
 )
-from istio_init.rules.render.nft import FIRST, declaration, hook
+from istio_init.rules.render.nft import declaration, hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,6 @@ MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 GUARD = re.compile("[a-z]+_[A-Z_]+_if_[0-9]+")
 KEYS = {key: known for known in MATCHES.values() for key in known.keys}
 DROP = Target(TargetKind.DROP)
-OURS = Match(MatchKind.COMMENT, OWNER_COMMENT)
 
 
 class Listing(NamedTuple):
