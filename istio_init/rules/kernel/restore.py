@@ -224,10 +224,13 @@ class RestoreBackend(Backend):
 
     def _settle(self, family: Family, readings: dict[RuleSet, Reading]) -> Reading:
         tables: dict[RuleSet, Snapshot] = {}
+        hidden = [look.why for look in readings.values() if isinstance(look, Partial)]
         for one, look in readings.items():
             if isinstance(look, Unread):
                 return look
             tables[one] = look.tables if isinstance(look, Whole) else look.visible
+        if len(hidden) == len(readings):
+            return Unread(hidden[0])  # nothing was seen at all
         self._legacy[family] = tables.get(RuleSet.LEGACY, {})
         ours = [one for one, found in tables.items() if _has_ours(found)]
         occupied = ours or [one for one, found in tables.items() if _has_foreign(found)]
@@ -238,8 +241,7 @@ class RestoreBackend(Backend):
         if occupied:
             self._chosen[family] = occupied[0]
         seen = tables[occupied[0] if occupied else self._order[0]]  # which base chains there are counts, too
-        why = next((look.why for look in readings.values() if isinstance(look, Partial)), None)
-        return Whole(seen) if why is None else Partial(seen, why)
+        return Partial(seen, hidden[0]) if hidden else Whole(seen)
 
     def _variant_for(self, family: Family, rule_set: RuleSet) -> Variant | None:
         """Return the variant of the programs that reaches a rule set; None if there is none on the PATH."""
