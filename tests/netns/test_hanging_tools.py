@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.netns.hangs import DEATHS, HANGS, has_ended, stand_in, try_tools
 from tests.netns.test_faults import everything
 
 if TYPE_CHECKING:
@@ -21,32 +22,11 @@ if TYPE_CHECKING:
 POD = ("-p", "15001", "-u", "1337", "-i", "*", "-b", "9080")
 OTHER = (*POD, "-p", "15055", "-m", "TPROXY", "--tool-timeout", "1", "--lock-wait", "0")
 VARIANTS = {"nft": ("--iptables-variant", "nft"), "legacy": ("--iptables-variant", "legacy")}
-# What a tool does instead of its work; $1 is a file for the number of the process that hangs.
-HANGS = {
-    "sleeps": 'echo $$ >"$PID"; exec sleep 60',
-    "ignores-signals": 'trap "" TERM HUP INT; echo $$ >"$PID"; sleep 60; sleep 60',
-    "with-a-child": 'sleep 60 & echo $! >"$PID"; wait',
-    "closes-its-pipes": 'echo $$ >"$PID"; exec sleep 60 <&- >&- 2>&-',
-    "stops": 'echo $$ >"$PID"; kill -STOP $$',
-    "talks-for-ever": 'echo $$ >"$PID"; while :; do echo "# talk"; sleep 0.01; done',
-}
-
-
-def stand_in(directory: Path, tool: str, script: str) -> dict[str, str]:
-    """Put a tool on the PATH that runs a script; return the environment."""
-    path = directory / tool
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return {"PATH": f"{directory}:{os.environ['PATH']}", "PID": str(directory / "pid")}
 
 
 def assert_ended(directory: Path) -> None:
-    """Wait until the process that hung has ended."""
-    stat = Path("/proc") / (directory / "pid").read_text().strip() / "stat"
-    deadline = time.monotonic() + 30
-    while stat.exists() and ") Z " not in stat.read_text():
-        assert time.monotonic() < deadline, "it is still there"
-        time.sleep(0.01)
+    assert (directory / "pid").read_text().strip()
+    assert has_ended(directory, 30)
 
 
 @pytest.mark.parametrize("hang", HANGS.values(), ids=HANGS)
@@ -87,15 +67,7 @@ def test_nft_that_hangs_is_ended_and_legacy_is_not_written_instead(pod: Pod, tmp
     assert_ended(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "death",
-    [
-        "kill -KILL $$",
-        "echo 'fork: Resource temporarily unavailable' >&2; exit 1",
-        "echo 'No space left on device' >&2; exit 4",
-    ],
-    ids=["killed", "no-process", "no-space"],
-)
+@pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
 @pytest.mark.parametrize("tool", ["ip6tables-nft-restore", "ip6tables-nft-save", "iptables-nft-restore"])
 def test_a_tool_that_could_not_work_leaves_no_family_open_and_no_other_rule_set_written(
     pod: Pod, tmp_path: Path, tool: str, death: str
@@ -170,3 +142,7 @@ def test_a_signal_during_a_commit_lets_it_be_rolled_back_within_the_limit(pod: P
     assert started.returncode != 0
     assert everything(pod.inside) == was
     assert_ended(tmp_path)
+
+
+def test_whatever_tool_hangs_or_dies_the_run_ends_in_time_and_all_is_as_it_was(pod: Pod) -> None:
+    assert [trial for trial in try_tools(pod.inside, 6, seed=7) if trial.broken] == []

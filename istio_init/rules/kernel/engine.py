@@ -182,8 +182,8 @@ class Engine:
     ) -> dict[Family, str]:
         """Return the optional families that can be neither read nor written here, with the reasons."""
         unread = {f: one.why for f, one in readings.items() if isinstance(one, Unread) and f in optional}
-        tables = {f: next(iter(wanted[f]), Table.FILTER) for f, why in unread.items() if not isinstance(why, ToolFault)}
-        return self._backend.probe(tables) if tables else {}
+        unsure = [family for family, why in unread.items() if not isinstance(why, (NotPermitted, ToolFault))]
+        return self._backend.probe({f: next(iter(wanted[f]), Table.FILTER) for f in unsure}) if unsure else {}
 
     @contextmanager
     def _surroundings_added(self, plan: Plan) -> Iterator[RoutesChanged]:
