@@ -23,9 +23,10 @@ _exit = os._exit
 
 FILES = (
     "tests/contract/",
-    *(f"tests/unit/test_{name}.py" for name in ("cli_apply", "engine", "iptc_library", "libiptc", "missing_parts")),
-    *(f"tests/unit/test_{name}.py" for name in ("netlink", "remedies", "surroundings")),
-    *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "network_namespace", "rtnetlink", "unreadable", "variants")),
+    *(f"tests/unit/test_{name}.py" for name in ("ahead", "cli_apply", "engine", "host", "iptc_library", "libiptc")),
+    *(f"tests/unit/test_{name}.py" for name in ("missing_parts", "netlink", "remedies", "surroundings")),
+    *(f"tests/netns/test_{name}.py" for name in ("foreign_nft", "handover", "host", "jump", "network_namespace", "others")),
+    *(f"tests/netns/test_{name}.py" for name in ("rtnetlink", "rules_ahead", "unreadable", "variants")),
 )
 CASE_TABLES = "each_case"  # these tests run no other lines than the rest, and as long
 
