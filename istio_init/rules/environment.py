@@ -72,6 +72,11 @@ def has_capability(number: int, which: str = "CapEff") -> bool:
     return bool(int(_status(which), 16) >> number & 1)
 
 
+def permitted_capabilities() -> int:
+    """Return this thread's permitted capabilities, a bit for each; see `CapPrm` in proc(5)."""
+    return int(_status("CapPrm"), 16)
+
+
 def may_gain_privileges() -> bool:
     """Return whether child programs may gain file capabilities, that is, no_new_privs is not set (prctl(2))."""
     return _status("NoNewPrivs") == "0"

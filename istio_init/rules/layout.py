@@ -37,7 +37,6 @@ class Layout(NamedTuple):
         reads_environment_files: whether variables come from environment files, too.
         reads_old_variables: whether it reads the variables that only Istio 1.0 knows.
         asks_host_facts: whether the plan depends on `HostFacts` of `istio_init.rules.settings`.
-        has_validation: whether `istio_init.rules.validation` can check its paths.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Layout(NamedTuple):
     reads_environment_files: bool
     reads_old_variables: bool
     asks_host_facts: bool
-    has_validation: bool
 
     def has(self, option: Option) -> bool:
         """Return whether the layout supports a setting."""
@@ -78,7 +76,6 @@ LAYOUTS = {
             reads_environment_files=True,
             reads_old_variables=True,
             asks_host_facts=False,
-            has_validation=False,  # validation knows only diverted and direct paths; this layout also rejects inbound IPv6
         ),
         Layout(
             ISTIO_1_30,
@@ -91,7 +88,6 @@ LAYOUTS = {
             reads_environment_files=False,
             reads_old_variables=False,  # a Service named `envoy` sets ENVOY_PORT=tcp://...
             asks_host_facts=True,
-            has_validation=True,
         ),
     )
 }

@@ -9,7 +9,7 @@ from istio_init.core.option import Kind, Option, Value, read_chosen
 from istio_init.rules import values as parse
 from istio_init.rules.environment import choose
 from istio_init.rules.kernel.registry import NFT, agree
-from istio_init.rules.layout import find, names_with
+from istio_init.rules.layout import find
 from istio_init.rules.model import Variant
 
 if TYPE_CHECKING:
@@ -167,17 +167,14 @@ class RunFlags(NamedTuple):
             wheres={name: value.where for name, value in values.items()},
             warnings=tuple(_warnings(values, found)),
         )
-        flags.refuse_contradictions(layout)
+        flags.refuse_contradictions()
         return flags
 
-    def refuse_contradictions(self, layout: str) -> None:
+    def refuse_contradictions(self) -> None:
         """Reject flags that contradict each other.
 
-        Args:
-            layout: name or alias of the layout.
-
         Raises:
-            InvalidInput: two flags contradict each other, or the layout has no validation.
+            InvalidInput: two do.
         """
         if self.cleanup_only:
             for name in ("skip_rule_apply", "run_validation"):
@@ -187,10 +184,6 @@ class RunFlags(NamedTuple):
         if self.dry_run and self.run_validation:
             problem = f"it needs rules in the kernel, but {self.wheres['dry_run']} writes none"
             raise InvalidInput(self.wheres["run_validation"], problem, "one of the two")
-        if self.run_validation and not find(layout).has_validation:
-            others = " or ".join(names_with(lambda other: other.has_validation))
-            problem = f"layout {find(layout).name} has no validation"
-            raise InvalidInput(self.wheres["run_validation"], problem, f"layout {others} (--layout)")
 
     def backend(self, named: str) -> str:
         """Return the backend that these flags and --backend (`named`) select together.

@@ -385,7 +385,7 @@ def test_ipv6_that_was_asked_for_and_does_not_work_is_an_error_and_leaves_nothin
             4,
             "the kernel seems to lack nf_tables; load the module nf_tables",
         ),
-        ("Operation not permitted (you must be root)", 3, "a security module or a user namespace may forbid it"),
+        ("Operation not permitted (you must be root)", 3, "a security module may forbid it"),
     ],
 )
 def test_what_keeps_it_from_working_is_told_with_a_remedy(

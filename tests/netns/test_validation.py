@@ -115,6 +115,40 @@ def test_rules_of_nftables_pass(pod: Pod, flags: tuple[str, ...]) -> None:
     assert (found.status, found.wrong, found.unchecked) == (0, [], [])
 
 
+OLD = ("--layout", "istio-1.0", "-p", "15001", "-u", "1337", "-i", "*", "-b", "9080")
+
+
+@pytest.mark.parametrize("flags", [OLD, (*OLD, "-m", "TPROXY")], ids=["redirect", "tproxy"])
+def test_rules_of_istio_1_0_pass_and_close_ipv6(pod: Pod, flags: tuple[str, ...]) -> None:
+    apply(pod.inside, *flags)
+    before = everything(pod.inside)
+    found = validate(pod.inside, *flags)
+    assert (found.status, found.wrong, found.unchecked) == (0, [], [])
+    rejected = [line for line in found.good if line.endswith("found a rejection")]
+    assert {line.partition("]:")[2].partition(":")[0] for line in rejected} >= {"9080", "15002"}
+    assert all(line.startswith("ipv6 in tcp ") for line in rejected)
+    assert everything(pod.inside) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        (("-D", "INPUT", "-j", "ISTIO_INBOUND"), "found its original destination"),
+        (("-I", "INPUT", "-p", "tcp", "-j", "DROP"), "found nothing within 2 s: the connection is lost"),
+        (("-I", "INPUT", "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"), "found its original destination"),
+    ],
+    ids=["open", "dropped", "reset"],
+)
+def test_ipv6_that_istio_1_0_does_not_reject_fails(pod: Pod, command: tuple[str, ...], ending: str) -> None:
+    apply(pod.inside, *OLD)
+    pod.inside.run("ip6tables-nft", *command)
+    found = validate(pod.inside, *OLD)
+    assert found.status == 126
+    assert [line for line in found.wrong if line.startswith("ipv6 in tcp ")] == found.wrong != []
+    assert all("expected a rejection (other IPv6 would bypass Envoy" in line for line in found.wrong)
+    assert any(ending in line for line in found.wrong)
+
+
 def test_a_resolver_on_another_port_and_excluded_senders_and_ports_of_users_are_checked(pod: Pod) -> None:
     flags = (*REDIRECT, *DNS, "--dns-port", "15153", "--exclude-outbound-ports-for-uids", "tcp:5432:2000")
     apply(pod.inside, *flags)

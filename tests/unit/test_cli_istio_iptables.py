@@ -171,13 +171,6 @@ def test_a_flag_that_the_chosen_layout_cannot_express_is_refused(option: Option)
         assert "layout istio-1.0 does not support it (allowed: layout istio-1.30 (--layout))" in line
 
 
-def test_a_validation_is_of_layout_current() -> None:
-    line = refused(call("istio-iptables", "--layout", "istio-1.0", "--run-validation"))
-    assert "--run-validation: layout istio-1.0 has no validation (allowed: layout istio-1.30 (--layout))" in line
-    line = refused(call("istio-iptables", "--layout", "istio-1.0", environment={"RUN_VALIDATION": "1"}))
-    assert "$RUN_VALIDATION: " in line
-
-
 @pytest.mark.parametrize("layout", [(), ("--layout", "current")])
 def test_ports_behind_the_q_of_apply_are_refused_with_what_to_write(layout: tuple[str, ...]) -> None:
     line = refused(call("apply", *layout, "-q", "80,443"))

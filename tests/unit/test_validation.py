@@ -12,7 +12,7 @@ from istio_init.rules.layout import CURRENT
 from istio_init.rules.layouts import build_plan
 from istio_init.rules.model import Family
 from istio_init.rules.settings import Settings
-from istio_init.rules.validation.packets import ACK, SYN, TCP, UDP, Segment, pack, parse
+from istio_init.rules.validation.packets import ACK, SYN, TCP, UDP, UNREACHABLE, Segment, pack, parse
 from istio_init.rules.validation.paths import INSIDE, NOWHERE, Path, ProbeContext, choose_app, paths, unchecked
 
 CONTEXT = ProbeContext(
@@ -63,6 +63,18 @@ def test_a_datagram_is_read() -> None:
     head = bytes.fromhex("45000020 00000000 40110000 0a4d0002 0a60000a".replace(" ", ""))
     datagram = parse(head + struct.pack("!HHHH", 40000, 53, 12, 0) + b"four")
     assert datagram == Segment(Family.IPV4, "10.77.0.2", 40000, "10.96.0.10", 53, flags=0, protocol=UDP)
+
+
+@pytest.mark.parametrize(("family", "start"), [("ipv4", 20), ("ipv6", 40)])
+def test_a_rejection_is_an_answer_to_the_segment_it_is_about(family: str, start: int) -> None:
+    addresses = {"ipv4": ("198.51.100.254", "198.51.100.253"), "ipv6": ("2001:db8:ffff::2", "2001:db8:ffff::1")}[family]
+    sent = Segment(Family(family), addresses[0], 20001, addresses[1], 9080)
+    protocol, kind = UNREACHABLE[sent.family]
+    head = bytearray(pack(sent.answer(0))[:start])
+    head[9 if family == "ipv4" else 6] = protocol
+    heard = parse(bytes(head) + bytes([kind, 4, 0, 0, 0, 0, 0, 0]) + pack(sent))
+    assert heard is not None
+    assert (heard.destination, heard.port, heard.source_port, heard.unreachable) == (addresses[0], 20001, 9080, True)
 
 
 @given(st.binary(max_size=64))

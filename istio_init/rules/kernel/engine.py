@@ -19,6 +19,7 @@ from istio_init.rules.kernel.parts import Part, seen
 from istio_init.rules.kernel.registry import AUTO, FALLBACK, PREFERRED, open_backend, open_rule_set
 from istio_init.rules.kernel.report import Report, RoutesChanged
 from istio_init.rules.kernel.rule_sets import occupied
+from istio_init.rules.kernel.user_namespaces import refuse_unmapped
 from istio_init.rules.kernel.writing import Writing
 from istio_init.rules.model import NO_MARK, Family, Plan, Table
 
@@ -101,6 +102,7 @@ class Engine:
             InvalidInput, NotPermitted, Unsupported, LockHeld: by their exit codes; see `istio_init.core.errors`.
         """
         plan = plan.only(families)
+        refuse_unmapped(plan)
         wanted = {family: desired(plan, family) for family in families}
         with self._opened() as hold:
             readings = self._backend.read(families)

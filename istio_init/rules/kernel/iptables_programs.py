@@ -17,7 +17,8 @@ from istio_init.rules.kernel.legacy import (
     own_lock_file,
 )
 from istio_init.rules.kernel.modules import missing_part
-from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.remedies import missing_capability, remedy_for_refusal
+from istio_init.rules.kernel.user_namespaces import is_owner_hidden
 from istio_init.rules.model import Family
 
 if TYPE_CHECKING:
@@ -107,11 +108,13 @@ def failure(result: Result) -> IstioInitError:
         return LockHeld(f"{message}; wait for it to end and run this again, or wait longer with --lock-wait SECONDS")
     program = result.argv[0]
     # nf_tables is configured by netlink, for which NET_ADMIN is enough.
-    lacking = missing_capability(program, needs_raw="nft" not in program)
-    refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (lacking and NO_TABLE_MESSAGE in result.stderr)
+    needs_raw = "nft" not in program
+    refused = any(words in result.stderr for words in REFUSED_MESSAGES) or (
+        NO_TABLE_MESSAGE in result.stderr and (missing_capability(program, needs_raw=needs_raw) or is_owner_hidden())
+    )
     if refused and LOCK_FILE_MESSAGE not in result.stderr:
-        remedy = lacking or OTHER_REFUSAL
-        if NO_NAMES_MESSAGE in result.stderr:
+        remedy = remedy_for_refusal(program, needs_raw=needs_raw)
+        if NO_NAMES_MESSAGE in result.stderr and not is_owner_hidden():
             remedy = "only root may list legacy tables: run as root (runAsUser: 0), or use --iptables-variant nft"
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {result.stderr}; {remedy}")
     family = Family.IPV6 if program.startswith("ip6") else Family.IPV4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from istio_init.rules.kernel.locks import NETWORK_NAMESPACE
+from istio_init.rules.kernel.locks import NETWORK_NAMESPACE, has_departed
 from istio_init.rules.model import Family, Table
 
 # The legacy tables that exist in this network namespace, one per line (net/netfilter/x_tables.c). Asking for a table in any
@@ -53,6 +53,8 @@ def is_lock_of_others() -> bool:
     """
     if is_lock_chosen():
         return False
+    if has_departed():
+        return True
     try:
         return os.readlink(FIRST_NAMESPACE) != os.readlink(NETWORK_NAMESPACE)
     except OSError:  # only root may look

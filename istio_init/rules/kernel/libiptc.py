@@ -28,14 +28,16 @@ from istio_init.rules.kernel.legacy import (
     XTABLES_LOCK,
     XTABLES_LOCK_VARIABLE,
     is_lock_chosen,
+    is_lock_of_others,
     legacy_tables,
     lock_notice,
     lock_path,
     own_lock_file,
 )
 from istio_init.rules.kernel.locks import flock
-from istio_init.rules.kernel.remedies import missing_capability
+from istio_init.rules.kernel.remedies import missing_capability, remedy_for_refusal
 from istio_init.rules.kernel.rule_sets import RuleSet
+from istio_init.rules.kernel.user_namespaces import is_owner_hidden
 from istio_init.rules.matches import MATCHES
 from istio_init.rules.matches.kinds import OF_PROTOCOL
 from istio_init.rules.model import (
@@ -121,7 +123,8 @@ class LibiptcBackend(Backend):
 def _lock_file(path: str, note: Callable[[str], None]) -> Iterator[int]:
     try:
         # Opening a FIFO would block until it has a writer.
-        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        flags = os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        lock = own_lock_file() if is_lock_of_others() else os.open(path, flags, 0o600)
     except OSError as error:
         if remedy := missing_capability(needs_raw=True):
             # The lock file is only the first thing to fail.
@@ -311,6 +314,6 @@ def _interface_mask(name: str) -> bytes:
 
 def _failure(error: Exception, family: Family, table: str) -> IstioInitError:
     where = f"libiptc, table {table} of {family}: {error}" if table else f"libiptc, {family}: {error}"
-    if remedy := missing_capability(needs_raw=True):
-        return NotPermitted(f"{where}; {remedy}")
+    if missing_capability(needs_raw=True) or is_owner_hidden():
+        return NotPermitted(f"{where}; {remedy_for_refusal(needs_raw=True)}")
     return Unsupported(f"{where}; the kernel may lack legacy tables or a module (see `dmesg`), try --backend restore")

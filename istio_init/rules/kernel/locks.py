@@ -33,6 +33,18 @@ class Waits(NamedTuple):
 
 USUAL_WAITS = Waits()
 
+_departures: list[bool] = []
+
+
+def note_departure() -> None:
+    """Note that this process now works on another network namespace than the one that it was started in."""
+    _departures.append(True)
+
+
+def has_departed() -> bool:
+    """Return whether it does: lock files that it finds are then not of those who work where it does now."""
+    return bool(_departures)
+
 
 @contextmanager
 def namespace_lock(wait: int) -> Iterator[None]:

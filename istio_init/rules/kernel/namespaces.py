@@ -1,4 +1,4 @@
-"""Enters another network namespace."""
+"""Enters another network namespace, and the user namespace that owns it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import stat
 
 from istio_init.core.errors import InvalidInput, NotPermitted
+from istio_init.rules.kernel.locks import NETWORK_NAMESPACE, note_departure
+from istio_init.rules.kernel.user_namespaces import enter_owner
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
@@ -17,23 +19,30 @@ ALLOWED = "the path of a network namespace, such as /run/netns/NAME or /proc/PID
 def enter_network_namespace(path: str, where: str) -> None:
     """Move this thread, and processes that it starts later, into a network namespace.
 
+    It enters the user namespace that owns it, too, where that is another one (a pod with `hostUsers: false`): elsewhere,
+    iptables' owner matches are refused (net/netfilter/xt_owner.c), and ids are not those of the pod.
+
     Args:
         path: path of the namespace, such as /run/netns/NAME.
         where: the flag or variable that gave the path, for error messages.
 
     Raises:
         InvalidInput: the file does not exist, or is not a network namespace.
-        NotPermitted: this process may not open or enter it.
+        NotPermitted: this process may not open it, or enter it or its owner.
     """
     namespace = _open(path, where)
     try:
         if not _is_network_namespace(namespace):
             raise InvalidInput(where, f"{path!r} is not a network namespace", ALLOWED)
+        was = os.readlink(NETWORK_NAMESPACE)
+        enter_owner(namespace, path)
         libc = ctypes.CDLL(None, use_errno=True)  # os.setns exists since Python 3.12
         if libc.setns(namespace, CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
             message = f"cannot enter the network namespace {path!r}: {reason}; it needs the capability SYS_ADMIN"
             raise NotPermitted(message)
+        if os.readlink(NETWORK_NAMESPACE) != was:
+            note_departure()
     finally:
         os.close(namespace)
 

@@ -12,7 +12,7 @@ import struct
 from istio_init.core.errors import NotPermitted, Unsupported
 from istio_init.core.light import TYPE_CHECKING, NamedTuple, contextmanager
 from istio_init.rules.kernel.netlink import NETLINK_NETFILTER, Netlink, ReadError, attribute, parse
-from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.remedies import remedy_for_refusal
 from istio_init.rules.model import Family
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _explained(problem: str) -> Iterator[None]:
         yield
     except OSError as error:
         if not isinstance(error, ReadError) and error.errno in (errno.EPERM, errno.EACCES):
-            raise NotPermitted(f"{problem}: {error.strerror}; {missing_capability() or OTHER_REFUSAL}") from error
+            raise NotPermitted(f"{problem}: {error.strerror}; {remedy_for_refusal()}") from error
         raise Unsupported(f"{problem}: {error.strerror}") from error
 
 

@@ -17,7 +17,7 @@ from istio_init.rules.changes import TableChange, compare
 from istio_init.rules.kernel.backend import Backend, Changes, Readings, Unread, Whole
 from istio_init.rules.kernel.locks import USUAL_WAITS, Waits
 from istio_init.rules.kernel.modules import missing_of_nft
-from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.remedies import remedy_for_refusal
 from istio_init.rules.kernel.rule_sets import RuleSet
 from istio_init.rules.model import NFT_TABLE, Family, Match, MatchKind, Rule, Snapshot, Table, Target, TargetKind, Variant
 from istio_init.rules.render.nft import FAMILIES, canonical_tables, render_gains, render_tables
@@ -124,7 +124,7 @@ def _failure(result: Result) -> IstioInitError:
     # After an error, nft prints the offending line, which can be as long as a list of destinations.
     message = "; ".join(line for line in result.stderr.splitlines() if "Error: " in line) or result.stderr
     if REFUSED_MESSAGE in result.stderr:
-        remedy = missing_capability("nft", needs_raw=False) or OTHER_REFUSAL
+        remedy = remedy_for_refusal("nft")
         return NotPermitted(f"`{' '.join(result.argv)}` was refused: {message}; {remedy}")
     if result.missing:
         remedy = "install Debian's package `nftables`, or use --backend restore"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from istio_init.rules.environment import CAP_NET_ADMIN, CAP_NET_RAW, has_capability, may_gain_privileges
+from istio_init.rules.kernel.user_namespaces import is_owner_hidden
 
 BOUNDING = "CapBnd"
 FILE_CAPABILITIES = "security.capability"  # the extended attribute, capabilities(7)
@@ -15,8 +16,19 @@ PURPOSES = {
 }
 # Without NET_ADMIN the kernel does not reveal whether it has nf_tables, so both capabilities are mentioned at once.
 LATER = "where the kernel has no nf_tables, legacy iptables needs NET_RAW as well"
-# The remedy when the kernel refuses although no capability is missing.
-OTHER_REFUSAL = "a security module or a user namespace may forbid it"
+# The remedies when the kernel refuses although no capability is missing.
+OTHER_REFUSAL = "a security module may forbid it"
+OTHER_OWNER = (
+    "this network namespace belongs to another user namespace, so capabilities of this one, and being root in it, have no "
+    "effect: run it in that one, or as root on the node with --network-namespace"
+)
+
+
+def remedy_for_refusal(program: str = "", *, needs_raw: bool = False) -> str:
+    """Explain what lets the kernel permit what it refused; see `missing_capability`."""
+    if is_owner_hidden():
+        return OTHER_OWNER
+    return missing_capability(program, needs_raw=needs_raw) or OTHER_REFUSAL
 
 
 def missing_capability(program: str = "", *, needs_raw: bool = False) -> str:

@@ -16,7 +16,7 @@ from istio_init.core.errors import NotPermitted, Unsupported
 from istio_init.core.light import TYPE_CHECKING, contextmanager
 from istio_init.rules.kernel import rtnetlink
 from istio_init.rules.kernel.netlink import NETLINK_ROUTE, Netlink, ReadError
-from istio_init.rules.kernel.remedies import OTHER_REFUSAL, missing_capability
+from istio_init.rules.kernel.remedies import remedy_for_refusal
 from istio_init.rules.kernel.rtnetlink import Address, Route, Rule
 from istio_init.rules.model import (
     NO_MARK,
@@ -202,7 +202,7 @@ def _netlink(what: str, needs: str) -> Iterator[Netlink]:
             )
             raise Unsupported(message) from error
         if error.errno in (errno.EPERM, errno.EACCES):
-            remedy = missing_capability() or OTHER_REFUSAL
+            remedy = remedy_for_refusal()
             raise NotPermitted(f"{what} was refused: {error.strerror}; {remedy}") from error
         raise Unsupported(f"{what} cannot be changed: {error.strerror}; it needs {needs}") from error
 

@@ -30,11 +30,13 @@ class Found(NamedTuple):
         port: the proxy's port; None if it bypassed the proxy.
         note: what else to report.
         wrong: whether the outcome is wrong regardless of the port.
+        rejected: whether it was rejected on its way, by a message of ICMP.
     """
 
     port: int | None
     note: str = ""
     wrong: bool = False
+    rejected: bool = False
 
 
 class Verdict(NamedTuple):
@@ -147,7 +149,9 @@ class Attempt:
 
     def hear(self, answer: Segment, network: ProbeNetwork, now: float) -> None:
         """Continue a connection from outside after an answer to its client."""
-        if answer.flags & RST and self.pending:
+        if answer.unreachable:
+            self.found = Found(None, rejected=True)
+        elif answer.flags & RST and self.pending:
             self.answered_by_another("refused: there is no listener")
         elif answer.flags & SYN and self.answered is None:
             self.answered = now
@@ -165,13 +169,16 @@ class Attempt:
         path = self.path
         if self.impossible:
             return Verdict(ok=None, text=f"not checked: {path}: {self.impossible}")
-        expected = f"{path}: expected {_where(path.expected)} ({path.why})"
+        expected = f"{path}: expected {_where(path.expected, rejected=path.rejected)} ({path.why})"
         if self.found is None:
             return Verdict(ok=False, text=f"{expected}, found nothing within {timeout:g} s: the connection is lost")
         note = f" ({self.found.note})" if self.found.note else ""
-        ok = self.found.port == path.expected and not self.found.wrong
-        return Verdict(ok=ok, text=f"{expected}, found {_where(self.found.port)}{note}")
+        same = (self.found.port, self.found.rejected) == (path.expected, path.rejected)
+        where = _where(self.found.port, rejected=self.found.rejected)
+        return Verdict(ok=same and not self.found.wrong, text=f"{expected}, found {where}{note}")
 
 
-def _where(port: int | None) -> str:
+def _where(port: int | None, *, rejected: bool) -> str:
+    if rejected:
+        return "a rejection"
     return "its original destination" if port is None else f"port {port}"

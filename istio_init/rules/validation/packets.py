@@ -12,6 +12,9 @@ from typing import NamedTuple
 from istio_init.rules.model import Family
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+# Destination unreachable: protocol and type (RFC 792; RFC 4443, 3.1). Behind its header is the packet that it is about.
+UNREACHABLE = {Family.IPV4: (socket.IPPROTO_ICMP, 3), Family.IPV6: (socket.IPPROTO_ICMPV6, 1)}
+ICMP_HEADER_BYTES = 8
 RST, SYN, ACK = 0x04, 0x02, 0x10  # RFC 9293, 3.1
 ADDRESS_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 VERSIONS = {4: Family.IPV4, 6: Family.IPV6}
@@ -26,7 +29,10 @@ IPV4_PLAIN = 0x45  # version 4, header of five 32-bit words
 
 
 class Segment(NamedTuple):
-    """A TCP segment without data, or a UDP datagram, whose flags and sequence numbers are 0."""
+    """A TCP segment without data, or a UDP datagram, whose flags and sequence numbers are 0.
+
+    With `unreachable`, it is a message of ICMP that the destination cannot be reached: the answer to a segment.
+    """
 
     family: Family
     source: str
@@ -37,6 +43,7 @@ class Segment(NamedTuple):
     sequence: int = 0
     acknowledged: int = 0
     protocol: int = TCP
+    unreachable: bool = False
 
     def answer(self, flags: int) -> Segment:
         """Return the segment with which the receiver of this one answers."""
@@ -75,7 +82,7 @@ def pack(segment: Segment) -> bytes:
 
 
 def parse(packet: bytes) -> Segment | None:
-    """Decode a packet; None if it contains neither TCP nor UDP, or is truncated."""
+    """Decode a packet; None if it is about neither TCP nor UDP, or is truncated."""
     family = VERSIONS.get(packet[0] >> 4) if packet else None
     try:
         if family is Family.IPV4:
@@ -87,7 +94,7 @@ def parse(packet: bytes) -> Segment | None:
         else:
             return None
         if protocol not in (TCP, UDP):
-            return None
+            return _parse_unreachable(body) if (protocol, *body[:1]) == UNREACHABLE[family] else None
         source_port, port = struct.unpack_from("!HH", body)
         numbers, flags = (0, 0), 0
         if protocol == TCP:
@@ -98,6 +105,11 @@ def parse(packet: bytes) -> Segment | None:
     kind = ADDRESS_FAMILIES[family]
     texts = (socket.inet_ntop(kind, source), socket.inet_ntop(kind, destination))
     return Segment(family, texts[0], source_port, texts[1], port, flags, *numbers, protocol)
+
+
+def _parse_unreachable(message: bytes) -> Segment | None:
+    about = parse(message[ICMP_HEADER_BYTES:])
+    return about.answer(0)._replace(protocol=about.protocol, unreachable=True) if about else None
 
 
 def _checksum(data: bytes) -> int:

@@ -55,6 +55,7 @@ class Path(NamedTuple):
         packet: its first packet, as rules see it.
         expected: the proxy's port that must receive it; None if it must bypass the proxy.
         why: the reason of the rule that decides.
+        rejected: whether it must be rejected.
     """
 
     family: Family
@@ -62,6 +63,7 @@ class Path(NamedTuple):
     packet: Packet
     expected: int | None
     why: str
+    rejected: bool = False
 
     @property
     def leaves_pod(self) -> bool:
@@ -127,10 +129,11 @@ def paths(settings: Settings, plan: Plan, context: ProbeContext) -> tuple[Path, 
             *_dns(settings, family, context),
         ):
             outcome, steps = walk(plan, packet)
-            if what == POLICY_ROUTE and outcome is None:
-                continue  # only captured packets are routed
             expected = outcome.port if outcome else None
-            found.setdefault((family, packet), Path(family, what, packet, expected, _reason(steps)))
+            if what == POLICY_ROUTE and expected is None:
+                continue  # only captured packets are routed
+            rejected = bool(steps) and steps[-1].rule.target.kind is TargetKind.REJECT
+            found.setdefault((family, packet), Path(family, what, packet, expected, _reason(steps), rejected))
     return tuple(found.values())
 
 
