@@ -203,6 +203,20 @@ OPAQUE = (
     "-p tcp",
     "-j",
     "-d",
+    *(
+        words.replace("N", "7" * 5000)  # more digits than Python makes a number of
+        for words in (
+            "-m owner --uid-owner N -j RETURN",
+            "-m owner --gid-owner N -j RETURN",
+            "-p tcp -j REDIRECT --to-ports N",
+            "-p tcp -j TPROXY --on-port N --tproxy-mark 0x539/0xffffffff",
+            "-j CT --zone N",
+            "-p tcp -m tcp --dport N -j RETURN",
+            "-p tcp -m multiport --dports 1,N -j RETURN",
+            "-m mark --mark 0xN -j RETURN",
+            "-d 10.0.0.0/N -j RETURN",
+        )
+    ),
 )
 
 

@@ -103,6 +103,7 @@ def test_modules_of_ipv6_are_named_as_such() -> None:
         "",
         "out of memory",
         "iptables-restore: line 99 failed",
+        f"iptables-restore: line {'9' * 5000} failed",
         f"{NFT_HEAD}line 5: RULE_APPEND failed (Invalid argument): rule in chain ISTIO_OUTPUT",
         "iptables-restore: line 6 failed: no such thing",
     ],

@@ -544,6 +544,7 @@ UNKNOWN = {
     "redirect with flags": [match({"meta": {"key": "l4proto"}}, "tcp"), {"redirect": {"port": 1, "flags": "random"}}],
     "reject": [{"reject": {"type": "tcp reset"}}],
     "mark with a mask": [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"|": [{"meta": {"key": "mark"}}, 1]}}}],
+    "set of nothing": [match(DPORT, {"set": []}), LEAVE],
     "guard that is none": [{"jump": {"target": "nat_ISTIO_OUTPUT_if_1"}}],
 }
 

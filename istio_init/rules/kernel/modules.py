@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Compiled only once something has failed, because every pod start imports this module.
 EXTENSION = r"Extension (\S+) revision \d+ not supported"
 TABLE = r"unable to initialize table [`'\"](\w+)'"
-LINE = r"line (\d+): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d+) failed"
-NFT_LINE = r":(\d+):\d+-\d+: Error: Could not process rule: (?:No such file|Operation not supported|Protocol not)"
+LINE = r"line (\d{1,9}): (?:RULE|CHAIN|TABLE)_?\w* failed \(|line (\d{1,9}) failed"
+NFT_LINE = r":(\d{1,9}):\d+-\d+: Error: Could not process rule: (?:No such file|Operation not supported|Protocol not)"
 NO_NFTABLES = ("Failed to initialize nft", "Unable to initialize Netlink socket", "cache initialization failed")
 NO_SUCH_PART = ("No such file or directory", "not supported", "No chain/target/match by that name")
 

@@ -16,6 +16,7 @@ from istio_init.rules.matches.kinds import (
     read_number,
 )
 from istio_init.rules.model import Match, MatchKind, Table, Target, TargetKind
+from istio_init.rules.values import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,8 +202,8 @@ class _Zone(TargetType):
     def parse(self, name: str, words: list[str]) -> Target | None:
         del name
         match words:
-            case ["--zone", zone] if zone.isdecimal():
-                return Target(self.kind, zone=int(zone))
+            case ["--zone", zone] if (found := number(zone)) is not None:
+                return Target(self.kind, zone=found)
         return None
 
     def nft_text(self, target: Target, table: Table) -> str:

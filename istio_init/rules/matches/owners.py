@@ -13,6 +13,7 @@ from istio_init.core.errors import Unsupported
 from istio_init.core.light import TYPE_CHECKING, Any
 from istio_init.rules.matches.kinds import Json, MatchType, Span, Value, read_number
 from istio_init.rules.model import Match, MatchKind
+from istio_init.rules.values import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ class _Owner(MatchType):
     joins = True
 
     def parse(self, text: str) -> Value | None:
-        return int(text) if text.isdecimal() else None
+        return number(text)
 
     def spans(self, value: Value) -> tuple[Span, ...]:
         return ((value, value),)

@@ -6,6 +6,7 @@ from istio_init.core.errors import Unsupported
 from istio_init.rules.matches.conntrack import set_mark
 from istio_init.rules.matches.kinds import ALL_BITS, Json, TargetType, parse_mark
 from istio_init.rules.model import OWN_CHAINS, Table, Target, TargetKind
+from istio_init.rules.values import number
 
 # ICMP message in iptables-extensions(8) → its type and name in nft(8).
 REJECTIONS = {
@@ -114,8 +115,8 @@ class _Redirect(TargetType):
     def parse(self, name: str, words: list[str]) -> Target | None:
         del name
         match words:
-            case ["--to-ports", port] if port.isdecimal():
-                return Target(self.kind, port=int(port))
+            case ["--to-ports", port] if (found := number(port)) is not None:
+                return Target(self.kind, port=found)
         return None
 
     def nft_text(self, target: Target, table: Table) -> str:
@@ -145,10 +146,10 @@ class _Tproxy(TargetType):
     def parse(self, name: str, words: list[str]) -> Target | None:
         del name
         match words:
-            case ["--on-port", port, *address, "--tproxy-mark", text] if port.isdecimal():
+            case ["--on-port", port, *address, "--tproxy-mark", text] if (found := number(port)) is not None:
                 mark = parse_mark(text)
                 if mark is not None and (not address or address in DEFAULT_ADDRESSES):
-                    return Target(self.kind, port=int(port), mark=mark)
+                    return Target(self.kind, port=found, mark=mark)
         return None
 
     def nft_text(self, target: Target, table: Table) -> str:

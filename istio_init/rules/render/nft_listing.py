@@ -170,7 +170,7 @@ class _Listing:
             matches += [[match] for match in guarded]
         else:
             target = _target(table, statements)
-        if sum(len(alternatives) > 1 for alternatives in matches) > 1:
+        if not all(matches) or sum(len(alternatives) > 1 for alternatives in matches) > 1:
             raise Unknown
         for index in range(max(map(len, matches), default=1)):
             picked = [alternatives[index % len(alternatives)] for alternatives in matches]
